@@ -1,0 +1,65 @@
+// Command containerd-shim-pause-v2 is a containerd shim, runtime type
+// io.containerd.pause.v2, that holds the namespaces of a Kubernetes pod itself:
+// without a pause container, and without a process for one.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim"
+	"containerd-shim-pause-v2/task"
+)
+
+// Set by the linker, see the Makefile.
+var (
+	version  = "unknown"
+	revision = "unknown"
+)
+
+// A goroutine that locks its thread during initialization keeps the main thread
+// (package runtime, LockOSThread). Its namespaces are those that /proc/<pid>/ns
+// shows, so it is the one that a pod's sandbox lives in.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	thread := process.NewThread()
+	program := &shim.Program{
+		Runtime:  "io.containerd.pause.v2",
+		Version:  version,
+		Revision: revision,
+		// Ours first, then what the stock shim groups by.
+		GroupAnnotations: []string{
+			"io.containerd.pause.v2.group",
+			"io.containerd.runc.v2.group",
+			"io.kubernetes.cri.sandbox-id",
+		},
+		Serve:    func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
+		Delete:   deleteTask,
+		Features: process.Features,
+	}
+	go func() { os.Exit(shim.Run(context.Background(), program, os.Args[1:])) }()
+	thread.Serve()
+}
+
+// serve registers the services of a shim process.
+func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop func()) {
+	events := task.NewEvents(p.Events)
+	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
+	task.NewService(supervisor, events, p.Shutdown).Register(p.Server)
+	return supervisor.Release
+}
+
+// deleteTask removes what a shim that has ended left of a task. What could not
+// be removed goes to standard error, which containerd logs; the answer is how the
+// task ended in any case.
+func deleteTask(ctx context.Context, r shim.DeleteRequest) (shim.Exit, error) {
+	st, err := process.CleanUp(ctx, r.Namespace, r.Bundle, r.ID)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "cannot remove all of %s: %v\n", r.ID, err)
+	}
+	return shim.Exit{Pid: uint32(st.Pid), Status: st.Exit.Status, At: st.Exit.At}, nil
+}

@@ -1,0 +1,57 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"containerd-shim-pause-v2/cgroups"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const sigkill = unix.SIGKILL
+
+// CleanUp removes what a shim that has ended left of the task in a bundle: the
+// container in the OCI runtime with its processes, the sandbox's cgroup, mounts.
+// Namespaces went with the shim's thread. It returns how the task ended, which is
+// valid even if something could not be removed. Nothing to remove is no error:
+// containerd calls this after every end of a shim.
+func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) {
+	var errs []error
+	record, err := readRecord(bundle)
+	switch {
+	case errors.Is(err, os.ErrNotExist): // no task was made in this bundle
+	case err != nil:
+		errs = append(errs, err)
+	case record.Sandbox:
+		errs = append(errs, removeCgroup(ctx, record))
+	default:
+		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle}
+		errs = append(errs, rt.delete(ctx, id, true))
+	}
+	rootfs := filepath.Join(bundle, "rootfs")
+	if err := mount.UnmountRecursive(rootfs, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("cannot unmount %s: %w", rootfs, err))
+	}
+	st, err := readExit(bundle)
+	return st, joinErrors(append(errs, err)...)
+}
+
+func removeCgroup(ctx context.Context, record bundleRecord) error {
+	if record.CgroupsPath == "" {
+		return nil
+	}
+	cg, err := cgroups.Load(record.CgroupsPath, record.Options.SystemdCgroup)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return cg.Remove(ctx)
+}

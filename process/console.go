@@ -1,0 +1,153 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	runc "github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+)
+
+// consoleSocket receives the master of a process's terminal from the OCI runtime
+// (runc, docs/terminals.md, "Detached with a new terminal").
+type consoleSocket struct{ *runc.Socket }
+
+func newConsoleSocket() (*consoleSocket, error) {
+	s, err := runc.NewTempConsoleSocket()
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the console socket: %w", err)
+	}
+	return &consoleSocket{s}, nil
+}
+
+// receive waits for the master until ctx ends.
+func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	console, err := s.ReceiveMaster()
+	if err != nil {
+		return nil, fmt.Errorf("cannot receive the console from the OCI runtime: %w", err)
+	}
+	// The console's own file is not in the poller: every copy would keep a thread.
+	fd, err := unix.FcntlInt(console.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	console.Close()
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), "console"), nil
+}
+
+// openConsole opens what the streams of a process with a terminal need, but for
+// the terminal itself, which attach adds.
+func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, err error) {
+	s := &streams{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if sio.Stdin != "" {
+		if s.in, err = openSource(sio.Stdin); err != nil {
+			return nil, err
+		}
+	}
+	target, err := parseTarget(sio.Stdout)
+	if err != nil {
+		return nil, err
+	}
+	var dst *os.File
+	switch target.Scheme {
+	case "binary", "binary-v2":
+		if s.logger, err = startLogger(ctx, target, l); err == nil {
+			var stderr *os.File
+			dst, stderr = s.logger.take()
+			closeAll(stderr) // a terminal has one output
+		}
+	case "file":
+		dst, err = openLogFile(target.Path)
+	default:
+		if sio.Stdout != "" {
+			dst, err = openSink(ctx, sio.Stdout)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if dst == nil { // nobody listens, but the terminal must be read
+		if dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			return nil, err
+		}
+	}
+	s.outputs = []*output{{dst: dst}}
+	return s, nil
+}
+
+// attach connects a terminal's master with the streams, and owns it from then on.
+func (s *streams) attach(master *os.File) error {
+	s.tty = master
+	for _, o := range s.outputs {
+		src, err := dup(master)
+		if err != nil {
+			return err
+		}
+		o.src = src
+	}
+	if s.in != nil {
+		dst, err := dup(master)
+		if err != nil {
+			return err
+		}
+		s.in.dst = dst
+	}
+	return nil
+}
+
+// hangUp closes the terminal, whose input has ended: its session gets SIGHUP, as
+// when a user closes a terminal's window. The stock shim does the same.
+func (s *streams) hangUp() {
+	for _, o := range s.outputs {
+		closeAll(o.src)
+	}
+	closeAll(s.tty)
+}
+
+// dup duplicates a non-blocking file.
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	// File.Fd has set the description, which both share, to blocking mode.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// resize sets the size of the terminal, in characters. Without one it does
+// nothing, as a client that follows its own terminal's size would expect.
+func (s *streams) resize(width, height uint16) error {
+	if s == nil || s.tty == nil {
+		return nil
+	}
+	conn, err := s.tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ierr error
+	err = conn.Control(func(fd uintptr) {
+		ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: height, Col: width})
+	})
+	if err == nil {
+		err = ierr
+	}
+	if err != nil {
+		return fmt.Errorf("cannot resize the terminal to %d×%d: %w", width, height, err)
+	}
+	return nil
+}

@@ -1,0 +1,290 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"containerd-shim-pause-v2/cgroups"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	"github.com/containerd/log"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// container is the body of a task whose processes are run by an OCI runtime.
+type container struct {
+	task    *Task
+	host    *Supervisor
+	runtime *ociRuntime
+	rootfs  string // where the root file system is mounted; empty if it was not by us
+	// shared says that processes of the container may outlive its init, because
+	// its PID namespace is not its own.
+	shared bool
+	image  checkpointImage
+	child  *child // the init; nil before there is one
+}
+
+// checkpointImage is what a container is restored from; empty for a new one.
+type checkpointImage struct{ path, parent, work string }
+
+// consoleTimeout bounds how long an OCI runtime may take to send the console of
+// a process that it has created.
+const consoleTimeout = 30 * time.Second
+
+func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *spec) (_ *Task, err error) {
+	t := &Task{ID: r.ID, Bundle: r.Bundle, execs: make(map[string]*Process)}
+	c := &container{
+		task:    t,
+		host:    h,
+		runtime: h.ociRuntime(r.Bundle, r.Options),
+		shared:  !s.ownsPIDNamespace(),
+	}
+	t.body = c
+	t.init = newProcess(r.ID, "", r.Stdio, h.events, c)
+	if r.Checkpoint != "" {
+		c.image = checkpointImage{r.Checkpoint, r.ParentCheckpoint, r.Options.CriuWorkPath}
+		if c.image.work == "" {
+			c.image.work = filepath.Join(r.Bundle, "work")
+		}
+	}
+	if c.runtime.knows(r.ID) {
+		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.root(), errdefs.ErrAlreadyExists)
+	}
+	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = joinErrors(err, c.discard(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := c.mountRootfs(r.Rootfs); err != nil {
+		return nil, err
+	}
+	if r.Checkpoint != "" {
+		return t, nil // the process comes with start
+	}
+	if err := c.create(ctx); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (c *container) mountRootfs(mounts []mount.Mount) error {
+	if len(mounts) == 0 {
+		return nil
+	}
+	rootfs := filepath.Join(c.task.Bundle, "rootfs")
+	if err := os.Mkdir(rootfs, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("cannot make the root directory: %w", err)
+	}
+	c.rootfs = rootfs
+	// Mounting may need helper processes, which must not be reaped as orphans.
+	c.host.reaper.hold()
+	defer c.host.reaper.release()
+	if err := mount.All(mounts, rootfs); err != nil {
+		return fmt.Errorf("cannot mount the root file system of %s: %w", c.task.ID, err)
+	}
+	return nil
+}
+
+func (c *container) unmountRootfs() error {
+	if c.rootfs == "" {
+		return nil
+	}
+	if err := mount.UnmountRecursive(c.rootfs, 0); err != nil {
+		return fmt.Errorf("cannot unmount the root file system of %s: %w", c.task.ID, err)
+	}
+	return nil
+}
+
+// create has the OCI runtime create the container, up to its init that waits to
+// be started.
+func (c *container) create(ctx context.Context) error {
+	p := c.task.init
+	pidFile := filepath.Join(c.task.Bundle, "init.pid")
+	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
+		opts := &runc.CreateOpts{IO: processIO{s}, PidFile: pidFile}
+		if console != nil {
+			opts.ConsoleSocket, opts.IO = console, nil
+		}
+		return c.runtime.create(ctx, c.task.ID, opts)
+	})
+	if err != nil {
+		return err
+	}
+	c.adopt(child)
+	return nil
+}
+
+// adopt makes the child the container's init.
+func (c *container) adopt(child *child) {
+	c.child = child
+	c.task.init.setPID(child.pid)
+	cg, err := cgroups.OfProcess(child.pid)
+	if err != nil {
+		log.L.WithError(err).WithField("id", c.task.ID).Error("the cgroup of the container is not known: no metrics, no pause, no OOM events")
+		return
+	}
+	c.task.cgroup = cg
+	c.task.stopOOM, err = cg.WatchOOM(func() { c.host.events.OOM(c.task.ID) })
+	if err != nil {
+		log.L.WithError(err).WithField("id", c.task.ID).Error("OOM kills in the container will not be told")
+	}
+}
+
+func (c *container) watch() {
+	if c.child != nil {
+		go c.awaitEnd()
+	}
+}
+
+// awaitEnd waits for the init's end and tells it when all other processes of
+// the container have ended and been told of.
+func (c *container) awaitEnd() {
+	status, err := c.child.wait()
+	exit := Exit{Status: uint32(status), At: time.Now()}
+	if err != nil {
+		log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status of the container is not known")
+	}
+	c.task.endExecs()
+	if c.shared {
+		c.killLeftovers()
+	}
+	c.task.running.Wait()
+	c.task.unwatchOOM()
+	c.task.init.stop(exit, func(st Status) {
+		if err := writeExit(c.task.Bundle, st); err != nil {
+			log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status is not recorded")
+		}
+	})
+}
+
+// killLeftovers ends the processes that the init has left in the container.
+func (c *container) killLeftovers() {
+	if c.task.cgroup == nil {
+		return
+	}
+	if err := c.task.cgroup.Signal(unix.SIGKILL); err != nil {
+		log.L.WithError(err).WithField("id", c.task.ID).Error("processes that the init has left are not killed")
+	}
+}
+
+func (c *container) start(ctx context.Context, p *Process) error {
+	if c.image.path != "" && c.child == nil {
+		return c.restore(ctx, p)
+	}
+	return c.runtime.start(ctx, c.task.ID)
+}
+
+// restore has the OCI runtime start the container from a checkpoint.
+func (c *container) restore(ctx context.Context, p *Process) error {
+	pidFile := filepath.Join(c.task.Bundle, "init.pid")
+	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
+		opts := &runc.RestoreOpts{
+			CheckpointOpts: runc.CheckpointOpts{ImagePath: c.image.path, WorkDir: c.image.work, ParentPath: c.image.parent},
+			IO:             processIO{s},
+			PidFile:        pidFile,
+			Detach:         true,
+			NoSubreaper:    true, // the shim is one already
+		}
+		if console != nil {
+			opts.ConsoleSocket, opts.IO = console, nil
+		}
+		return c.runtime.restore(ctx, c.task.ID, opts)
+	})
+	if err != nil {
+		return err
+	}
+	c.adopt(child)
+	c.watch()
+	return nil
+}
+
+func (c *container) signal(sig unix.Signal) error {
+	if err := c.child.signal(sig); err != nil {
+		return err
+	}
+	if sig != unix.SIGKILL || c.task.cgroup == nil {
+		return nil
+	}
+	// On cgroup v1 a frozen process does not even die.
+	if frozen, err := c.task.cgroup.Frozen(); err != nil || !frozen {
+		return nil
+	}
+	return c.task.cgroup.Thaw(context.Background())
+}
+
+func (c *container) signalAll(sig unix.Signal) error {
+	if c.task.cgroup == nil {
+		return c.signal(sig)
+	}
+	return c.task.cgroup.Signal(sig)
+}
+
+func (c *container) remove(ctx context.Context, p *Process) error {
+	if err := p.closeStreams(ctx); err != nil {
+		log.G(ctx).Warn(err)
+	}
+	if err := c.runtime.delete(ctx, c.task.ID, false); err != nil {
+		return err
+	}
+	return c.unmountRootfs()
+}
+
+func (c *container) discard(ctx context.Context) error {
+	c.task.unwatchOOM()
+	err := c.runtime.delete(ctx, c.task.ID, true)
+	if s := c.task.init.openStreams(); s != nil {
+		s.close()
+	}
+	return joinErrors(err, c.unmountRootfs())
+}
+
+func (c *container) update(ctx context.Context, r *specs.LinuxResources) error {
+	return c.runtime.update(ctx, c.task.ID, r)
+}
+
+func (c *container) pids() ([]int, error) {
+	if c.task.cgroup == nil {
+		return nil, nil
+	}
+	return c.task.cgroup.Pids()
+}
+
+func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
+	if o.WorkPath == "" {
+		o.WorkPath = filepath.Join(c.task.Bundle, "work", "criu-work")
+		defer os.RemoveAll(o.WorkPath)
+	}
+	var actions []runc.CheckpointAction
+	if !o.Exit {
+		actions = append(actions, runc.LeaveRunning)
+	}
+	err := c.runtime.checkpoint(ctx, c.task.ID, &runc.CheckpointOpts{
+		ImagePath:                o.Path,
+		WorkDir:                  o.WorkPath,
+		ParentPath:               o.ParentPath,
+		AllowOpenTCP:             o.OpenTCP,
+		AllowExternalUnixSockets: o.ExternalUnixSockets,
+		AllowTerminal:            o.Terminal,
+		FileLocks:                o.FileLocks,
+		EmptyNamespaces:          o.EmptyNamespaces,
+	}, actions...)
+	if err == nil {
+		return nil
+	}
+	// The work directory goes, but not what says why.
+	dump := filepath.Join(c.task.Bundle, "criu-dump.log")
+	if rerr := os.Rename(filepath.Join(o.WorkPath, "dump.log"), dump); rerr != nil {
+		return err
+	}
+	return fmt.Errorf("%w (see %s)", err, dump)
+}

@@ -1,0 +1,130 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// loggerTimeout is how long a logging program may take to end after SIGTERM.
+// The stock shim gives it the same.
+const loggerTimeout = 12 * time.Second
+
+// loggerRequest is what a logging program is told.
+type loggerRequest struct {
+	id, namespace string
+	reaper        *Reaper
+}
+
+// logger is a program that takes a process's output.
+//
+// Its protocol, from containerd's runtime-v2 document ("Logging"): the standard
+// output and error come at descriptors 3 and 4; descriptor 5 is closed when it is
+// ready, with binary-v2 after a byte has been written to it; arguments are the
+// keys and values of the URI's query.
+type logger struct {
+	child    *child
+	out, err *os.File // the write ends, until take
+	ended    chan struct{}
+}
+
+func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger, err error) {
+	var files []*os.File
+	defer func() {
+		if err != nil {
+			closeAll(files...)
+		}
+	}()
+	pipe := func() (rd, wr *os.File) {
+		if err != nil {
+			return nil, nil
+		}
+		rd, wr, err = os.Pipe()
+		files = append(files, rd, wr)
+		return rd, wr
+	}
+	outR, outW := pipe()
+	errR, errW := pipe()
+	readyR, readyW := pipe()
+	if err != nil {
+		return nil, fmt.Errorf("cannot make pipes for the logging program: %w", err)
+	}
+
+	var args []string
+	for key, values := range uri.Query() {
+		args = append(args, key)
+		if len(values) > 0 {
+			args = append(args, values[0])
+		}
+	}
+	cmd := exec.Command(uri.Path, args...)
+	cmd.Env = append(cmd.Env, "CONTAINER_ID="+r.id, "CONTAINER_NAMESPACE="+r.namespace)
+	cmd.ExtraFiles = []*os.File{outR, errR, readyW}
+
+	r.reaper.hold()
+	defer r.reaper.release()
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("cannot start the logging program: %w", err)
+	}
+	l := &logger{child: r.reaper.claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
+	// From here on the process is the reaper's; os.Process would keep a pidfd.
+	err = cmd.Process.Release()
+	go func() {
+		_, _ = l.child.wait()
+		close(l.ended)
+	}()
+	if err != nil {
+		l.stop()
+		return nil, err
+	}
+	closeAll(outR, errR, readyW)
+	if err := awaitReady(ctx, readyR, uri.Scheme == "binary-v2"); err != nil {
+		l.stop()
+		return nil, fmt.Errorf("cannot use the logging program %s: %w", uri.Path, err)
+	}
+	return l, nil
+}
+
+// awaitReady closes ready when it returns.
+func awaitReady(ctx context.Context, ready *os.File, needByte bool) error {
+	defer ready.Close()
+	defer context.AfterFunc(ctx, func() { ready.Close() })()
+	n, err := ready.Read(make([]byte, 1))
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("it did not become ready: %w", ctx.Err())
+	case err != nil && !errors.Is(err, io.EOF):
+		return err
+	case n == 0 && needByte:
+		return errors.New("it ended or closed descriptor 5 without a sign of readiness")
+	}
+	return nil
+}
+
+// take hands the write ends over.
+func (l *logger) take() (stdout, stderr *os.File) {
+	stdout, stderr = l.out, l.err
+	l.out, l.err = nil, nil
+	return stdout, stderr
+}
+
+// stop asks the program to end and waits until it has.
+func (l *logger) stop() {
+	closeAll(l.out, l.err)
+	if l.child.signal(unix.SIGTERM) != nil {
+		return
+	}
+	select {
+	case <-l.ended:
+	case <-time.After(loggerTimeout):
+		_ = l.child.signal(unix.SIGKILL) // it may have ended just now
+		<-l.ended
+	}
+}

@@ -1,0 +1,203 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// podNamespaceTypes are the types that a sandbox's thread takes, with the name
+// under /proc/<pid>/ns and the flag of unshare(2) and setns(2). PID and user
+// namespaces are not among them: the first holds only for children, the second
+// cannot be entered by one thread of many (setns(2)).
+var podNamespaceTypes = []struct {
+	kind specs.LinuxNamespaceType
+	proc string
+	flag int
+}{
+	{specs.NetworkNamespace, "net", unix.CLONE_NEWNET},
+	{specs.IPCNamespace, "ipc", unix.CLONE_NEWIPC},
+	{specs.UTSNamespace, "uts", unix.CLONE_NEWUTS},
+}
+
+// nsID identifies a namespace: the device and inode of its file in nsfs
+// (namespaces(7), "The /proc/pid/ns/ directory").
+type nsID struct{ dev, ino uint64 }
+
+func statNamespace(path string) (nsID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nsID{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return nsID{uint64(st.Dev), st.Ino}, nil
+}
+
+// namespaces are the namespaces of a pod, held by a thread.
+type namespaces struct {
+	thread *Thread
+	held   []heldNamespace
+}
+
+// heldNamespace is one of them. home is the open file of the namespace that the
+// thread came from, kept open so that the way back cannot be lost.
+type heldNamespace struct {
+	kind specs.LinuxNamespaceType
+	proc string
+	flag int
+	home *os.File
+}
+
+// enterNamespaces puts the thread into the namespaces that a spec lists: into an
+// existing one if the entry has a path, else into a new one. Then it calls setup
+// in the thread. After an error the thread is where it was before.
+func enterNamespaces(thread *Thread, list []specs.LinuxNamespace, setup func() error) (*namespaces, error) {
+	n := &namespaces{thread: thread}
+	err := thread.Do(func() error {
+		err := n.enter(list)
+		if err == nil {
+			err = setup()
+		}
+		if err != nil {
+			err = errors.Join(err, n.leave())
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// enter runs in the thread.
+func (n *namespaces) enter(list []specs.LinuxNamespace) error {
+	for _, t := range podNamespaceTypes {
+		for _, ns := range list {
+			if ns.Type != t.kind {
+				continue
+			}
+			home, err := os.Open("/proc/thread-self/ns/" + t.proc)
+			if err != nil {
+				return fmt.Errorf("cannot remember the host's %s namespace: %w", t.kind, err)
+			}
+			n.held = append(n.held, heldNamespace{t.kind, t.proc, t.flag, home})
+			if err := enterNamespace(ns.Path, t.flag); err != nil {
+				return fmt.Errorf("cannot enter the pod's %s namespace: %w", t.kind, err)
+			}
+		}
+	}
+	return nil
+}
+
+func enterNamespace(path string, flag int) error {
+	if path == "" {
+		return os.NewSyscallError("unshare", unix.Unshare(flag))
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// With the flag given, setns(2) refuses a file of any other type.
+	if err := unix.Setns(int(f.Fd()), flag); err != nil {
+		return &os.PathError{Op: "setns", Path: path, Err: err}
+	}
+	return nil
+}
+
+// release takes the thread back into the host's namespaces, so that the kernel
+// frees the pod's unless containers or bind mounts still hold them.
+func (n *namespaces) release() error {
+	return n.thread.Do(n.leave)
+}
+
+// leave runs in the thread.
+func (n *namespaces) leave() error {
+	var errs []error
+	for _, h := range n.held {
+		if err := h.leave(); err != nil {
+			errs = append(errs, fmt.Errorf("cannot leave the pod's %s namespace: %w", h.kind, err))
+		}
+	}
+	n.held = nil
+	return errors.Join(errs...)
+}
+
+func (h *heldNamespace) leave() error {
+	defer h.home.Close()
+	if err := unix.Setns(int(h.home.Fd()), h.flag); err != nil {
+		return os.NewSyscallError("setns", err)
+	}
+	return nil
+}
+
+// checkNamespaceList refuses what runc refuses: a type listed twice.
+func checkNamespaceList(list []specs.LinuxNamespace) error {
+	seen := make(map[specs.LinuxNamespaceType]bool)
+	for _, ns := range list {
+		if seen[ns.Type] {
+			return fmt.Errorf("%s namespace is listed twice in the spec: %w", ns.Type, errdefs.ErrInvalidArgument)
+		}
+		seen[ns.Type] = true
+	}
+	return nil
+}
+
+// hostNamespace returns the identity of the shim's own namespace of a type,
+// which is the host's in all threads but those that hold sandboxes. The path
+// must not be /proc/self, which is the main thread's.
+func hostNamespace(kind specs.LinuxNamespaceType) (nsID, error) {
+	name, ok := procNames[kind]
+	if !ok {
+		return nsID{}, fmt.Errorf("unknown namespace type %q: %w", kind, errdefs.ErrInvalidArgument)
+	}
+	return statNamespace("/proc/thread-self/ns/" + name)
+}
+
+// procNames are the names under /proc/<pid>/ns of the types in an OCI spec.
+var procNames = map[specs.LinuxNamespaceType]string{
+	specs.PIDNamespace:     "pid",
+	specs.NetworkNamespace: "net",
+	specs.MountNamespace:   "mnt",
+	specs.IPCNamespace:     "ipc",
+	specs.UTSNamespace:     "uts",
+	specs.UserNamespace:    "user",
+	specs.CgroupNamespace:  "cgroup",
+	specs.TimeNamespace:    "time",
+}
+
+// ownNamespaces are the types of which a sandbox has a namespace of its own. The
+// path in a spec may lead to the host's, which is not.
+type ownNamespaces map[specs.LinuxNamespaceType]bool
+
+func (s *spec) ownNamespaces() (ownNamespaces, error) {
+	own := make(ownNamespaces)
+	for _, ns := range s.Linux.Namespaces {
+		host, err := leadsToHost(ns)
+		if err != nil {
+			return nil, fmt.Errorf("cannot find the %s namespace: %w", ns.Type, err)
+		}
+		own[ns.Type] = !host
+	}
+	return own, nil
+}
+
+// leadsToHost says whether an entry's path, however it is spelled, leads to the
+// host's namespace of that type.
+func leadsToHost(ns specs.LinuxNamespace) (bool, error) {
+	if ns.Path == "" {
+		return false, nil
+	}
+	given, err := statNamespace(ns.Path)
+	if err != nil {
+		return false, err
+	}
+	host, err := hostNamespace(ns.Type)
+	if err != nil {
+		return false, err
+	}
+	return given == host, nil
+}

@@ -1,0 +1,276 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Exit is how a process ended.
+type Exit struct {
+	Status uint32    `json:"status"` // exit code, or 128 plus the signal
+	At     time.Time `json:"at"`
+}
+
+// Events is told what happens to processes. The calls for one process come in
+// the order of what happened: Started before Exited, and within a task all
+// Exited of executed processes before that of the init. Implementations must
+// return quickly and must not call back into the process.
+type Events interface {
+	// Started is called with the init's ID empty.
+	Started(taskID, execID string, pid int)
+	Exited(taskID, execID string, pid int, exit Exit)
+	// OOM tells that the kernel's OOM killer has killed in the task's cgroup.
+	OOM(taskID string)
+}
+
+// Process is one running thing: the init of a container, a process executed in
+// it, or a sandbox. Its states are those of [State]. All methods may be called
+// in any state, and at the same time.
+//
+// Two locks, taken in this order: verb is held over one change of state from
+// its beginning to its end, including what it needs of the OCI runtime, and over
+// the calls of Events, which orders these; mu guards the fields below it and is
+// held only briefly, so that Status, Signal and Wait never wait for a runtime.
+type Process struct {
+	taskID, id string
+	stdio      Stdio
+	runner     runner
+	events     Events
+
+	verb sync.Mutex
+
+	mu      sync.Mutex
+	state   State
+	pid     int
+	exit    Exit
+	streams *streams // nil if there are none (yet)
+	// exited is closed when the process has stopped and its exit has been told.
+	exited chan struct{}
+}
+
+// runner is what differs between the kinds of processes. Its methods are called
+// in states that allow them.
+type runner interface {
+	// start takes the process from created to running. A process that has a pid
+	// only then sets it with setPID.
+	start(ctx context.Context, p *Process) error
+	// signal sends sig, or fails with [errdefs.ErrNotFound] if there is nobody
+	// to send it to any more.
+	signal(sig unix.Signal) error
+	// remove frees what a stopped process holds. It can be tried again.
+	remove(ctx context.Context, p *Process) error
+}
+
+func newProcess(taskID, id string, sio Stdio, events Events, r runner) *Process {
+	return &Process{taskID: taskID, id: id, stdio: sio, events: events, runner: r, exited: make(chan struct{})}
+}
+
+// Status is a process as seen from outside at one moment.
+type Status struct {
+	State State
+	Pid   int  // 0 before there is one
+	Exit  Exit // zero before it has stopped
+}
+
+// ID returns the ID of an executed process; it is empty for an init or sandbox.
+func (p *Process) ID() string { return p.id }
+
+// Stdio returns where the streams lead.
+func (p *Process) Stdio() Stdio { return p.stdio }
+
+// Status returns the present state.
+func (p *Process) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Status{p.state, p.pid, p.exit}
+}
+
+// Start starts a created process and returns its pid.
+func (p *Process) Start(ctx context.Context) (int, error) {
+	p.verb.Lock()
+	defer p.verb.Unlock()
+	if err := p.check(verbStart); err != nil {
+		return 0, err
+	}
+	if err := p.runner.start(ctx, p); err != nil {
+		return 0, fmt.Errorf("cannot start %s: %w", p, err)
+	}
+	pid := p.enter(Running)
+	p.events.Started(p.taskID, p.id, pid)
+	return pid, nil
+}
+
+// Signal sends a signal to the process.
+func (p *Process) Signal(sig unix.Signal) error {
+	return p.signalBy(sig, p.runner.signal)
+}
+
+func (p *Process) signalBy(sig unix.Signal, send func(unix.Signal) error) error {
+	if sig < 1 || sig > maxSignal {
+		return fmt.Errorf("cannot signal %s: there is no signal %d: %w", p, int(sig), errdefs.ErrInvalidArgument)
+	}
+	p.mu.Lock()
+	err, pid := p.state.allows(verbSignal), p.pid
+	p.mu.Unlock()
+	if err == nil && pid == 0 {
+		err = fmt.Errorf("it has not been started: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		err = send(sig)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot signal %s: %w", p, err)
+	}
+	return nil
+}
+
+// maxSignal is the kernel's SIGRTMAX.
+const maxSignal = 64
+
+// Wait returns when the process has stopped, or with ctx's error.
+func (p *Process) Wait(ctx context.Context) (Exit, error) {
+	select {
+	case <-p.exited:
+		return p.Status().Exit, nil
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	}
+}
+
+// Delete frees everything that a stopped process holds; one that was created but
+// not started is killed first.
+func (p *Process) Delete(ctx context.Context) (Status, error) {
+	if err := p.endCreated(ctx); err != nil {
+		return Status{}, err
+	}
+	p.verb.Lock()
+	defer p.verb.Unlock()
+	if err := p.check(verbDelete); err != nil {
+		return Status{}, err
+	}
+	if err := p.runner.remove(ctx, p); err != nil {
+		return Status{}, fmt.Errorf("cannot delete %s: %w", p, err)
+	}
+	if p.Status().State == Created {
+		close(p.exited) // it never ran: nobody must wait for its end
+	}
+	p.enter(Deleted)
+	return p.Status(), nil
+}
+
+// endCreated kills a process that exists but was never started.
+func (p *Process) endCreated(ctx context.Context) error {
+	if s := p.Status(); s.State != Created || s.Pid == 0 {
+		return nil
+	}
+	err := p.runner.signal(unix.SIGKILL)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("cannot delete %s: %w", p, err)
+	}
+	if _, err := p.Wait(ctx); err != nil {
+		return fmt.Errorf("cannot delete %s: it has been killed, but has not ended: %w", p, err)
+	}
+	return nil
+}
+
+// Resize sets the size of the process's terminal in characters.
+func (p *Process) Resize(width, height uint16) error {
+	s := p.openStreams()
+	if err := s.resize(width, height); err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	return nil
+}
+
+// CloseStdin ends the standard input when everything written to it is read.
+func (p *Process) CloseStdin() {
+	if s := p.openStreams(); s != nil {
+		s.closeInput()
+	}
+}
+
+// String names the process in messages.
+func (p *Process) String() string {
+	if p.id == "" {
+		return "task " + p.taskID
+	}
+	return "process " + p.id + " in task " + p.taskID
+}
+
+// loggerID is the id that a logging program is told.
+func (p *Process) loggerID() string {
+	if p.id == "" {
+		return p.taskID
+	}
+	return p.id
+}
+
+// check says whether the verb may be used now.
+func (p *Process) check(v verb) error {
+	if err := p.Status().State.allows(v); err != nil {
+		return fmt.Errorf("cannot %s %s: %w", v, p, err)
+	}
+	return nil
+}
+
+// enter changes the state, under verb, and returns the pid. A process that has
+// stopped meanwhile stays so.
+func (p *Process) enter(s State) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != Stopped || s == Deleted {
+		p.state = s
+	}
+	return p.pid
+}
+
+// stop records how the process ended and tells it. It is called once.
+func (p *Process) stop(exit Exit, record func(Status)) {
+	p.verb.Lock()
+	defer p.verb.Unlock()
+	p.mu.Lock()
+	p.state, p.exit = Stopped, exit
+	pid := p.pid
+	p.mu.Unlock()
+	if record != nil {
+		record(Status{Stopped, pid, exit})
+	}
+	p.events.Exited(p.taskID, p.id, pid, exit)
+	close(p.exited)
+}
+
+func (p *Process) setPID(pid int) {
+	p.mu.Lock()
+	p.pid = pid
+	p.mu.Unlock()
+}
+
+func (p *Process) setStreams(s *streams) {
+	p.mu.Lock()
+	p.streams = s
+	p.mu.Unlock()
+}
+
+func (p *Process) openStreams() *streams {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.streams
+}
+
+// closeStreams lets the output that is left go its way, then closes the streams.
+func (p *Process) closeStreams(ctx context.Context) error {
+	s := p.openStreams()
+	if s == nil {
+		return nil
+	}
+	defer s.close()
+	if err := s.drain(ctx); err != nil {
+		return fmt.Errorf("output of %s was cut off: %w", p, err)
+	}
+	return nil
+}

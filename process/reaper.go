@@ -1,0 +1,198 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Reaper collects the exit statuses of the shim's children.
+//
+// The shim is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): the init of
+// a container and every process executed in it become its children once the OCI
+// runtime that made them has ended. Such a child is claimed by its pid, and its
+// status waits in the kernel, in the zombie, until its owner asks. So a process
+// that ends before anybody has claimed it is not lost, provided that nothing
+// reaps it blindly: while an OCI runtime is at work, between hold and release,
+// a child may be a process whose pid is not known yet, and nothing is reaped but
+// what has an owner. Children that nobody owns, such as orphans of a container
+// in the host's PID namespace, are reaped on SIGCHLD at any other time.
+type Reaper struct {
+	mu      sync.Mutex
+	holds   int              // guarded by mu: OCI runtimes at work
+	claimed map[int]struct{} // guarded by mu: pids that have an owner
+}
+
+// NewReaper starts to reap orphans until ctx ends.
+func NewReaper(ctx context.Context) *Reaper {
+	r := &Reaper{claimed: make(map[int]struct{})}
+	// One waiting signal is enough: every call of reapOrphans reaps all there are.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGCHLD)
+	go func() {
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-signals:
+				r.reapOrphans()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return r
+}
+
+// hold keeps unclaimed children unreaped until release is called as often.
+func (r *Reaper) hold() {
+	r.mu.Lock()
+	r.holds++
+	r.mu.Unlock()
+}
+
+func (r *Reaper) release() {
+	r.mu.Lock()
+	r.holds--
+	r.mu.Unlock()
+	r.reapOrphans()
+}
+
+// child is a child of the shim that has an owner.
+type child struct {
+	reaper *Reaper
+	pid    int
+
+	mu     sync.Mutex
+	reaped bool // guarded by mu: the pid may belong to another process by now
+}
+
+// claim makes the caller the owner of the child pid: it must call wait, once. A
+// child can be claimed only while it cannot be reaped: under hold.
+func (r *Reaper) claim(pid int) *child {
+	r.mu.Lock()
+	r.claimed[pid] = struct{}{}
+	r.mu.Unlock()
+	return &child{reaper: r, pid: pid}
+}
+
+// reapOrphans reaps all zombies that nobody owns. It looks at one zombie after
+// another without reaping it (WNOWAIT), so that an owned one keeps its status;
+// the kernel shows the same one until it is gone, hence the return: when its
+// owner has reaped it, wait comes back here for the rest.
+func (r *Reaper) reapOrphans() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.holds == 0 {
+		var info unix.Siginfo
+		err := ignoringEINTR(func() error {
+			return unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		})
+		pid := siginfoPid(&info)
+		if err != nil || pid == 0 {
+			return
+		}
+		if _, ok := r.claimed[pid]; ok {
+			return
+		}
+		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != nil {
+			return
+		}
+	}
+}
+
+// wait blocks until the child has ended, reaps it and returns its exit status as
+// a shell would: 128 plus the signal if one ended it.
+func (c *child) wait() (int, error) {
+	err := awaitExit(c.pid)
+	var status unix.WaitStatus
+	c.mu.Lock()
+	c.reaped = true
+	if err == nil {
+		err = ignoringEINTR(func() error {
+			_, err := unix.Wait4(c.pid, &status, 0, nil)
+			return err
+		})
+	}
+	c.mu.Unlock()
+	c.reaper.disown(c.pid)
+	if err != nil {
+		return unknownStatus, fmt.Errorf("cannot wait for process %d: %w", c.pid, err)
+	}
+	if status.Signaled() {
+		return exitSignalBase + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
+}
+
+// signal sends a signal to the child. Its pid cannot be another process's,
+// because it is not reaped meanwhile.
+func (c *child) signal(sig unix.Signal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reaped {
+		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	}
+	if err := unix.Kill(c.pid, sig); err != nil {
+		return fmt.Errorf("cannot send signal %d to process %d: %w", int(sig), c.pid, err)
+	}
+	return nil
+}
+
+func (r *Reaper) disown(pid int) {
+	r.mu.Lock()
+	delete(r.claimed, pid)
+	r.mu.Unlock()
+	r.reapOrphans()
+}
+
+const (
+	// unknownStatus is what containerd calls containerd.UnknownExitStatus.
+	unknownStatus = 255
+	// exitSignalBase is added to the signal that ended a process, as sh(1) does.
+	exitSignalBase = 128
+)
+
+// awaitExit blocks until the child pid is a zombie. A goroutine parked on a
+// pidfd costs no thread; kernels before 5.10 know no non-blocking pidfd, there a
+// thread waits.
+func awaitExit(pid int) error {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		return ignoringEINTR(func() error {
+			return unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		})
+	}
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var werr error
+	err = conn.Read(func(fd uintptr) bool {
+		werr = unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOWAIT, nil)
+		return !errors.Is(werr, unix.EAGAIN) && !errors.Is(werr, unix.EINTR)
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("waitid", werr)
+}
+
+func ignoringEINTR(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package process
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// bundleRecord is what a bundle must tell to clean up after a shim that died.
+type bundleRecord struct {
+	Options     Options `json:"options"`
+	Sandbox     bool    `json:"sandbox"`
+	CgroupsPath string  `json:"cgroups_path"`
+}
+
+// exitRecord is how the task in a bundle ended.
+type exitRecord struct {
+	Pid int `json:"pid"`
+	Exit
+}
+
+const (
+	recordFile = "pause-shim.json"
+	exitFile   = "pause-exit.json"
+)
+
+func writeRecord(bundle string, r bundleRecord) error {
+	return writeJSON(filepath.Join(bundle, recordFile), r)
+}
+
+func readRecord(bundle string) (r bundleRecord, err error) {
+	err = readJSON(filepath.Join(bundle, recordFile), &r)
+	return r, err
+}
+
+func writeExit(bundle string, st Status) error {
+	return writeJSON(filepath.Join(bundle, exitFile), exitRecord{st.Pid, st.Exit})
+}
+
+// readExit returns the exit that the shim recorded; one that died with its task
+// recorded none, then it is taken for killed just now.
+func readExit(bundle string) (Status, error) {
+	var r exitRecord
+	err := readJSON(filepath.Join(bundle, exitFile), &r)
+	switch {
+	case err == nil:
+		return Status{Stopped, r.Pid, r.Exit}, nil
+	case !errors.Is(err, os.ErrNotExist):
+		return Status{}, err
+	}
+	pid, _ := readPidFile(filepath.Join(bundle, "init.pid")) // there is none without a container
+	return Status{Stopped, max(pid, 0), Exit{Status: exitSignalBase + uint32(sigkill), At: time.Now()}}, nil
+}
+
+// writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
+// be synced to disk.
+func writeJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	temp := path + ".tmp"
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	return nil
+}
+
+func readJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("cannot decode %s: %w", path, err)
+	}
+	return nil
+}

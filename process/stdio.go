@@ -1,0 +1,355 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Stdio names where the streams of a process lead, as in containerd's API: paths
+// of fifos, or for Stdout a URI with the scheme file, binary or binary-v2. Empty
+// is /dev/null. With a terminal, Stdout carries the standard error as well.
+type Stdio struct {
+	Stdin, Stdout, Stderr string
+	Terminal              bool
+}
+
+// drainTimeout bounds how long a delete waits for output that a process has left
+// in its pipes; a child that outlives it may hold them open for ever.
+const drainTimeout = 10 * time.Second
+
+// streams are the open ends of a process's streams on the shim's side.
+//
+//	process ──pipe──▶ copy in the shim ──▶ fifo, file
+//	process ──pipe──▶ logging program
+//	process ◀──pipe── copy in the shim ◀── fifo
+type streams struct {
+	child   [3]*os.File // the process's ends, closed as soon as it is started; may be nil
+	in      *input      // nil without standard input
+	outputs []*output
+	logger  *logger
+
+	copies sync.WaitGroup // the outputs' copies
+	tty    *os.File       // the console's master, if there is one
+}
+
+// input copies a fifo to a process's standard input.
+type input struct {
+	fifo *os.File
+	// keep holds the fifo open for writing, so that the input does not end when a
+	// client that wrote to it goes away, but when it is closed through the API.
+	keep *os.File
+	dst  *os.File
+}
+
+// output copies a process's output to its destination.
+type output struct{ src, dst *os.File }
+
+// openStreams opens all that the streams of a process without terminal need.
+// The pipes belong to the user and group which the runtime options give.
+func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_ *streams, err error) {
+	s := &streams{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if sio.Stdin != "" {
+		if err := s.openInput(sio.Stdin, o); err != nil {
+			return nil, err
+		}
+	}
+	target, err := parseTarget(sio.Stdout)
+	if err != nil {
+		return nil, err
+	}
+	switch target.Scheme {
+	case "binary", "binary-v2":
+		s.logger, err = startLogger(ctx, target, l)
+		if err != nil {
+			return nil, err
+		}
+		s.child[1], s.child[2] = s.logger.take()
+		return s, nil
+	case "file":
+		return s, s.openFile(target.Path, sio, o)
+	}
+	for fd, path := range map[int]string{1: sio.Stdout, 2: sio.Stderr} {
+		if path == "" {
+			continue
+		}
+		dst, err := openSink(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.addOutput(fd, dst, o); err != nil {
+			return nil, err
+		}
+	}
+	if s.child[1] == nil && s.child[2] == nil {
+		// go-runc would collect the output itself, through a pipe that the process
+		// inherits, and wait for the end of it.
+		if s.child[1], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// parseTarget takes a path for a URI without scheme.
+func parseTarget(stdout string) (*url.URL, error) {
+	u, err := url.Parse(stdout)
+	if err != nil {
+		return nil, fmt.Errorf("cannot parse standard output %q: %w: %w", stdout, err, errdefs.ErrInvalidArgument)
+	}
+	switch u.Scheme {
+	case "", "fifo", "file", "binary", "binary-v2":
+		return u, nil
+	}
+	return nil, fmt.Errorf("standard output %q has the unknown scheme %q: %w", stdout, u.Scheme, errdefs.ErrInvalidArgument)
+}
+
+// openFile sends both outputs to one file.
+func (s *streams) openFile(path string, sio Stdio, o Options) error {
+	for fd, stream := range []string{1: sio.Stdout, 2: sio.Stderr} {
+		if stream == "" {
+			continue
+		}
+		dst, err := openLogFile(path)
+		if err != nil {
+			return err
+		}
+		if err := s.addOutput(fd, dst, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func openLogFile(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the directory of the log file: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the log file: %w", err)
+	}
+	return f, nil
+}
+
+func (s *streams) addOutput(fd int, dst *os.File, o Options) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot make a pipe for output: %w", err), dst.Close())
+	}
+	s.outputs = append(s.outputs, &output{src: r, dst: dst})
+	s.child[fd] = w
+	return chown(w, o)
+}
+
+func (s *streams) openInput(path string, o Options) error {
+	in, err := openSource(path)
+	if err != nil {
+		return err
+	}
+	s.in = in
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("cannot make a pipe for input: %w", err)
+	}
+	s.child[0], in.dst = r, w
+	return chown(r, o)
+}
+
+// chown gives a pipe to the user who will reopen it through /dev/stdout.
+func chown(f *os.File, o Options) error {
+	if o.IoUID == 0 && o.IoGID == 0 {
+		return nil
+	}
+	if err := f.Chown(int(o.IoUID), int(o.IoGID)); err != nil {
+		return fmt.Errorf("cannot give a pipe to %d:%d: %w", o.IoUID, o.IoGID, err)
+	}
+	return nil
+}
+
+// openSource opens a fifo to read standard input from. Opening it for both
+// directions first never blocks, and makes opening it for reading not block.
+func openSource(path string) (*input, error) {
+	keep, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the standard input: %w", err)
+	}
+	fifo, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot open the standard input: %w", err), keep.Close())
+	}
+	return &input{fifo: fifo, keep: keep}, nil
+}
+
+// readerTimeout bounds how long a client may take to open the other end of a
+// fifo that it asked output to be written to.
+const readerTimeout = 30 * time.Second
+
+// openSink opens a fifo or file for output. With a fifo it waits for a client to
+// read, lest output is lost which comes and goes before one has opened it. Then
+// it opens the fifo for both directions: so the process does not get SIGPIPE
+// when the client goes away, and output waits for the next client.
+func openSink(ctx context.Context, path string) (*os.File, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the output: %w", err)
+	}
+	if st.Mode()&os.ModeNamedPipe == 0 {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return nil, fmt.Errorf("cannot open the output: %w", err)
+		}
+		return f, nil
+	}
+	if err := awaitReader(ctx, path); err != nil {
+		return nil, fmt.Errorf("cannot open the output: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the output: %w", err)
+	}
+	return f, nil
+}
+
+// awaitReader returns when somebody has opened the fifo for reading. A blocking
+// open would keep a thread; opening with O_NONBLOCK fails with ENXIO until then
+// (fifo(7)).
+func awaitReader(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, readerTimeout)
+	defer cancel()
+	for delay := time.Millisecond; ; delay = min(2*delay, 50*time.Millisecond) {
+		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if !errors.Is(err, unix.ENXIO) {
+			return &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return fmt.Errorf("nobody reads %s: %w", path, ctx.Err())
+		}
+	}
+}
+
+// set gives the process's ends to the command that starts it.
+func (s *streams) set(cmd *exec.Cmd) {
+	// A nil *os.File must not become a non-nil interface: nil is /dev/null.
+	if s.child[0] != nil {
+		cmd.Stdin = s.child[0]
+	}
+	if s.child[1] != nil {
+		cmd.Stdout = s.child[1]
+	}
+	if s.child[2] != nil {
+		cmd.Stderr = s.child[2]
+	}
+}
+
+// start begins to copy, when the process has been started.
+func (s *streams) start() {
+	s.closeChildEnds()
+	if s.in != nil {
+		in := s.in
+		go func() {
+			copyStream(in.dst, in.fifo)
+			closeAll(in.dst, in.fifo)
+			if s.tty != nil {
+				s.hangUp()
+			}
+		}()
+	}
+	for _, o := range s.outputs {
+		s.copies.Go(func() {
+			copyStream(o.dst, o.src)
+			o.src.Close()
+			o.dst.Close()
+		})
+	}
+}
+
+func (s *streams) closeChildEnds() {
+	for i, f := range s.child {
+		if f != nil {
+			f.Close()
+			s.child[i] = nil
+		}
+	}
+}
+
+// closeInput ends the standard input once all that was written to it is read.
+func (s *streams) closeInput() {
+	if s.in != nil {
+		s.in.keep.Close()
+	}
+}
+
+// drain waits until the output has been copied, at most for drainTimeout, and
+// says whether it has.
+func (s *streams) drain(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		s.copies.Wait()
+		close(done)
+	}()
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// close closes everything, which ends copies that are still running. It may be
+// called more than once, and at any time.
+func (s *streams) close() {
+	s.closeChildEnds()
+	if s.in != nil {
+		closeAll(s.in.fifo, s.in.keep, s.in.dst)
+	}
+	for _, o := range s.outputs {
+		closeAll(o.src, o.dst)
+	}
+	closeAll(s.tty)
+	if s.logger != nil {
+		s.logger.stop()
+	}
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// buffers hold what one read(2) takes from a pipe.
+var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+
+// copyStream copies until the source ends. A source or destination that fails
+// ends it as well: there is nobody to tell but the process, by EPIPE.
+func copyStream(dst, src *os.File) {
+	buf := buffers.Get().(*[16 << 10]byte)
+	defer buffers.Put(buf)
+	// The wrappers hide os.File's ReadFrom and WriteTo, which would not use buf.
+	_, _ = io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}

@@ -1,0 +1,83 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// Supervisor makes tasks. There is one in a shim process; what all of its tasks
+// share is here.
+type Supervisor struct {
+	namespace string // containerd's
+	thread    *Thread
+	reaper    *Reaper
+	events    Events
+
+	mu sync.Mutex
+	// sandboxes that live, by id. Guarded by mu.
+	sandboxes map[string]*sandbox
+	// tenant is the sandbox that the thread holds, if any. Guarded by mu.
+	tenant *sandbox
+}
+
+// NewSupervisor returns a supervisor for the tasks of one of containerd's
+// namespaces. The thread is the one that a sandbox will live in.
+func NewSupervisor(namespace string, thread *Thread, reaper *Reaper, events Events) *Supervisor {
+	return &Supervisor{
+		namespace: namespace,
+		thread:    thread,
+		reaper:    reaper,
+		events:    events,
+		sandboxes: make(map[string]*sandbox),
+	}
+}
+
+// Create makes a task: a sandbox if the annotations in its spec say so, else a
+// container. What it has made is undone if it fails.
+func (h *Supervisor) Create(ctx context.Context, r CreateRequest) (*Task, error) {
+	t, err := h.create(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+	}
+	return t, nil
+}
+
+func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error) {
+	s, err := readSpec(r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkNamespaceList(s.Linux.Namespaces); err != nil {
+		return nil, err
+	}
+	if s.isSandbox() {
+		if r.Checkpoint != "" {
+			return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
+		}
+		return h.newSandbox(r, s)
+	}
+	leave, err := h.join(s)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return h.newContainer(ctx, r, s)
+}
+
+func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {
+	return &ociRuntime{options: o, namespace: h.namespace, bundle: bundle, reaper: h.reaper}
+}
+
+// Release ends all sandboxes, when the shim ends without having been told to
+// delete them.
+func (h *Supervisor) Release() {
+	h.mu.Lock()
+	tenant := h.tenant
+	h.mu.Unlock()
+	if tenant != nil {
+		tenant.end(exitSignalBase + int(sigkill))
+	}
+}

@@ -1,0 +1,316 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"containerd-shim-pause-v2/cgroups"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Task is a container or a sandbox, with the processes executed in it. All
+// methods may be called in any state, and at the same time.
+type Task struct {
+	ID     string
+	Bundle string
+
+	init    *Process
+	body    body
+	cgroup  *cgroups.Cgroup // nil if it has none, or not yet
+	stopOOM func()          // ends the watch for OOM kills; nil without
+
+	mu    sync.Mutex
+	execs map[string]*Process // guarded by mu
+	// ended is set when the init has ended, which its own state shows only after
+	// the exits of all execs have been told. Guarded by mu.
+	ended bool
+	// running counts the execs that are started or being started. It grows only
+	// under mu while ended is false.
+	running sync.WaitGroup
+}
+
+// body is what differs between containers and sandboxes.
+type body interface {
+	runner
+	newExec(t *Task, id string, sio Stdio, spec *specs.Process) (*Process, error)
+	checkpoint(ctx context.Context, o CheckpointOptions) error
+	update(ctx context.Context, r *specs.LinuxResources) error
+	// signalAll sends sig to all processes.
+	signalAll(sig unix.Signal) error
+	pids() ([]int, error)
+	// watch begins to watch the init that was created.
+	watch()
+	// discard undoes a create.
+	discard(ctx context.Context) error
+}
+
+// CreateRequest says what task to create.
+type CreateRequest struct {
+	ID, Bundle string
+	Rootfs     []mount.Mount
+	Stdio      Stdio
+	// Checkpoint is the directory of images to restore the container from; empty
+	// for a new one. ParentCheckpoint is that of the images it builds upon.
+	Checkpoint, ParentCheckpoint string
+	Options                      Options
+}
+
+// CheckpointOptions are those of containerd.runc.v1.CheckpointOptions.
+type CheckpointOptions struct {
+	Path                string // directory for the images
+	WorkPath            string // for criu's logs; a temporary one if empty
+	ParentPath          string
+	Exit                bool // end the container
+	OpenTCP             bool
+	ExternalUnixSockets bool
+	Terminal            bool
+	FileLocks           bool
+	EmptyNamespaces     []string
+}
+
+// Watch lets the task tell when its init ends. It is called once, after the
+// creation has been announced; an end before that is not lost.
+func (t *Task) Watch() { t.body.watch() }
+
+// Process returns the process that was executed under the id, or the init if the
+// id is empty. It fails with [errdefs.ErrNotFound].
+func (t *Task) Process(id string) (*Process, error) {
+	if id == "" {
+		return t.init, nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, ok := t.execs[id]
+	if !ok || p == nil {
+		return nil, fmt.Errorf("task %s has no process %s: %w", t.ID, id, errdefs.ErrNotFound)
+	}
+	return p, nil
+}
+
+// Exec adds a process to be executed in the container. It is started by
+// [Process.Start].
+func (t *Task) Exec(id string, sio Stdio, spec *specs.Process) error {
+	if err := checkExecID(id); err != nil {
+		return err
+	}
+	if err := t.init.check(verbExec); err != nil {
+		return err
+	}
+	p, err := t.body.newExec(t, id, sio, spec)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.execs[id]; ok {
+		return fmt.Errorf("task %s has a process %s already: %w", t.ID, id, errdefs.ErrAlreadyExists)
+	}
+	t.execs[id] = p
+	return nil
+}
+
+// checkExecID refuses an id that would not be a file's name: there are files
+// named by it in the bundle.
+func checkExecID(id string) error {
+	if id == "" || strings.ContainsRune(id, '/') || !filepath.IsLocal(id) {
+		return fmt.Errorf("%q cannot be the id of a process: %w", id, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Delete deletes a stopped process, with an empty id the whole task.
+func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
+	p, err := t.Process(id)
+	if err != nil {
+		return Status{}, err
+	}
+	st, err := p.Delete(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if id != "" {
+		delete(t.execs, id)
+		return st, nil
+	}
+	// Clients need not delete the execs of a task that they delete.
+	for _, e := range t.execs {
+		if s := e.openStreams(); s != nil {
+			s.close()
+		}
+	}
+	return st, nil
+}
+
+// Kill sends a signal to one process, or, if all is set, to all in the task.
+func (t *Task) Kill(id string, sig unix.Signal, all bool) error {
+	p, err := t.Process(id)
+	if err != nil {
+		return err
+	}
+	if id == "" && all {
+		return p.signalBy(sig, t.body.signalAll)
+	}
+	return p.Signal(sig)
+}
+
+// Pause stops all processes of the task until Resume, by the cgroup's freezer.
+func (t *Task) Pause(ctx context.Context) error {
+	p := t.init
+	p.verb.Lock()
+	defer p.verb.Unlock()
+	if err := p.check(verbPause); err != nil {
+		return err
+	}
+	if err := t.needCgroup(verbPause); err != nil {
+		return err
+	}
+	p.enter(Pausing)
+	if err := t.cgroup.Freeze(ctx); err != nil {
+		p.enter(Running)
+		return fmt.Errorf("cannot pause task %s: %w", t.ID, err)
+	}
+	p.enter(Paused)
+	return nil
+}
+
+// Resume lets the processes of a paused task go on.
+func (t *Task) Resume(ctx context.Context) error {
+	p := t.init
+	p.verb.Lock()
+	defer p.verb.Unlock()
+	if err := p.check(verbResume); err != nil {
+		return err
+	}
+	if err := t.needCgroup(verbResume); err != nil {
+		return err
+	}
+	if err := t.cgroup.Thaw(ctx); err != nil {
+		return fmt.Errorf("cannot resume task %s: %w", t.ID, err)
+	}
+	p.enter(Running)
+	return nil
+}
+
+// Update changes the resources of the task.
+func (t *Task) Update(ctx context.Context, r *specs.LinuxResources) error {
+	t.init.verb.Lock()
+	defer t.init.verb.Unlock()
+	if err := t.init.check(verbUpdate); err != nil {
+		return err
+	}
+	if err := t.body.update(ctx, r); err != nil {
+		return fmt.Errorf("cannot update task %s: %w", t.ID, err)
+	}
+	return nil
+}
+
+// Checkpoint writes the state of the container's processes to disk, by criu.
+func (t *Task) Checkpoint(ctx context.Context, o CheckpointOptions) error {
+	t.init.verb.Lock()
+	defer t.init.verb.Unlock()
+	if err := t.init.check(verbCheckpoint); err != nil {
+		return err
+	}
+	if err := t.body.checkpoint(ctx, o); err != nil {
+		return fmt.Errorf("cannot checkpoint task %s: %w", t.ID, err)
+	}
+	return nil
+}
+
+// ProcessInfo is a process in a task.
+type ProcessInfo struct {
+	Pid    int
+	ExecID string // empty unless it was executed through [Task.Exec]
+}
+
+// Pids lists the task's processes.
+func (t *Task) Pids() ([]ProcessInfo, error) {
+	pids, err := t.body.pids()
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the processes of task %s: %w", t.ID, err)
+	}
+	ids := make(map[int]string)
+	for _, e := range t.snapshot() {
+		if st := e.Status(); st.Pid != 0 && st.State != Stopped {
+			ids[st.Pid] = e.ID()
+		}
+	}
+	infos := make([]ProcessInfo, len(pids))
+	for i, pid := range pids {
+		infos[i] = ProcessInfo{pid, ids[pid]}
+	}
+	return infos, nil
+}
+
+func (t *Task) snapshot() []*Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Values(t.execs))
+}
+
+// Stats returns the metrics of the task's cgroup, in the types of containerd's
+// API for cgroup v1 or v2.
+func (t *Task) Stats() (proto.Message, error) {
+	if t.cgroup == nil {
+		return nil, fmt.Errorf("task %s has no cgroup: %w", t.ID, errdefs.ErrNotFound)
+	}
+	m, err := t.cgroup.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the metrics of task %s: %w", t.ID, err)
+	}
+	return m, nil
+}
+
+func (t *Task) needCgroup(v verb) error {
+	if t.cgroup == nil {
+		return fmt.Errorf("cannot %s task %s: it has no cgroup: %w", v, t.ID, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// beginExec counts an exec that is being started, unless the init has ended.
+func (t *Task) beginExec() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return fmt.Errorf("the init of task %s has ended: %w", t.ID, errdefs.ErrFailedPrecondition)
+	}
+	t.running.Add(1)
+	return nil
+}
+
+// endExecs lets no more execs start.
+func (t *Task) endExecs() {
+	t.mu.Lock()
+	t.ended = true
+	t.mu.Unlock()
+}
+
+// unwatchOOM ends the watch for OOM kills.
+func (t *Task) unwatchOOM() {
+	if t.stopOOM != nil {
+		t.stopOOM()
+	}
+}
+
+// joinErrors is errors.Join that keeps a single error as it is.
+func joinErrors(errs ...error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}

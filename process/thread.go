@@ -1,0 +1,46 @@
+package process
+
+import (
+	"fmt"
+	"runtime"
+)
+
+// Thread is an operating system thread that does nothing but what it is told
+// to. A sandbox lives in one: namespaces are a property of threads, not of
+// processes, so this one can be in the pod's while all others stay in the
+// host's.
+type Thread struct {
+	calls chan func()
+}
+
+// NewThread returns a thread that works as soon as Serve is called.
+func NewThread() *Thread {
+	return &Thread{calls: make(chan func())}
+}
+
+// Serve makes the calling goroutine's thread the one. It never returns, since
+// a thread that has been in other namespaces must not go back to Go's pool. The
+// goroutine must be locked to its thread (runtime.LockOSThread); for the
+// namespaces to be seen under /proc/<pid>/ns it must be the main thread, which
+// only a package's init function or main's can ensure.
+func (t *Thread) Serve() {
+	runtime.LockOSThread()
+	for call := range t.calls {
+		call()
+	}
+}
+
+// Do runs f in the thread and returns its error. A panic in f is returned as an
+// error as well, since f is given by a request, which must not end the thread.
+func (t *Thread) Do(f func() error) error {
+	done := make(chan error, 1)
+	t.calls <- func() {
+		defer func() {
+			if r := recover(); r != nil {
+				done <- fmt.Errorf("panic in the sandbox's thread: %v", r)
+			}
+		}()
+		done <- f()
+	}
+	return <-done
+}

@@ -1,0 +1,57 @@
+package task
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
+)
+
+// Register serves the methods on the server under the names of both generations
+// of the Task service. Their messages are the same in all but the package's
+// name, which is not on the wire.
+func (s *Service) Register(server *ttrpc.Server) {
+	desc := &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+		"State":      method(s.state),
+		"Create":     method(s.create),
+		"Start":      method(s.start),
+		"Delete":     method(s.delete),
+		"Pids":       method(s.pids),
+		"Pause":      method(s.pause),
+		"Resume":     method(s.resume),
+		"Checkpoint": method(s.checkpoint),
+		"Kill":       method(s.kill),
+		"Exec":       method(s.exec),
+		"ResizePty":  method(s.resizePty),
+		"CloseIO":    method(s.closeIO),
+		"Update":     method(s.update),
+		"Wait":       method(s.wait),
+		"Stats":      method(s.stats),
+		"Connect":    method(s.connect),
+		"Shutdown":   method(s.shutDown),
+	}}
+	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
+		server.RegisterService(name, desc)
+	}
+}
+
+// method makes a ttrpc method of a function: it decodes the request, and turns
+// the error into a gRPC status of the code that errdefs assigns to its kind.
+func method[Request any, Response proto.Message, Message interface {
+	*Request
+	proto.Message
+}](f func(context.Context, Message) (Response, error)) ttrpc.Method {
+	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
+		request := Message(new(Request))
+		if err := unmarshal(request); err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("cannot decode the request: %w", err))
+		}
+		response, err := f(ctx, request)
+		if err != nil {
+			return nil, errgrpc.ToGRPC(err)
+		}
+		return response, nil
+	}
+}

@@ -1,0 +1,410 @@
+// Package task answers the RPCs of a shim: containerd's Task service, in both of
+// its generations. It decodes requests, tells events, and is the only place where
+// errors become gRPC statuses; everything else is done by package process.
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"sync"
+
+	"containerd-shim-pause-v2/process"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// Service is the Task service of one shim process.
+//
+// mu guards the map alone and is never held while anything is done to a task.
+type Service struct {
+	supervisor *process.Supervisor
+	events     *Events
+	shutdown   func()
+
+	mu    sync.Mutex
+	tasks map[string]*process.Task // nil while the task is being created
+}
+
+// NewService returns a service whose tasks are made by the supervisor, which
+// must tell its events to the same Events. The service calls shutdown when it is
+// asked to shut down and has no task.
+func NewService(supervisor *process.Supervisor, events *Events, shutdown func()) *Service {
+	return &Service{
+		supervisor: supervisor,
+		events:     events,
+		shutdown:   shutdown,
+		tasks:      make(map[string]*process.Task),
+	}
+}
+
+var empty = &emptypb.Empty{}
+
+func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	opts, err := runtimeOptions(r.Options)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.reserve(r.ID); err != nil {
+		return nil, err
+	}
+	t, err := s.supervisor.Create(ctx, process.CreateRequest{
+		ID:     r.ID,
+		Bundle: r.Bundle,
+		Rootfs: rootfsMounts(r),
+		Stdio: process.Stdio{
+			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
+		},
+		Checkpoint:       r.Checkpoint,
+		ParentCheckpoint: r.ParentCheckpoint,
+		Options:          opts,
+	})
+	if err != nil {
+		s.forget(r.ID)
+		return nil, err
+	}
+	p, err := t.Process("")
+	if err != nil {
+		return nil, err
+	}
+	pid := uint32(p.Status().Pid)
+	s.mu.Lock()
+	s.tasks[r.ID] = t
+	s.mu.Unlock()
+	s.events.created(r, pid)
+	t.Watch()
+	return &taskapi.CreateTaskResponse{Pid: pid}, nil
+}
+
+// reserve keeps a second create of the same id out.
+func (s *Service) reserve(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.tasks[id]; ok {
+		return fmt.Errorf("task %s exists: %w", id, errdefs.ErrAlreadyExists)
+	}
+	s.tasks[id] = nil
+	return nil
+}
+
+func (s *Service) forget(id string) {
+	s.mu.Lock()
+	delete(s.tasks, id)
+	s.mu.Unlock()
+}
+
+// task returns a task that has been created.
+func (s *Service) task(id string) (*process.Task, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tasks[id]; t != nil {
+		return t, nil
+	}
+	return nil, fmt.Errorf("there is no task %s: %w", id, errdefs.ErrNotFound)
+}
+
+func (s *Service) process(id, execID string) (*process.Process, error) {
+	t, err := s.task(id)
+	if err != nil {
+		return nil, err
+	}
+	return t.Process(execID)
+}
+
+func (s *Service) start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	p, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := p.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
+}
+
+func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	st, err := t.Delete(ctx, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if r.ExecID == "" {
+		s.forget(r.ID)
+		s.events.deleted(r.ID, st)
+	}
+	return &taskapi.DeleteResponse{
+		Pid:        uint32(st.Pid),
+		ExitStatus: st.Exit.Status,
+		ExitedAt:   timestamp(st.Exit),
+	}, nil
+}
+
+func (s *Service) exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Process
+	if err := json.Unmarshal(r.Spec.GetValue(), &spec); err != nil {
+		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", r.ExecID, r.ID, err, errdefs.ErrInvalidArgument)
+	}
+	sio := process.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+	if err := t.Exec(r.ExecID, sio, &spec); err != nil {
+		return nil, err
+	}
+	s.events.execAdded(r.ID, r.ExecID)
+	return empty, nil
+}
+
+func (s *Service) resizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
+	p, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	return empty, p.Resize(uint16(r.Width), uint16(r.Height))
+}
+
+func (s *Service) closeIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
+	p, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	p.CloseStdin()
+	return empty, nil
+}
+
+func (s *Service) state(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	p, err := t.Process(r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	st, sio := p.Status(), p.Stdio()
+	id := r.ID
+	if r.ExecID != "" {
+		id = r.ExecID
+	}
+	return &taskapi.StateResponse{
+		ID:         id,
+		Bundle:     t.Bundle,
+		Pid:        uint32(st.Pid),
+		Status:     statusOf(st.State),
+		Stdin:      sio.Stdin,
+		Stdout:     sio.Stdout,
+		Stderr:     sio.Stderr,
+		Terminal:   sio.Terminal,
+		ExitStatus: st.Exit.Status,
+		ExitedAt:   timestamp(st.Exit),
+	}, nil
+}
+
+func statusOf(s process.State) tasktypes.Status {
+	switch s {
+	case process.Created:
+		return tasktypes.Status_CREATED
+	case process.Running:
+		return tasktypes.Status_RUNNING
+	case process.Pausing:
+		return tasktypes.Status_PAUSING
+	case process.Paused:
+		return tasktypes.Status_PAUSED
+	case process.Stopped, process.Deleted:
+		return tasktypes.Status_STOPPED
+	}
+	return tasktypes.Status_UNKNOWN
+}
+
+func (s *Service) pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Pause(ctx); err != nil {
+		return nil, err
+	}
+	s.events.paused(r.ID)
+	return empty, nil
+}
+
+func (s *Service) resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Resume(ctx); err != nil {
+		return nil, err
+	}
+	s.events.resumed(r.ID)
+	return empty, nil
+}
+
+func (s *Service) kill(_ context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return empty, t.Kill(r.ExecID, unix.Signal(r.Signal), r.All)
+}
+
+func (s *Service) pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	found, err := t.Pids()
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]*tasktypes.ProcessInfo, len(found))
+	for i, p := range found {
+		infos[i] = &tasktypes.ProcessInfo{Pid: uint32(p.Pid)}
+		if p.ExecID == "" {
+			continue
+		}
+		if infos[i].Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
+			return nil, fmt.Errorf("cannot encode the details of process %s: %w", p.ExecID, err)
+		}
+	}
+	return &taskapi.PidsResponse{Processes: infos}, nil
+}
+
+func (s *Service) checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var o options.CheckpointOptions
+	if r.Options != nil {
+		if err := typeurl.UnmarshalTo(r.Options, &o); err != nil {
+			return nil, fmt.Errorf("cannot decode the checkpoint options of task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return empty, t.Checkpoint(ctx, process.CheckpointOptions{
+		Path:                r.Path,
+		WorkPath:            o.WorkPath,
+		ParentPath:          o.ParentPath,
+		Exit:                o.Exit,
+		OpenTCP:             o.OpenTcp,
+		ExternalUnixSockets: o.ExternalUnixSockets,
+		Terminal:            o.Terminal,
+		FileLocks:           o.FileLocks,
+		EmptyNamespaces:     o.EmptyNamespaces,
+	})
+}
+
+func (s *Service) update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var resources specs.LinuxResources
+	if err := json.Unmarshal(r.Resources.GetValue(), &resources); err != nil {
+		return nil, fmt.Errorf("cannot decode the resources for task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
+	}
+	return empty, t.Update(ctx, &resources)
+}
+
+func (s *Service) wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+	p, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	exit, err := p.Wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
+}
+
+func (s *Service) stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := t.Stats()
+	if err != nil {
+		return nil, err
+	}
+	data, err := typeurl.MarshalAnyToProto(metrics)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode the metrics of task %s: %w", r.ID, err)
+	}
+	return &taskapi.StatsResponse{Stats: data}, nil
+}
+
+// connect answers for tasks that do not exist, too: containerd asks for the
+// shim's pid before it has created one.
+func (s *Service) connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
+	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
+	if p, err := s.process(r.ID, ""); err == nil {
+		resp.TaskPid = uint32(p.Status().Pid)
+	}
+	return resp, nil
+}
+
+// shutDown ends the shim unless it serves tasks: containerd asks it to after the
+// delete of every single one.
+func (s *Service) shutDown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.tasks) == 0 {
+		s.shutdown()
+	}
+	return empty, nil
+}
+
+func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
+	mounts := make([]mount.Mount, len(r.Rootfs))
+	for i, m := range r.Rootfs {
+		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+	}
+	return mounts
+}
+
+// runtimeOptions decodes the options of a runtime, which are those of the stock
+// shim. None at all are valid.
+func runtimeOptions(any *anypb.Any) (process.Options, error) {
+	var o options.Options
+	if len(any.GetValue()) > 0 {
+		if err := typeurl.UnmarshalTo(any, &o); err != nil {
+			return process.Options{}, fmt.Errorf("cannot decode runtime options of type %q: %w: %w", any.GetTypeUrl(), err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return process.Options{
+		BinaryName:    o.BinaryName,
+		Root:          o.Root,
+		SystemdCgroup: o.SystemdCgroup,
+		NoPivotRoot:   o.NoPivotRoot,
+		NoNewKeyring:  o.NoNewKeyring,
+		IoUID:         o.IoUid,
+		IoGID:         o.IoGid,
+		CriuImagePath: o.CriuImagePath,
+		CriuWorkPath:  o.CriuWorkPath,
+	}, nil
+}
+
+// timestamp returns nil for a process that has not ended.
+func timestamp(e process.Exit) *timestamppb.Timestamp {
+	if e.At.IsZero() {
+		return nil
+	}
+	return timestamppb.New(e.At)
+}
