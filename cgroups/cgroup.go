@@ -1,0 +1,217 @@
+// Package cgroups handles one cgroup: it makes, measures, watches, freezes, signals, updates and removes it, by
+// plain reads and writes of the kernel's files.
+//
+// Whether the host has cgroup v1, v2 or both (hybrid) is decided once, in mode.go; everything above that file sees a
+// Cgroup. Nothing here talks to systemd or loads eBPF.
+//
+// The file formats and their meaning are those of the kernel's Documentation/admin-guide/cgroup-v2.rst and
+// Documentation/admin-guide/cgroup-v1/*.rst; units are theirs (bytes, microseconds) where nothing else is said.
+package cgroups
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Cgroup is one cgroup: a directory on v2, one directory per mounted hierarchy on v1. It holds no open file and no
+// state that changes, so that its methods may be called from any goroutine.
+//
+// Errors carry the kinds of containerd's errdefs: ErrNotFound where the cgroup is gone, ErrNotImplemented where the
+// host lacks the controller, ErrFailedPrecondition where the call would hit the caller itself, ErrInvalidArgument
+// for a path or a value that cannot be.
+type Cgroup struct {
+	path string
+	tree tree
+}
+
+// Create makes the cgroup that an OCI spec's linux.cgroupsPath names in the cgroupfs form ("/a/b"; "a/b" is the
+// same) and applies r, which may be nil. An existing cgroup is taken over. On error, the directories that Create
+// made are removed again.
+//
+// Device rules in r are not applied: no process lives in a cgroup made here, and on v2 they would take an eBPF
+// program. On v1 the directory in the devices hierarchy is made like the others. In hybrid mode only the v1
+// hierarchies are used: the cgroup2 mount beside them is systemd's own.
+//
+// Source: OCI runtime-spec, config-linux.md, "Cgroups Path".
+func Create(path string, r *specs.LinuxResources) (*Cgroup, error) {
+	clean, err := cleanPath(path)
+	if err != nil {
+		return nil, err
+	}
+	l, err := hostLayout()
+	if err != nil {
+		return nil, err
+	}
+	return l.create(clean, r)
+}
+
+// CreateSystemd is Create for a path in the systemd form, "slice:prefix:name" (see ExpandSystemdPath).
+//
+// The directory is made as cgroupfs makes it, below the slice's; systemd is not asked for a unit. A scope unit lives
+// only as long as a process is in it (systemd.scope(5)), and none is: CRI-O lost its sandbox cgroups that way
+// (cri-o #6196, #6856). A directory that systemd knows nothing of is left alone while the slice above it is active,
+// and a pod's slice is active from before the sandbox's creation until after its removal, as it is kubelet's unit.
+func CreateSystemd(path string, r *specs.LinuxResources) (*Cgroup, error) {
+	expanded, err := ExpandSystemdPath(path)
+	if err != nil {
+		return nil, err
+	}
+	return Create(expanded, r)
+}
+
+// Load returns the existing cgroup of an OCI spec's linux.cgroupsPath, which is in the systemd form if systemd is
+// true. On v1, hierarchies without the directory are left out; if none has it, the error is ErrNotFound.
+func Load(path string, systemd bool) (*Cgroup, error) {
+	if systemd {
+		expanded, err := ExpandSystemdPath(path)
+		if err != nil {
+			return nil, err
+		}
+		path = expanded
+	}
+	clean, err := cleanPath(path)
+	if err != nil {
+		return nil, err
+	}
+	l, err := hostLayout()
+	if err != nil {
+		return nil, err
+	}
+	return l.load(clean)
+}
+
+// OfProcess returns the cgroup that a process is in, as /proc/<pid>/cgroup tells.
+//
+// On v1 the process can be in another place of each hierarchy. Hierarchies where it is in the root are left out, as
+// the root's numbers are the host's and its processes everybody's; so are those where it is outside of what is
+// mounted here (a path that begins with "/..", cgroup_namespaces(7)). If none is left, the error is
+// ErrFailedPrecondition. A process that does not exist is ErrNotFound.
+func OfProcess(pid int) (*Cgroup, error) {
+	l, err := hostLayout()
+	if err != nil {
+		return nil, err
+	}
+	return l.ofProcess(pid)
+}
+
+func (l *layout) create(path string, r *specs.LinuxResources) (*Cgroup, error) {
+	c := &Cgroup{path: path, tree: l.at(path)}
+	made, err := c.tree.create()
+	if err == nil && r != nil {
+		err = c.tree.update(r)
+	}
+	if err != nil {
+		for i := len(made) - 1; i >= 0; i-- {
+			// Another pod may have moved into a parent meanwhile; then it stays.
+			_ = unix.Rmdir(made[i])
+		}
+		return nil, fmt.Errorf("cannot create cgroup %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func (l *layout) load(path string) (*Cgroup, error) {
+	t := l.at(path).existing()
+	if t == nil {
+		return nil, fmt.Errorf("cannot load cgroup %s: %w", path, errdefs.ErrNotFound)
+	}
+	return &Cgroup{path: path, tree: t}, nil
+}
+
+func (l *layout) ofProcess(pid int) (*Cgroup, error) {
+	file := filepath.Join(l.proc, strconv.Itoa(pid), "cgroup")
+	text, err := readFile(file)
+	if absent(err) || errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("cannot find cgroup of process %d: %w: %w", pid, errdefs.ErrNotFound, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot find cgroup of process %d: %w", pid, err)
+	}
+	lines, err := parseProcCgroup(file, text)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find cgroup of process %d: %w", pid, err)
+	}
+	t, path, err := l.of(lines)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find cgroup of process %d: %w", pid, err)
+	}
+	return &Cgroup{path: path, tree: t}, nil
+}
+
+// Add moves a process into the cgroup, on v1 in every hierarchy.
+func (c *Cgroup) Add(pid int) error {
+	for _, dir := range c.tree.dirs() {
+		if err := addProcess(dir, pid); err != nil {
+			return fmt.Errorf("cannot add process %d to cgroup %s: %w", pid, c.path, err)
+		}
+	}
+	return nil
+}
+
+// addProcess writes a pid to a directory's cgroup.procs. The kernel answers EINVAL for a process that fork has not
+// finished yet (TASK_NEW in cpu_cgroup_can_attach, kernel/sched/core.c), a matter of moments.
+func addProcess(dir string, pid int) error {
+	var err error
+	for range 5 {
+		err = writeFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid))
+		if !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}
+
+// Stat measures the cgroup: a *Metrics of github.com/containerd/cgroups/v3/cgroup1/stats on v1, of cgroup2/stats on
+// v2, which are what containerd's Task.Stats answers with. What the kernel has no files for is left out. A cgroup
+// that is gone is ErrNotFound.
+func (c *Cgroup) Stat() (proto.Message, error) {
+	m, err := c.tree.stat()
+	if err == nil && !isDir(c.tree.procs()) {
+		err = errdefs.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot stat cgroup %s: %w", c.path, err)
+	}
+	return m, nil
+}
+
+// Update applies resources to the cgroup. What is nil, empty or, where the OCI spec gives it no meaning of its own,
+// zero is left as it is; -1 takes a limit away. The first resource that cannot be applied ends the update with an
+// error that names it, its value and its file; those before it stay applied.
+//
+// On v2 the values are translated as runc and crun do; the entries of r.Unified are written last, and are refused on
+// v1. Device rules and the kernel memory limit, which the spec allows runtimes to ignore, are ignored.
+func (c *Cgroup) Update(r *specs.LinuxResources) error {
+	if r == nil {
+		return nil
+	}
+	if err := c.tree.update(r); err != nil {
+		return fmt.Errorf("cannot update cgroup %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// Paths returns the cgroup's directories: one on v2, one per hierarchy on v1.
+func (c *Cgroup) Paths() []string {
+	return c.tree.dirs()
+}
+
+// String returns the cgroup's path below the mount point, for logs.
+func (c *Cgroup) String() string {
+	return c.path
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}

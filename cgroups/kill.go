@@ -1,0 +1,210 @@
+package cgroups
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// freeRounds is how often Signal looks for processes that were forked meanwhile before it freezes the cgroup.
+	freeRounds = 5
+	// freezeTimeout bounds that freeze; if it ends in vain, Signal goes on without.
+	freezeTimeout = 2 * time.Second
+	// maxRounds is when Signal gives up on processes that fork faster than it can signal.
+	maxRounds = 100
+	// maxHandles is the number of pidfds held at a time.
+	maxHandles = 256
+)
+
+// Signal sends a signal to every process of the cgroup and of those below, children that they fork meanwhile
+// included. SIGKILL reaches frozen processes too: on v1 the cgroup is thawed for it, as a frozen process there does
+// not die. Processes that are gone before the signal reaches them are no error. A cgroup without processes is left
+// in peace; one that is gone is ErrNotFound; one that holds the caller is ErrFailedPrecondition, before any signal is
+// sent.
+//
+// A pid that was read from a cgroup can belong to another process by the time of the signal. So the process is
+// pinned by a pidfd first, and the signal sent only if its pid is in the cgroup still (pidfd_open(2)). Kernels before
+// 5.3 have no pidfd: there the signal follows the check as closely as it can.
+func (c *Cgroup) Signal(sig unix.Signal) error {
+	pids, err := c.Pids()
+	if err != nil {
+		return err
+	}
+	if err = refuseSelf(pids); err == nil {
+		err = c.signal(sig, pids)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot send %s to cgroup %s: %w", unix.SignalName(sig), c.path, err)
+	}
+	return nil
+}
+
+func (c *Cgroup) signal(sig unix.Signal, pids []int) error {
+	if sig != unix.SIGKILL {
+		return c.signalEach(sig, pids)
+	}
+	if done, err := c.tree.killAll(); done || err != nil {
+		return err
+	}
+	return errors.Join(c.signalEach(sig, pids), c.tree.releaseKilled())
+}
+
+// signalEach sends the signal to one process after the other, until a look at the list finds no new one. Where new
+// ones keep coming, it freezes the cgroup to get ahead.
+func (c *Cgroup) signalEach(sig unix.Signal, pids []int) error {
+	s := signaller{sig: sig, list: c.Pids, seen: make(map[int]bool)}
+	var thaw func()
+	defer func() {
+		if thaw != nil {
+			thaw()
+		}
+	}()
+	for round := 1; ; round++ {
+		var err error
+		pids, err = s.round(pids)
+		switch {
+		case errdefs.IsNotFound(err):
+			return s.failures
+		case err != nil:
+			return errors.Join(s.failures, err)
+		case !slices.ContainsFunc(pids, s.isNew):
+			return s.failures
+		case round == freeRounds:
+			thaw = c.freezeForSignal()
+		case round == maxRounds:
+			return errors.Join(s.failures, errors.New("it forks without end"))
+		}
+	}
+}
+
+// freezeForSignal freezes the cgroup and returns what undoes that: nothing if it was frozen before, or cannot be.
+func (c *Cgroup) freezeForSignal() (thaw func()) {
+	if frozen, err := c.Frozen(); frozen || err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+	defer cancel()
+	if c.Freeze(ctx) != nil {
+		return nil
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+		defer cancel()
+		_ = c.Thaw(ctx)
+	}
+}
+
+// signaller sends one signal to processes that come and go.
+type signaller struct {
+	sig      unix.Signal
+	list     func() ([]int, error) // the pids in the cgroup
+	seen     map[int]bool          // has had the signal
+	failures error
+}
+
+func (s *signaller) isNew(pid int) bool { return !s.seen[pid] }
+
+// round signals those of pids that have not had the signal, and returns the pids that are in the cgroup afterwards.
+func (s *signaller) round(pids []int) ([]int, error) {
+	todo := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return s.seen[pid] })
+	for batch := range slices.Chunk(todo, maxHandles) {
+		var err error
+		if pids, err = s.batch(batch); err != nil {
+			return nil, err
+		}
+	}
+	return s.list()
+}
+
+// batch pins processes, looks again which pids are in the cgroup, and signals the processes that were pinned by them.
+func (s *signaller) batch(batch []int) (members []int, err error) {
+	handles := make([]int, len(batch))
+	for i, pid := range batch {
+		if handles[i], err = unix.PidfdOpen(pid, 0); err != nil {
+			handles[i] = -1
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOSYS) {
+			s.fail(pid, err)
+		}
+		if handles[i] >= 0 {
+			defer unix.Close(handles[i])
+		}
+		if errors.Is(err, unix.ENOSYS) {
+			return s.batchByPid(batch)
+		}
+	}
+	if members, err = s.list(); err != nil {
+		return nil, err
+	}
+	for i, pid := range batch {
+		if handles[i] >= 0 && slices.Contains(members, pid) {
+			s.record(pid, unix.PidfdSendSignal(handles[i], s.sig, nil, 0))
+		}
+	}
+	return members, nil
+}
+
+// batchByPid is batch for kernels without pidfds.
+func (s *signaller) batchByPid(batch []int) ([]int, error) {
+	members, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range batch {
+		if slices.Contains(members, pid) {
+			s.record(pid, unix.Kill(pid, s.sig))
+		}
+	}
+	return members, nil
+}
+
+// record notes the outcome. A process that was gone is not noted: its pid may be another's, in this cgroup.
+func (s *signaller) record(pid int, err error) {
+	switch {
+	case err == nil:
+		s.seen[pid] = true
+	case !errors.Is(err, unix.ESRCH):
+		s.fail(pid, err)
+	}
+}
+
+func (s *signaller) fail(pid int, err error) {
+	s.seen[pid] = true
+	s.failures = errors.Join(s.failures, fmt.Errorf("process %d: %w", pid, err))
+}
+
+func (t *v1Tree) killAll() (bool, error) { return false, nil }
+
+// releaseKilled thaws the cgroup, if it is frozen or about to be.
+func (t *v1Tree) releaseKilled() error {
+	if t.dir("freezer") == "" {
+		return nil
+	}
+	state, err := t.state()
+	if err == nil && state != "THAWED" {
+		err = t.setState("THAWED")
+	}
+	if absent(err) {
+		return nil
+	}
+	return err
+}
+
+// killAll uses cgroup.kill, which also gets processes that are just being forked (Linux 5.14). A threaded cgroup
+// refuses it.
+func (t *v2Tree) killAll() (bool, error) {
+	err := writeFile(filepath.Join(t.dir, "cgroup.kill"), "1")
+	if absent(err) || errors.Is(err, unix.EOPNOTSUPP) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (t *v2Tree) releaseKilled() error { return nil }

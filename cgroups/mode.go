@@ -1,0 +1,202 @@
+package cgroups
+
+// The only place that chooses between v1 and v2.
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// tree is what a cgroup is on the version at hand.
+type tree interface {
+	// create makes the directories that are missing, and says which, parents first; also on error.
+	create() (made []string, err error)
+	// existing returns the tree without what is not there, nil if nothing is.
+	existing() tree
+	dirs() []string
+	// procs returns the directory whose cgroup.procs, with those below, is the list of processes.
+	procs() string
+	stat() (proto.Message, error)
+	update(r *specs.LinuxResources) error
+	freeze(ctx context.Context) error
+	thaw(ctx context.Context) error
+	frozen() (bool, error)
+	// killAll kills every process by one write; false if the kernel cannot.
+	killAll() (bool, error)
+	// releaseKilled lets frozen processes take a SIGKILL that was sent to them.
+	releaseKilled() error
+	watchOOM(f func()) (stop func(), err error)
+}
+
+// layout says where the host's hierarchies are mounted.
+type layout struct {
+	proc      string      // where procfs is mounted
+	hugepages []string    // sizes as hugetlb's files name them: "2MB", "1GB"
+	unified   *hierarchy  // set in v2 mode only
+	v1        []hierarchy // set in v1 and hybrid mode only
+}
+
+// hierarchy is one mounted cgroup hierarchy.
+type hierarchy struct {
+	mountpoint  string
+	root        string   // what of the hierarchy is mounted there; "/" unless a container or cgroup namespace is around us
+	controllers []string // v1: those mounted together, or "name=<x>"
+}
+
+const defaultMountpoint = "/sys/fs/cgroup"
+
+// v1Controllers are the controllers that a v1 mount can name among its options. Every one gets a directory in
+// Create, also those that this package has no other use for, as OCI runtimes do.
+var v1Controllers = []string{
+	"blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc", "net_cls", "net_prio",
+	"perf_event", "pids", "rdma",
+}
+
+// hostLayout is the layout of this host. Mounts do not change under a running shim, and the shim never changes its
+// mount namespace, so that it is looked up once.
+var hostLayout = sync.OnceValues(func() (*layout, error) {
+	mounts, err := readFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("cannot find cgroup mounts: %w", err)
+	}
+	var st unix.Statfs_t
+	err = unix.Statfs(defaultMountpoint, &st)
+	l, err := newLayout(mounts, err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC)
+	if err != nil {
+		return nil, err
+	}
+	l.proc = "/proc"
+	l.hugepages = hugepageSizes("/sys/kernel/mm/hugepages")
+	return l, nil
+})
+
+// newLayout decides from the text of a mountinfo file, and from whether /sys/fs/cgroup is a cgroup2 mount itself.
+// Hybrid is v1: there, the cgroup2 mount is systemd's own, for tracking, and other software leaves processes where
+// they are in it.
+func newLayout(mountinfo string, unified bool) (*layout, error) {
+	l := &layout{}
+	for line := range strings.Lines(mountinfo) {
+		m, ok := parseMount(line)
+		switch {
+		case !ok:
+		case m.fstype == "cgroup2":
+			if l.unified == nil || m.mountpoint == defaultMountpoint {
+				l.unified = &hierarchy{mountpoint: m.mountpoint, root: m.root}
+			}
+		case m.fstype == "cgroup":
+			l.addV1(m)
+		}
+	}
+	hasController := func(h hierarchy) bool { return !strings.HasPrefix(h.controllers[0], "name=") }
+	switch {
+	case unified && l.unified != nil:
+		l.v1 = nil
+	case slices.ContainsFunc(l.v1, hasController):
+		l.unified = nil
+	case l.unified != nil:
+		l.v1 = nil
+	default:
+		return nil, fmt.Errorf("cannot find cgroup mounts: no hierarchy with controllers is mounted: %w", errdefs.ErrNotImplemented)
+	}
+	return l, nil
+}
+
+// addV1 adds a v1 mount, if it names controllers. A hierarchy can be mounted more than once, for example in the root
+// file systems of containers; the mount below /sys/fs/cgroup wins, else the first.
+func (l *layout) addV1(m mount) {
+	h := hierarchy{mountpoint: m.mountpoint, root: m.root}
+	for opt := range strings.SplitSeq(m.options, ",") {
+		if slices.Contains(v1Controllers, opt) || strings.HasPrefix(opt, "name=") {
+			h.controllers = append(h.controllers, opt)
+		}
+	}
+	if len(h.controllers) == 0 {
+		return
+	}
+	i := slices.IndexFunc(l.v1, func(o hierarchy) bool { return slices.Contains(o.controllers, h.controllers[0]) })
+	switch {
+	case i < 0:
+		l.v1 = append(l.v1, h)
+	case isDefault(h.mountpoint) && !isDefault(l.v1[i].mountpoint):
+		l.v1[i] = h
+	}
+}
+
+func isDefault(mountpoint string) bool {
+	return strings.HasPrefix(mountpoint, defaultMountpoint+"/")
+}
+
+// at returns the tree at a clean path below the mount points.
+func (l *layout) at(path string) tree {
+	if l.unified != nil {
+		return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + path, hugepages: l.hugepages}
+	}
+	t := &v1Tree{proc: l.proc, hugepages: l.hugepages}
+	for _, h := range l.v1 {
+		t.groups = append(t.groups, v1Group{root: h.mountpoint, dir: h.mountpoint + path, controllers: h.controllers})
+	}
+	return t
+}
+
+// of returns the tree that a process is in, and a path that stands for it in messages.
+func (l *layout) of(lines []procCgroup) (tree, string, error) {
+	errRoot := fmt.Errorf("it is in the root cgroup, or outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
+	if l.unified != nil {
+		for _, line := range lines {
+			if !line.unified() {
+				continue
+			}
+			if line.deleted {
+				return nil, "", fmt.Errorf("%s is removed: %w", line.path, errdefs.ErrNotFound)
+			}
+			if below, ok := l.unified.below(line.path); ok {
+				return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + below, hugepages: l.hugepages}, below, nil
+			}
+		}
+		return nil, "", errRoot
+	}
+	t := &v1Tree{proc: l.proc, hugepages: l.hugepages}
+	paths := make(map[string]string)
+	for _, h := range l.v1 {
+		for _, line := range lines {
+			if line.deleted || !slices.Contains(line.controllers, h.controllers[0]) {
+				continue
+			}
+			if below, ok := h.below(line.path); ok {
+				g := v1Group{root: h.mountpoint, dir: h.mountpoint + below, controllers: h.controllers}
+				t.groups = append(t.groups, g)
+				paths[g.dir] = below
+			}
+		}
+	}
+	if len(t.groups) == 0 {
+		return nil, "", errRoot
+	}
+	return t, paths[t.procs()], nil
+}
+
+// below translates a path of /proc/<pid>/cgroup into one below the mount point. Both that path and the mount's root
+// are relative to the root of our cgroup namespace; either begins with "/.." where it lies outside
+// (cgroup_namespaces(7)), so that they are compared as they are, not cleaned. False if the path is not below the
+// mount point, or is the mounted root itself.
+func (h *hierarchy) below(path string) (string, bool) {
+	rest := path
+	if h.root != "/" {
+		var ok bool
+		if rest, ok = strings.CutPrefix(path, h.root); !ok {
+			return "", false
+		}
+	}
+	if rest == "" || rest == "/" || rest[0] != '/' || slices.Contains(strings.Split(rest, "/"), "..") {
+		return "", false
+	}
+	return rest, true
+}

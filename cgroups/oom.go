@@ -1,0 +1,209 @@
+package cgroups
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// WatchOOM calls f once for each process that the kernel's OOM killer kills in the cgroup, or below it, from now on.
+// The calls come one after the other, from a goroutine of the watch's own. The removal of the cgroup is not reported.
+//
+// An idle watch costs a sleeping goroutine and its descriptors, one on v1, three on v2; no thread and no inotify
+// instance, of which a user has 128 by default.
+//
+// stop ends the watch and releases it. It may be called from f and more than once. It does not wait for an f that is
+// running; no call begins after it has returned, but for one that was about to.
+//
+// A host without the memory controller is ErrNotImplemented, a cgroup that is gone ErrNotFound.
+func (c *Cgroup) WatchOOM(f func()) (stop func(), err error) {
+	stop, err = c.tree.watchOOM(f)
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch cgroup %s for out of memory: %w", c.path, notFound(err))
+	}
+	return stop, nil
+}
+
+// oomWatch reports the growth of a count of kills.
+type oomWatch struct {
+	report  func()
+	count   func() (uint64, error)
+	last    uint64
+	stopped chan struct{}
+}
+
+// check reports what was added to the count since the last check, and returns how much that was.
+func (w *oomWatch) check() (uint64, error) {
+	now, err := w.count()
+	if err != nil {
+		return 0, err
+	}
+	var added uint64
+	if now > w.last {
+		added = now - w.last
+	}
+	w.last = now
+	w.reportTimes(added)
+	return added, nil
+}
+
+func (w *oomWatch) reportTimes(n uint64) {
+	for range n {
+		select {
+		case <-w.stopped:
+			return
+		default:
+			w.report()
+		}
+	}
+}
+
+// watchOOM uses the eventfd that cgroup.event_control ties to memory.oom_control (cgroup-v1/memory.rst, "OOM
+// Control"). See v1OOM for what its signals are worth.
+func (t *v1Tree) watchOOM(f func()) (func(), error) {
+	dir := t.dir("memory")
+	if dir == "" {
+		return nil, errNoMemory
+	}
+	w := &v1OOM{oomWatch: oomWatch{report: f, stopped: make(chan struct{})}}
+	w.count = func() (uint64, error) { return v1Kills(dir) }
+	var err error
+	if w.last, err = w.count(); errors.Is(err, errNoKillCount) {
+		w.count = nil
+	} else if err != nil {
+		return nil, err
+	}
+	if w.event, err = registerOOM(dir); err != nil {
+		return nil, err
+	}
+	w.exists = func() bool { return exists(filepath.Join(dir, "memory.oom_control")) }
+	go w.run()
+	return sync.OnceFunc(func() {
+		close(w.stopped)
+		_ = w.event.Close()
+	}), nil
+}
+
+var errNoMemory = fmt.Errorf("the memory controller is not there: %w", errdefs.ErrNotImplemented)
+
+// registerOOM returns an eventfd that the kernel signals, read through Go's poller.
+func registerOOM(dir string) (*os.File, error) {
+	eventfd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make eventfd: %w", err)
+	}
+	event := os.NewFile(uintptr(eventfd), "oom eventfd")
+	control, err := openFile(filepath.Join(dir, "memory.oom_control"), unix.O_RDONLY)
+	if err == nil {
+		// The kernel needs the descriptor only to see which file is meant.
+		defer unix.Close(control)
+		err = writeFile(filepath.Join(dir, "cgroup.event_control"), fmt.Sprintf("%d %d", eventfd, control))
+	}
+	if err != nil {
+		_ = event.Close()
+		return nil, err
+	}
+	return event, nil
+}
+
+// v1OOM waits on an eventfd. The kernel signals it
+//   - when the cgroup is out of memory, before it kills;
+//   - when a cgroup above is, whose victim may be anywhere in it (mem_cgroup_oom_notify, mm/memcontrol-v1.c);
+//   - once when the cgroup is removed, after its files are gone (memcg_event_remove, css_clear_dir).
+//
+// So a signal is only the reason to watch the count of kills, for as long as a kill may take.
+type v1OOM struct {
+	oomWatch
+	event  *os.File
+	exists func() bool
+}
+
+// settle is the time, in steps that double, from an OOM signal to where no kill is expected any more. A kill that
+// takes longer is reported with the next signal.
+const (
+	firstSettle = time.Millisecond
+	lastSettle  = time.Second
+)
+
+func (w *v1OOM) run() {
+	defer w.event.Close()
+	// A kill between the first count and the registration has no signal.
+	if w.count != nil {
+		if _, err := w.check(); err != nil {
+			return
+		}
+	}
+	var buf [8]byte
+	for {
+		if _, err := w.event.Read(buf[:]); err != nil {
+			return
+		}
+		if !w.signalled(binary.NativeEndian.Uint64(buf[:])) {
+			return
+		}
+	}
+}
+
+// signalled handles n signals; false if the cgroup is gone.
+func (w *v1OOM) signalled(n uint64) bool {
+	if w.count == nil {
+		return w.signalledUncounted(n)
+	}
+	var reported uint64
+	for delay := firstSettle; ; delay *= 2 {
+		added, err := w.check()
+		reported += added
+		if err != nil {
+			if absent(err) && n > 1 && reported == 0 {
+				// One signal was the removal; the others were not, and had no time to be counted.
+				w.reportTimes(1)
+			}
+			return false
+		}
+		if reported >= n || delay > lastSettle {
+			return true
+		}
+		select {
+		case <-w.stopped:
+			return false
+		case <-time.After(delay):
+		}
+	}
+}
+
+// signalledUncounted is for kernels that do not count kills (before 4.13): a signal to a cgroup that exists counts.
+func (w *v1OOM) signalledUncounted(n uint64) bool {
+	if w.exists() {
+		w.reportTimes(n)
+		return true
+	}
+	w.reportTimes(n - 1)
+	return false
+}
+
+var errNoKillCount = errors.New("memory.oom_control has no oom_kill")
+
+// v1Kills sums the kills of a cgroup and of those below: on v1, each counts its own.
+func v1Kills(dir string) (uint64, error) {
+	var sum uint64
+	err := walk(dir, func(dir string) error {
+		text, err := readFile(filepath.Join(dir, "memory.oom_control"))
+		if err != nil {
+			return err
+		}
+		kills, ok, err := keyedValue(text, "oom_kill")
+		if err == nil && !ok {
+			err = errNoKillCount
+		}
+		sum += kills
+		return err
+	})
+	return sum, err
+}

@@ -1,0 +1,137 @@
+package cgroups
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchOOM polls memory.events, whose oom_kill counts the kills of the cgroup and of all below (cgroup-v2.rst), and
+// cgroup.events, which changes when the last process is gone: the kernel holds back changes of memory.events that
+// follow each other within 10ms, and the cgroup may be removed before that.
+func (t *v2Tree) watchOOM(f func()) (func(), error) {
+	if !exists(filepath.Join(t.dir, "memory.events")) && exists(filepath.Join(t.dir, "cgroup.events")) {
+		return nil, errNoMemory
+	}
+	p, err := newPriorityPoll(filepath.Join(t.dir, "memory.events"), filepath.Join(t.dir, "cgroup.events"))
+	if err != nil {
+		return nil, err
+	}
+	return p.watch(func() (uint64, error) { return v2Kills(p) }, f)
+}
+
+// watch calls f for what is added to a count, which it takes anew whenever one of the files changes. It ends when the
+// count fails, as it does once the cgroup is gone, or by stop.
+func (p *priorityPoll) watch(count func() (uint64, error), f func()) (stop func(), err error) {
+	w := &oomWatch{report: f, count: count, stopped: make(chan struct{})}
+	if w.last, err = w.count(); err != nil {
+		p.close()
+		return nil, err
+	}
+	go func() {
+		defer p.close()
+		for p.wait() == nil {
+			if _, err := w.check(); err != nil {
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		close(w.stopped)
+		p.interrupt()
+	}), nil
+}
+
+func v2Kills(p *priorityPoll) (uint64, error) {
+	texts, err := p.read()
+	if err != nil {
+		return 0, err
+	}
+	kills, _, err := keyedValue(texts[0], "oom_kill")
+	return kills, err
+}
+
+// priorityPoll waits for changes of cgroup files. The kernel announces them as EPOLLPRI, which Go's poller cannot wait
+// for; but it can wait for an epoll instance that waits for that, as such an instance is readable when it has an event.
+//
+//	Go's poller ──EPOLLIN──► epoll ──EPOLLPRI──► memory.events, cgroup.events
+type priorityPoll struct {
+	epoll *os.File
+	paths []string
+	fds   []int
+}
+
+func newPriorityPoll(paths ...string) (*priorityPoll, error) {
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make epoll instance: %w", err)
+	}
+	p := &priorityPoll{paths: paths}
+	// Only a descriptor that says that it does not block is given to Go's poller.
+	if err := unix.SetNonblock(epfd, true); err != nil {
+		unix.Close(epfd)
+		return nil, fmt.Errorf("cannot make epoll instance: %w", err)
+	}
+	p.epoll = os.NewFile(uintptr(epfd), "cgroup events")
+	for _, path := range paths {
+		fd, err := openFile(path, unix.O_RDONLY)
+		if err != nil {
+			p.close()
+			return nil, err
+		}
+		p.fds = append(p.fds, fd)
+		// Edge-triggered: the files of a removed cgroup have an event for ever.
+		event := unix.EpollEvent{Events: unix.EPOLLPRI | unix.EPOLLET, Fd: int32(fd)}
+		if err := unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+			p.close()
+			return nil, fmt.Errorf("cannot poll %s: %w", path, err)
+		}
+	}
+	return p, nil
+}
+
+// wait returns when a file has changed since it was last read, or with an error after interrupt.
+func (p *priorityPoll) wait() error {
+	conn, err := p.epoll.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var events [2]unix.EpollEvent
+	return conn.Read(func(epfd uintptr) bool {
+		n, err := unix.EpollWait(int(epfd), events[:], 0)
+		return n > 0 || err != nil
+	})
+}
+
+// read returns the contents of the files, through the descriptors that are polled: to the kernel, only that is having
+// seen the change.
+func (p *priorityPoll) read() ([]string, error) {
+	texts := make([]string, len(p.fds))
+	for i, fd := range p.fds {
+		var buf [512]byte
+		n, err := unix.Pread(fd, buf[:], 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: p.paths[i], Err: err}
+		}
+		texts[i] = string(buf[:n])
+	}
+	return texts, nil
+}
+
+// interrupt makes wait return, now and from now on.
+func (p *priorityPoll) interrupt() {
+	_ = p.epoll.Close()
+}
+
+// close releases all descriptors. It is for the goroutine that reads: closing a descriptor under a read could let
+// the read hit another's file.
+func (p *priorityPoll) close() {
+	p.interrupt()
+	for _, fd := range p.fds {
+		unix.Close(fd)
+	}
+	p.fds = nil
+}

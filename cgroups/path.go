@@ -1,0 +1,137 @@
+package cgroups
+
+// Names of cgroups: those of OCI specs, of systemd, of /proc/<pid>/cgroup and of mountinfo.
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// cleanPath makes a cgroupfs path absolute and free of "..". The empty path and the root name no cgroup that could
+// be made or removed, and are refused.
+func cleanPath(p string) (string, error) {
+	clean := path.Clean("/" + p)
+	if clean == "/" {
+		return "", fmt.Errorf("cannot use cgroup path %q: it names no cgroup: %w", p, errdefs.ErrInvalidArgument)
+	}
+	if slices.Contains(strings.Split(p, "/"), "..") {
+		return "", fmt.Errorf("cannot use cgroup path %q: it leaves its parent: %w", p, errdefs.ErrInvalidArgument)
+	}
+	return clean, nil
+}
+
+// ExpandSystemdPath translates a cgroup path in the systemd form, "slice:prefix:name", into the path of its
+// directory:
+//
+//	kubepods-burstable-pod1.slice:cri-containerd:abc
+//	/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope
+//
+// A dash in a slice's name is a level of the hierarchy; "-.slice" is the root; no slice means system.slice. A name
+// that ends with .slice is the unit's whole name.
+//
+// Sources: systemd.slice(5); OCI runtime-spec, config-linux.md, "Cgroups Path"; runc's docs/systemd.md.
+func ExpandSystemdPath(p string) (string, error) {
+	parts := strings.Split(p, ":")
+	if len(parts) != 3 {
+		return "", fmt.Errorf("cannot use cgroup path %q: it is not of the form slice:prefix:name: %w", p, errdefs.ErrInvalidArgument)
+	}
+	slice, prefix, name := parts[0], parts[1], parts[2]
+	if slice == "" {
+		slice = "system.slice"
+	}
+	dir, err := expandSlice(slice)
+	if err != nil {
+		return "", fmt.Errorf("cannot use cgroup path %q: %w", p, err)
+	}
+	unit := name
+	if !strings.HasSuffix(name, ".slice") {
+		unit = name + ".scope"
+		if prefix != "" {
+			unit = prefix + "-" + unit
+		}
+	}
+	if name == "" || strings.Contains(unit, "/") {
+		return "", fmt.Errorf("cannot use cgroup path %q: invalid unit name %q: %w", p, unit, errdefs.ErrInvalidArgument)
+	}
+	return path.Join(dir, unit), nil
+}
+
+// expandSlice returns the directory of a slice unit: each dash-separated prefix is a slice of its own.
+func expandSlice(slice string) (string, error) {
+	name, ok := strings.CutSuffix(slice, ".slice")
+	if !ok || name == "" || strings.Contains(name, "/") {
+		return "", fmt.Errorf("invalid slice name %q: %w", slice, errdefs.ErrInvalidArgument)
+	}
+	if name == "-" {
+		return "/", nil
+	}
+	levels := strings.Split(name, "-")
+	dir := "/"
+	for i, level := range levels {
+		if level == "" {
+			return "", fmt.Errorf("invalid slice name %q: %w", slice, errdefs.ErrInvalidArgument)
+		}
+		dir = path.Join(dir, strings.Join(levels[:i+1], "-")+".slice")
+	}
+	return dir, nil
+}
+
+// procCgroup is a line of /proc/<pid>/cgroup (cgroups(7)).
+type procCgroup struct {
+	id          int
+	controllers []string // empty for v2
+	path        string
+	deleted     bool // the cgroup was removed, the process is dying in it
+}
+
+func (c *procCgroup) unified() bool {
+	return c.id == 0 && len(c.controllers) == 0
+}
+
+func parseProcCgroup(file, text string) ([]procCgroup, error) {
+	var lines []procCgroup
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		parts := strings.SplitN(line, ":", 3)
+		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") {
+			return nil, fmt.Errorf("cannot parse %s: invalid line %q", file, line)
+		}
+		id, err := strconv.Atoi(parts[0])
+		if err != nil {
+			return nil, fmt.Errorf("cannot parse %s: line %q: %w", file, line, err)
+		}
+		c := procCgroup{id: id}
+		if parts[1] != "" {
+			c.controllers = strings.Split(parts[1], ",")
+		}
+		c.path, c.deleted = strings.CutSuffix(parts[2], " (deleted)")
+		lines = append(lines, c)
+	}
+	return lines, nil
+}
+
+// mount is what is of use of a line of /proc/<pid>/mountinfo (proc_pid_mountinfo(5)).
+type mount struct {
+	root, mountpoint, fstype, options string
+}
+
+// parseMount parses a line; false if it is malformed. Options are those of the superblock, which name v1's
+// controllers.
+func parseMount(line string) (mount, bool) {
+	before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+	fields, tail := strings.Fields(before), strings.Fields(after)
+	if !ok || len(fields) < 6 || len(tail) < 3 {
+		return mount{}, false
+	}
+	return mount{root: unescape(fields[3]), mountpoint: unescape(fields[4]), fstype: tail[0], options: tail[len(tail)-1]}, true
+}
+
+// unescape undoes mountinfo's octal escapes of blank, tab, newline and backslash.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}

@@ -1,0 +1,66 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/containerd/containerd/api/types"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// featuresTypeURL is what containerd's typeurl registry calls the features of
+// an OCI runtime, which are JSON (core/runtime/typeurl.go of 2.4).
+const featuresTypeURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+// printInfo answers -info: what the program is, the runtime options as they
+// were read from stdin (none is allowed), and what the OCI runtime that they
+// choose can do.
+func (c *call) printInfo(ctx context.Context) error {
+	input, err := readInput(c.stdin)
+	if err != nil {
+		return err
+	}
+	info := &types.RuntimeInfo{
+		Name:    c.program.Runtime,
+		Version: &types.RuntimeVersion{Version: c.program.Version, Revision: c.program.Revision},
+	}
+	if len(input) > 0 {
+		info.Options = &anypb.Any{}
+		if err := proto.Unmarshal(input, info.Options); err != nil {
+			return fmt.Errorf("cannot decode standard input: %w", err)
+		}
+	}
+	options, err := DecodeOptions(info.Options)
+	if err != nil {
+		return err
+	}
+	// An OCI runtime need not know the `features` command.
+	if f, err := c.program.Features(ctx, options.BinaryName); err != nil {
+		fmt.Fprintf(c.stderr, "%s: no features: %s\n", c.program.Runtime, err)
+	} else if info.Features, err = encodeFeatures(f); err != nil {
+		return err
+	}
+
+	answer, err := proto.Marshal(info)
+	if err != nil {
+		return fmt.Errorf("cannot encode answer: %w", err)
+	}
+	if _, err := c.stdout.Write(answer); err != nil {
+		return fmt.Errorf("cannot answer: %w", err)
+	}
+	return nil
+}
+
+func encodeFeatures(f *features.Features) (*anypb.Any, error) {
+	if f == nil {
+		return nil, nil
+	}
+	text, err := json.Marshal(f)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode features: %w", err)
+	}
+	return &anypb.Any{TypeUrl: featuresTypeURL, Value: text}, nil
+}

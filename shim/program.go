@@ -1,0 +1,187 @@
+// Package shim is the machinery between containerd and a shim program: how
+// containerd starts, finds, logs, asks and stops a shim process. It knows
+// nothing of containers; those belong to the Program that it runs.
+//
+// containerd calls the same binary in four ways
+// (https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md):
+//
+//	shim [flags] start    bootstrap.go, start.go, spawn.go
+//	  │ answers with the address of the group's shim on stdout; starts that
+//	  │ shim unless it runs already:
+//	  └► shim [flags]     serve.go, log.go, publisher.go
+//	shim [flags] delete   delete.go; after every end of a shim process
+//	shim -info            info.go
+package shim
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+)
+
+// Program is what the machinery needs to know about the program that it runs.
+type Program struct {
+	// Runtime is the runtime type, such as "io.containerd.pause.v2". It opens
+	// every error message.
+	Runtime string
+
+	// Version and Revision are shown by -v and -info.
+	Version, Revision string
+
+	// GroupAnnotations are the annotations of a container's spec that name
+	// the group whose members share one shim process, in order of precedence.
+	// A container with none of them is a group of its own.
+	GroupAnnotations []string
+
+	// Serve registers the services of a shim process that starts, on
+	// Process.Server. It must not block. What it returns is called once, when
+	// the process ends and before its last events are flushed; it may be nil.
+	// ctx lasts as long as the process.
+	Serve func(ctx context.Context, p *Process) (stop func(), err error)
+
+	// Delete removes what a dead shim left of a container or sandbox, and
+	// says how that ended. Nothing may be left to remove: containerd asks
+	// after every end of a shim, normal ones included. What it logs below the
+	// level of a warning is not shown, unless -debug is given.
+	Delete func(ctx context.Context, r DeleteRequest) (Exit, error)
+
+	// Features returns what `features` of an OCI runtime prints. binary is a
+	// path or a name, or "" for the program's default.
+	Features func(ctx context.Context, binary string) (*features.Features, error)
+}
+
+// Process is a shim process that serves.
+type Process struct {
+	Namespace string // containerd namespace
+	ID        string // of the container or sandbox for which the process was started
+	Bundle    string // absolute path of that one's bundle, the working directory
+	Debug     bool   // debug messages are logged
+
+	Server *ttrpc.Server // to register services on
+	Events *Publisher    // to containerd
+
+	// Shutdown asks the process to end. It returns at once, so that the RPC
+	// which calls it is still answered. It may be called many times.
+	Shutdown func()
+}
+
+// DeleteRequest says of what the remains are to be removed.
+type DeleteRequest struct {
+	Namespace string // containerd namespace
+	ID        string // of the container or sandbox
+	Bundle    string // absolute path of its bundle
+}
+
+// Exit is how a container or sandbox ended.
+type Exit struct {
+	Pid    uint32    // 0 if it is not known
+	Status uint32    // as a shell has it: 128 + n for signal n
+	At     time.Time // zero if it is not known
+}
+
+// Run does what containerd's command line asks of the program, and returns the
+// exit code of the process. args are without the name of the program. An error
+// is printed to stderr as "<runtime>: <error>".
+//
+// Run may be called on any goroutine; it locks no thread and takes no SIGCHLD.
+func Run(ctx context.Context, p *Program, args []string) int {
+	c := &call{program: p, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	err := c.run(ctx, args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%s: %s\n", p.Runtime, err)
+		return 1
+	}
+	return 0
+}
+
+// call is one call of the binary.
+type call struct {
+	program *Program
+	flags
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// flags is the command line, which has been the same in all versions of
+// containerd since 1.4 (core/runtime/v2/command.go of 2.4).
+type flags struct {
+	namespace string
+	id        string
+	address   string // gRPC address of containerd
+	bundle    string // for delete
+	socket    string // path to serve on, instead of the inherited listener
+	debug     bool
+	version   bool
+	info      bool
+	action    string
+}
+
+func (c *call) run(ctx context.Context, args []string) error {
+	if err := c.parse(args, c.stderr); err != nil {
+		return err
+	}
+	switch {
+	case c.version:
+		return c.printVersion()
+	case c.info:
+		return c.printInfo(ctx)
+	case c.namespace == "":
+		return errors.New("no containerd namespace: -namespace is missing")
+	case c.id == "":
+		return errors.New("no container or sandbox id: -id is missing")
+	}
+	switch c.action {
+	case "start":
+		return c.start()
+	case "delete":
+		return c.delete(ctx)
+	case "":
+		return c.serve(ctx)
+	}
+	return fmt.Errorf("unknown action %q: want start, delete, or none to serve", c.action)
+}
+
+func (f *flags) parse(args []string, usage io.Writer) error {
+	var ignored string
+	set := flag.NewFlagSet(filepath.Base(os.Args[0]), flag.ContinueOnError)
+	// The flag package would print each error a second time, with the whole
+	// usage; containerd puts all of it into one line of an error message.
+	set.SetOutput(io.Discard)
+	set.BoolVar(&f.debug, "debug", false, "log debug messages")
+	set.BoolVar(&f.version, "v", false, "show the version and exit")
+	set.BoolVar(&f.version, "version", false, "show the version and exit")
+	set.BoolVar(&f.info, "info", false, "read runtime options from stdin, write RuntimeInfo to stdout, and exit")
+	set.StringVar(&f.namespace, "namespace", "", "containerd namespace")
+	set.StringVar(&f.id, "id", "", "id of the container or sandbox")
+	set.StringVar(&f.socket, "socket", "", "path of the socket to serve on")
+	set.StringVar(&f.bundle, "bundle", "", "path of the bundle, if it is not the working directory")
+	set.StringVar(&f.address, "address", "", "gRPC address of containerd")
+	set.StringVar(&ignored, "debug-socket", "", "accepted and ignored: there is no debug server")
+	set.StringVar(&ignored, "publish-binary", "", "accepted and ignored: events go to $"+ttrpcAddressEnv)
+	err := set.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		set.SetOutput(usage)
+		set.Usage()
+	}
+	f.action = set.Arg(0)
+	return err
+}
+
+// printVersion writes in the form of the stock shim, which tools parse.
+func (c *call) printVersion() error {
+	_, err := fmt.Fprintf(c.stdout, "%s:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n\n",
+		filepath.Base(os.Args[0]), c.program.Version, c.program.Revision, runtime.Version())
+	return err
+}

@@ -1,0 +1,131 @@
+package shim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// programEnv makes the test binary the shim program: start spawns the binary
+// that it is, so that the tests need a real one.
+const programEnv = "SHIM_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programEnv) != "" {
+		os.Exit(Run(context.Background(), testProgram, os.Args[1:]))
+	}
+	// Servers are orphans once start has ended; only a subreaper can wait for them.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
+const groupAnnotation = "org.example.group"
+
+var testProgram = &Program{
+	Runtime:          "io.containerd.test.v2",
+	Version:          "1.2.3",
+	Revision:         "abcdef",
+	GroupAnnotations: []string{"org.example.first", groupAnnotation},
+	Serve: func(_ context.Context, p *Process) (func(), error) {
+		if os.Getenv(programEnv) == "fail" {
+			return nil, errors.New("serve fails on demand")
+		}
+		p.Server.RegisterService("test.Shim", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+			"Do": func(_ context.Context, unmarshal func(any) error) (any, error) {
+				var verb wrapperspb.StringValue
+				if err := unmarshal(&verb); err != nil {
+					return nil, err
+				}
+				return wrapperspb.String(do(p, verb.Value)), nil
+			},
+		}})
+		return func() { p.Events.Publish("/test/stop", &eventsapi.TaskStart{ContainerID: p.ID}) }, nil
+	},
+	Delete: func(_ context.Context, r DeleteRequest) (Exit, error) {
+		text := fmt.Sprintf("%s %s %s", r.Namespace, r.ID, r.Bundle)
+		return Exit{Pid: 42, Status: 137, At: time.Unix(1700000000, 5)}, os.WriteFile(r.Bundle+"/deleted", []byte(text), 0o600)
+	},
+	Features: func(_ context.Context, binary string) (*features.Features, error) {
+		if binary == "/no/features" {
+			return nil, errors.New("no such command")
+		}
+		return &features.Features{OCIVersionMin: "1.0.0", Annotations: map[string]string{"binary": binary}}, nil
+	},
+}
+
+// do runs a verb of the test service in the server.
+func do(p *Process, verb string) string {
+	switch verb {
+	case "pid":
+		return fmt.Sprint(os.Getpid())
+	case "process":
+		return fmt.Sprintf("%s %s %s %t", p.Namespace, p.ID, p.Bundle, p.Debug)
+	case "environment":
+		return strings.Join(os.Environ(), "\n")
+	case "heap":
+		return fmt.Sprint(reflect.ValueOf(p.Events).Pointer())
+	case "log":
+		for i := range 5000 {
+			log.L.Infof("message %d, one of more than a pipe holds", i)
+		}
+	case "publish":
+		p.Events.Publish("/test/publish", &eventsapi.TaskStart{ContainerID: p.ID, Pid: 7})
+	case "shutdown":
+		p.Shutdown()
+		p.Shutdown()
+	}
+	return "done"
+}
+
+func TestCallsThatAreRefused(t *testing.T) {
+	for _, tc := range []struct {
+		args string
+		want string
+	}{
+		{"-id c1 start", "-namespace is missing"},
+		{"-namespace ns start", "-id is missing"},
+		{"-namespace ns -id c1 strat", `unknown action "strat"`},
+		{"-no-such-flag", "no-such-flag"},
+	} {
+		t.Run(tc.args, func(t *testing.T) {
+			var out bytes.Buffer
+			c := &call{program: testProgram, stdin: strings.NewReader(""), stdout: &out, stderr: &out}
+			err := c.run(t.Context(), strings.Fields(tc.args))
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got error %v, want one with %q", err, tc.want)
+			}
+			if out.Len() > 0 {
+				t.Errorf("printed %q besides the error", out.String())
+			}
+		})
+	}
+}
+
+func TestVersionHasTheFormOfTheStockShim(t *testing.T) {
+	for _, arg := range []string{"-v", "-version", "--version"} {
+		var out bytes.Buffer
+		c := &call{program: testProgram, stdout: &out}
+		if err := c.run(t.Context(), []string{arg}); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(out.String(), "\n")
+		if len(lines) != 6 || lines[1] != "  Version:  1.2.3" || lines[2] != "  Revision: abcdef" || !strings.HasPrefix(lines[3], "  Go version: go") {
+			t.Errorf("%s printed %q", arg, out.String())
+		}
+	}
+}

@@ -1,0 +1,281 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+const (
+	forwardLimit = 5 * time.Second        // for one attempt to deliver an event
+	minBackoff   = 100 * time.Millisecond // after the first failure
+	maxBackoff   = 2 * time.Second        // doubled up to this, while containerd is away
+	maxRefusals  = 5                      // of one event, before it is dropped
+	linger       = 5 * time.Second        // until an idle connection is closed
+)
+
+// Publisher sends events to containerd in the order in which they are
+// published, and loses none while containerd is away: they wait in memory, of
+// which a shim's few and small events take little. An event may arrive twice,
+// when the connection breaks before containerd's reply.
+//
+// The methods may be called by many goroutines. A goroutine and a connection
+// exist only while there is something to send and for some seconds after.
+type Publisher struct {
+	address   string // of containerd's ttrpc server; "" if there is none
+	namespace string
+
+	// ctx ends when there is no more time for delivering.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	wake    chan struct{} // has room for one: the queue has grown
+	closing chan struct{} // closed by Close
+
+	mu     sync.Mutex        // guards what follows
+	queue  []*types.Envelope // the first is under way
+	ended  chan struct{}     // closed by the goroutine that delivers; nil if none runs
+	closed bool
+	warned bool // that there is no address
+}
+
+func newPublisher(address, namespace string) *Publisher {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Publisher{
+		address:   strings.TrimPrefix(address, unixScheme),
+		namespace: namespace,
+		ctx:       ctx,
+		cancel:    cancel,
+		wake:      make(chan struct{}, 1),
+		closing:   make(chan struct{}),
+	}
+}
+
+// Publish queues event under topic, such as "/tasks/exit", with the present
+// time. It never blocks. Failures are logged: a shim has nobody to tell. After
+// Close it drops the event.
+func (p *Publisher) Publish(topic string, event proto.Message) {
+	value, err := proto.Marshal(event)
+	if err != nil {
+		log.L.WithError(err).WithField("topic", topic).Error("cannot encode event")
+		return
+	}
+	envelope := &types.Envelope{
+		Timestamp: timestamppb.Now(),
+		Namespace: p.namespace,
+		Topic:     topic,
+		// containerd's type URLs have no host (typeurl.TypeURL).
+		Event: &anypb.Any{TypeUrl: string(event.ProtoReflect().Descriptor().FullName()), Value: value},
+	}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		log.L.WithField("topic", topic).Warn("event comes too late and is dropped")
+	case p.address == "":
+		if !p.warned {
+			log.L.Warnf("events are dropped: %s is not set", ttrpcAddressEnv)
+			p.warned = true
+		}
+	default:
+		p.queue = append(p.queue, envelope)
+		if p.ended == nil {
+			p.ended = make(chan struct{})
+			go p.run(p.ended)
+		}
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Close waits until all events are delivered or ctx ends, and logs how many
+// are lost. No event is accepted any more.
+func (p *Publisher) Close(ctx context.Context) {
+	p.mu.Lock()
+	ended := p.ended
+	if !p.closed {
+		p.closed = true
+		close(p.closing)
+	}
+	p.mu.Unlock()
+
+	if ended != nil {
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			p.cancel()
+			<-ended
+		}
+	}
+	p.cancel()
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.queue); n > 0 {
+		log.L.WithField("events", n).Error("events are lost: containerd did not take them in time")
+		p.queue = nil
+	}
+}
+
+// run delivers the queue until it has been empty for some time.
+func (p *Publisher) run(ended chan struct{}) {
+	defer close(ended)
+	c := daemon{address: p.address}
+	defer c.close()
+	for {
+		if e := p.first(); e != nil {
+			if !p.deliver(&c, e) {
+				return
+			}
+			p.removeFirst()
+			continue
+		}
+		idle := time.NewTimer(linger)
+		select {
+		case <-p.wake:
+			idle.Stop()
+			continue
+		case <-idle.C:
+		case <-p.closing:
+		}
+		idle.Stop()
+		if p.retire() {
+			return
+		}
+	}
+}
+
+func (p *Publisher) first() *types.Envelope {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) == 0 {
+		return nil
+	}
+	return p.queue[0]
+}
+
+func (p *Publisher) removeFirst() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue[0] = nil
+	if p.queue = p.queue[1:]; len(p.queue) == 0 {
+		p.queue = nil
+	}
+}
+
+// retire says whether the delivering goroutine may end: no event has come
+// while it decided to. The next event starts another.
+func (p *Publisher) retire() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) > 0 {
+		return false
+	}
+	p.ended = nil
+	return true
+}
+
+// deliver tries until containerd has taken e, or has refused it for good: then
+// it must not hold up those behind it. It returns false if time is up.
+func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
+	backoff, refusals := minBackoff, 0
+	for {
+		stale := c.client != nil // It may be from before a restart of containerd.
+		err := c.forward(p.ctx, e)
+		if err == nil {
+			return true
+		}
+		if p.ctx.Err() != nil {
+			return false
+		}
+		entry := log.L.WithError(err).WithField("topic", e.Topic)
+		if isRefusal(err) {
+			if refusals++; refusals == maxRefusals {
+				entry.Error("containerd refuses event, it is dropped")
+				return true
+			}
+		} else {
+			c.close()
+			if stale {
+				continue
+			}
+		}
+		if backoff == minBackoff {
+			entry.Warn("cannot deliver event, will try again")
+		}
+		if !sleep(p.ctx, backoff) {
+			return false
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// sleep returns false if ctx ends before d is over.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// isRefusal says whether containerd itself has answered err to an event, so
+// that another connection would be of no use.
+func isRefusal(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok {
+		return false
+	}
+	switch s.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return false
+	}
+	return true
+}
+
+// daemon is the connection to containerd's event service.
+type daemon struct {
+	address string
+	client  *ttrpc.Client // nil if not connected
+}
+
+func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
+	ctx, cancel := context.WithTimeout(ctx, forwardLimit)
+	defer cancel()
+	if d.client == nil {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "unix", d.address)
+		if err != nil {
+			return fmt.Errorf("cannot connect to containerd: %w", err)
+		}
+		d.client = ttrpc.NewClient(conn)
+	}
+	_, err := eventsapi.NewTTRPCEventsClient(d.client).Forward(ctx, &eventsapi.ForwardRequest{Envelope: e})
+	return err
+}
+
+func (d *daemon) close() {
+	if d.client != nil {
+		d.client.Close()
+		d.client = nil
+	}
+}

@@ -1,0 +1,218 @@
+package shim
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// defaultSocketDir is where every containerd before 2.3 expects shims,
+	// and later ones unless they name another directory.
+	defaultSocketDir = "/run/containerd/s"
+
+	// maxSocketPath is the limit of the stock shim. The kernel's is 107 bytes
+	// and a NUL (unix(7), sun_path).
+	maxSocketPath = 106
+
+	unixScheme = "unix://"
+
+	// addressFile in the bundle holds the address of the shim that serves the
+	// bundle's container, without a newline. containerd up to 1.7 reads it to
+	// find shims after its own restart (loadShim in runtime/v2/shim.go), and
+	// `delete` to find the socket that a killed shim left.
+	addressFile = "address"
+)
+
+// socketAddress returns the address of the shim of a group, computed as the
+// stock shim computes it (CreateSocketAddress in containerd's
+// pkg/shim/util_unix.go), because tools find shims that way.
+func socketAddress(dir, grpcAddress, namespace, group string) string {
+	sum := sha256.Sum256([]byte(filepath.Join(grpcAddress, namespace, group)))
+	return fmt.Sprintf("%s%s/%x", unixScheme, dir, sum)
+}
+
+// claimSocket binds the socket of a group and listens on it. It returns nil
+// and no error if another process listens there: that one is the group's shim,
+// even if it only just began and has not called accept yet.
+//
+// The directory is locked in between. Otherwise of two that find the same
+// stale socket, the slower would remove what the faster has just bound.
+func claimSocket(path string) (*net.UnixListener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("cannot listen on %s: the path has %d bytes, %d are allowed", path, len(path), maxSocketPath)
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot create socket directory: %w", err)
+	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+
+	l, err := listen(path)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return l, err
+	}
+	alive, err := isServed(path)
+	if err != nil || alive {
+		return nil, err
+	}
+	if err := unlinkSocket(path); err != nil {
+		return nil, err
+	}
+	return listen(path)
+}
+
+// removeStaleSocket removes the socket at path unless a process listens on it.
+func removeStaleSocket(path string) error {
+	unlock, err := lockDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if alive, err := isServed(path); err != nil || alive {
+		return err
+	}
+	return unlinkSocket(path)
+}
+
+// removeSocket removes a socket that the caller itself listens on: nobody can
+// have replaced it meanwhile.
+func removeSocket(path string) error {
+	unlock, err := lockDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return unlinkSocket(path)
+}
+
+// lockDir takes the lock that orders the making and removing of the sockets in
+// dir. It is on the directory itself, so no lock file is left behind, and the
+// kernel releases it if the holder dies.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock socket directory: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot lock socket directory %s: %w", dir, err)
+	}
+	return func() {
+		// Explicitly, because a process forked at this moment shares the open
+		// file, and thereby the lock, until it execs.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
+	}, nil
+}
+
+// listen binds path for the owner only. The mode is set before bind, which
+// takes it over for the new file; after bind others would have had a moment to
+// connect.
+func listen(path string) (*net.UnixListener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	l, err := config.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen: %w", err)
+	}
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false) // The socket outlives the process that made it.
+	return u, nil
+}
+
+// isServed says whether a process listens on the socket at path.
+func isServed(path string) (bool, error) {
+	conn, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		conn.Close()
+		return true, nil
+	case errors.Is(err, syscall.EAGAIN): // Its backlog is full (connect(2)).
+		return true, nil
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
+		return false, nil
+	}
+	return false, fmt.Errorf("cannot probe shim socket: %w", err)
+}
+
+// unlinkSocket removes the socket at path, if there is one. It refuses what is
+// no socket: that is not ours.
+func unlinkSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && info.Mode().Type() != fs.ModeSocket {
+		err = fmt.Errorf("%s is not a socket", path)
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove shim socket: %w", err)
+	}
+	return nil
+}
+
+// writeAddress records address in the bundle, whole or not at all.
+func writeAddress(bundle, address string) error {
+	path := filepath.Join(bundle, addressFile)
+	temporary := filepath.Join(bundle, "."+addressFile)
+	err := os.WriteFile(temporary, []byte(address), 0o600)
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		os.Remove(temporary)
+		return fmt.Errorf("cannot record shim address: %w", err)
+	}
+	return nil
+}
+
+// readAddress returns the path of the socket that is recorded in the bundle,
+// or "" if none is.
+func readAddress(bundle string) (path string, err error) {
+	address, err := os.ReadFile(filepath.Join(bundle, addressFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot read shim address: %w", err)
+	}
+	path, ok := strings.CutPrefix(string(address), unixScheme)
+	if !ok || !filepath.IsAbs(path) {
+		return "", fmt.Errorf("cannot read shim address: %q in %s is no socket path", address, filepath.Join(bundle, addressFile))
+	}
+	return path, nil
+}

@@ -1,0 +1,120 @@
+package shim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/containerd/log"
+)
+
+// start answers with the address of the shim that serves the group of the
+// container whose bundle is the working directory, after starting that shim if
+// it does not run.
+func (c *call) start() error {
+	// containerd reads stdout and stderr through one pipe and takes all of it
+	// for the answer (binary.Start in core/runtime/v2/binary.go).
+	log.L.Logger.SetOutput(io.Discard)
+
+	b, err := c.readBootstrap()
+	if err != nil {
+		return err
+	}
+	group, err := groupOf(specFile, c.program.GroupAnnotations)
+	if err != nil {
+		return err
+	}
+	if group == "" {
+		group = c.id
+	}
+	address := socketAddress(b.socketDir, b.grpcAddress, c.namespace, group)
+	reply, err := b.answer.encode(address)
+	if err != nil {
+		return fmt.Errorf("cannot encode answer: %w", err)
+	}
+
+	listener, err := claimSocket(strings.TrimPrefix(address, unixScheme))
+	if err != nil {
+		return err
+	}
+	undo := func() {}
+	if listener != nil {
+		if undo, err = c.startServer(b, listener); err != nil {
+			return err
+		}
+	}
+	err = writeAddress(".", address)
+	if err == nil {
+		_, err = c.stdout.Write(reply)
+	}
+	if err != nil {
+		undo()
+		return fmt.Errorf("cannot answer: %w", err)
+	}
+	return nil
+}
+
+// startServer starts the shim that serves on listener. undo ends it again and
+// removes its socket; when startServer fails, that has been done.
+func (c *call) startServer(b *bootstrap, listener *net.UnixListener) (undo func(), err error) {
+	defer listener.Close() // The server has its own.
+	path := listener.Addr().String()
+
+	cmd, err := c.spawn(b, listener)
+	if err != nil {
+		_ = removeSocket(path)
+		return nil, err
+	}
+	undo = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = removeSocket(path)
+	}
+	if cgroup := b.options.ShimCgroup; cgroup != "" {
+		err = joinCgroup(cgroup, cmd.Process.Pid)
+	}
+	if err == nil {
+		err = adjustOOMScore(cmd.Process.Pid)
+	}
+	if err != nil {
+		undo()
+		return nil, err
+	}
+	return undo, nil
+}
+
+// specFile is the OCI spec in a bundle.
+const specFile = "config.json"
+
+// groupOf returns the value of the first of annotations that the spec at path
+// has, or "" if it has none. A sandbox of the Sandbox API may be without a
+// spec (NewBundle in core/runtime/v2/bundle.go of containerd 2.4).
+func groupOf(path string, annotations []string) (string, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot read spec: %w", err)
+	}
+	defer f.Close()
+
+	// Only the annotations: the decoder skips the rest without storing it.
+	var spec struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.NewDecoder(f).Decode(&spec); err != nil {
+		return "", fmt.Errorf("cannot decode spec %s: %w", path, err)
+	}
+	for _, name := range annotations {
+		if group, ok := spec.Annotations[name]; ok {
+			return group, nil
+		}
+	}
+	return "", nil
+}
