@@ -115,8 +115,7 @@ func (s *signaller) isNew(pid int) bool { return !s.seen[pid] }
 func (s *signaller) round(pids []int) ([]int, error) {
 	todo := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return s.seen[pid] })
 	for batch := range slices.Chunk(todo, maxHandles) {
-		var err error
-		if pids, err = s.batch(batch); err != nil {
+		if err := s.batch(batch); err != nil {
 			return nil, err
 		}
 	}
@@ -124,9 +123,10 @@ func (s *signaller) round(pids []int) ([]int, error) {
 }
 
 // batch pins processes, looks again which pids are in the cgroup, and signals the processes that were pinned by them.
-func (s *signaller) batch(batch []int) (members []int, err error) {
+func (s *signaller) batch(batch []int) error {
 	handles := make([]int, len(batch))
 	for i, pid := range batch {
+		var err error
 		if handles[i], err = unix.PidfdOpen(pid, 0); err != nil {
 			handles[i] = -1
 		}
@@ -140,29 +140,30 @@ func (s *signaller) batch(batch []int) (members []int, err error) {
 			return s.batchByPid(batch)
 		}
 	}
-	if members, err = s.list(); err != nil {
-		return nil, err
+	members, err := s.list()
+	if err != nil {
+		return err
 	}
 	for i, pid := range batch {
 		if handles[i] >= 0 && slices.Contains(members, pid) {
 			s.record(pid, unix.PidfdSendSignal(handles[i], s.sig, nil, 0))
 		}
 	}
-	return members, nil
+	return nil
 }
 
 // batchByPid is batch for kernels without pidfds.
-func (s *signaller) batchByPid(batch []int) ([]int, error) {
+func (s *signaller) batchByPid(batch []int) error {
 	members, err := s.list()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, pid := range batch {
 		if slices.Contains(members, pid) {
 			s.record(pid, unix.Kill(pid, s.sig))
 		}
 	}
-	return members, nil
+	return nil
 }
 
 // record notes the outcome. A process that was gone is not noted: its pid may be another's, in this cgroup.

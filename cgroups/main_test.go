@@ -178,5 +178,3 @@ func content(t *testing.T, path ...string) string {
 	}
 	return strings.TrimSpace(string(b))
 }
-
-func ptr[T any](v T) *T { return &v }

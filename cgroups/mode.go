@@ -84,6 +84,9 @@ var hostLayout = sync.OnceValues(func() (*layout, error) {
 func newLayout(mountinfo string, unified bool) (*layout, error) {
 	l := &layout{}
 	for line := range strings.Lines(mountinfo) {
+		if !strings.Contains(line, " - cgroup") { // a node has hundreds of other mounts
+			continue
+		}
 		m, ok := parseMount(line)
 		switch {
 		case !ok:

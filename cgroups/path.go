@@ -131,7 +131,11 @@ func parseMount(line string) (mount, bool) {
 	return mount{root: unescape(fields[3]), mountpoint: unescape(fields[4]), fstype: tail[0], options: tail[len(tail)-1]}, true
 }
 
-// unescape undoes mountinfo's octal escapes of blank, tab, newline and backslash.
+// unescape undoes mountinfo's octal escapes of blank, tab, newline and backslash. They are rare, and a replacer is
+// large.
 func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

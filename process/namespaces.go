@@ -33,7 +33,7 @@ func statNamespace(path string) (nsID, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return nsID{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return nsID{uint64(st.Dev), st.Ino}, nil
+	return nsID{st.Dev, st.Ino}, nil
 }
 
 // namespaces are the namespaces of a pod, held by a thread.

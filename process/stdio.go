@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -346,10 +345,35 @@ func closeAll(files ...*os.File) {
 var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
 // copyStream copies until the source ends. A source or destination that fails
-// ends it as well: there is nobody to tell but the process, by EPIPE.
+// ends it as well: there is nobody to tell but the process, by EPIPE. It holds a
+// buffer only while there is something to copy, since most streams are silent
+// most of the time.
 func copyStream(dst, src *os.File) {
-	buf := buffers.Get().(*[16 << 10]byte)
-	defer buffers.Put(buf)
-	// The wrappers hide os.File's ReadFrom and WriteTo, which would not use buf.
-	_, _ = io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+	for waitReadable(src) {
+		buf := buffers.Get().(*[16 << 10]byte)
+		n, err := src.Read(buf[:])
+		if n > 0 {
+			_, werr := dst.Write(buf[:n])
+			err = joinErrors(err, werr)
+		}
+		buffers.Put(buf)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// waitReadable waits until a read from f would not wait, because there is data,
+// the end or an error. It returns false if f was closed.
+func waitReadable(f *os.File) bool {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = conn.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 0)
+		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
+	})
+	return err == nil
 }

@@ -230,14 +230,14 @@ func (t *Task) Checkpoint(ctx context.Context, o CheckpointOptions) error {
 	return nil
 }
 
-// ProcessInfo is a process in a task.
-type ProcessInfo struct {
+// Info is a process in a task.
+type Info struct {
 	Pid    int
 	ExecID string // empty unless it was executed through [Task.Exec]
 }
 
 // Pids lists the task's processes.
-func (t *Task) Pids() ([]ProcessInfo, error) {
+func (t *Task) Pids() ([]Info, error) {
 	pids, err := t.body.pids()
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the processes of task %s: %w", t.ID, err)
@@ -248,9 +248,9 @@ func (t *Task) Pids() ([]ProcessInfo, error) {
 			ids[st.Pid] = e.ID()
 		}
 	}
-	infos := make([]ProcessInfo, len(pids))
+	infos := make([]Info, len(pids))
 	for i, pid := range pids {
-		infos[i] = ProcessInfo{pid, ids[pid]}
+		infos[i] = Info{pid, ids[pid]}
 	}
 	return infos, nil
 }

@@ -381,11 +381,11 @@ func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
 
 // runtimeOptions decodes the options of a runtime, which are those of the stock
 // shim. None at all are valid.
-func runtimeOptions(any *anypb.Any) (process.Options, error) {
+func runtimeOptions(encoded *anypb.Any) (process.Options, error) {
 	var o options.Options
-	if len(any.GetValue()) > 0 {
-		if err := typeurl.UnmarshalTo(any, &o); err != nil {
-			return process.Options{}, fmt.Errorf("cannot decode runtime options of type %q: %w: %w", any.GetTypeUrl(), err, errdefs.ErrInvalidArgument)
+	if len(encoded.GetValue()) > 0 {
+		if err := typeurl.UnmarshalTo(encoded, &o); err != nil {
+			return process.Options{}, fmt.Errorf("cannot decode runtime options of type %q: %w: %w", encoded.GetTypeUrl(), err, errdefs.ErrInvalidArgument)
 		}
 	}
 	return process.Options{

@@ -1,0 +1,81 @@
+# containerd-shim-pause-v2: build, try out, test. `make help` lists the targets.
+
+NAME     := containerd-shim-pause-v2
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+GO       ?= go
+GOARCH   ?= $(shell $(GO) env GOARCH)
+VERSION  ?= $(shell git describe --tags --always --dirty --match 'v[0-9]*' 2>/dev/null || echo unknown)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git diff --quiet HEAD 2>/dev/null || echo .m)
+
+BIN   := $(CURDIR)/bin
+TOOLS := $(BIN)/tools
+
+# no_grpc keeps gRPC out of what is linked: ttrpc imports it only for its status codes.
+TAGS    := no_grpc
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
+ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
+
+# More arguments of go test for the integration tests. Which shims and which OCI
+# runtime they use is said by the environment, see integration/main_test.go.
+ARGS ?=
+
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## show this list
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo 'Variables:'
+	@echo "  PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) GOARCH=$(GOARCH) VERSION=$(VERSION)"
+	@echo "  ARGS='-run TestExec'   arguments of the integration tests"
+
+.PHONY: build
+build: ## build the shim, static, into bin/ (GOARCH=arm64 for another machine)
+	CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/$(NAME) ./cmd/$(NAME)
+
+.PHONY: build-arm64
+build-arm64: ## build the shim for arm64, into bin/arm64/
+	$(MAKE) build GOARCH=arm64 BIN=$(BIN)/arm64
+
+.PHONY: install
+install: build ## install the shim into $(DESTDIR)$(PREFIX)/bin
+	install -D -m 755 $(BIN)/$(NAME) $(DESTDIR)$(PREFIX)/bin/$(NAME)
+
+.PHONY: uninstall
+uninstall: ## remove what install installed
+	rm -f $(DESTDIR)$(PREFIX)/bin/$(NAME)
+
+.PHONY: demo
+demo: setup build ## run the same pod with the stock shim and with this one, side by side (root)
+	@$(GO) run ./integration/demo -path $(BIN):$(TOOLS)
+
+.PHONY: test
+test: setup build unit integration ## run all tests, with the set-up that they need (root)
+
+.PHONY: unit
+unit: ## run the unit tests, with the race detector
+	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS)
+
+.PHONY: integration
+integration: ## run the integration tests only; make setup and make build come before (root)
+	PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 30m $(ARGS) ./integration
+
+.PHONY: lint
+lint: ## check the code with golangci-lint
+	@integration/setup.sh -t $(TOOLS) lint
+	$(TOOLS)/golangci-lint run --build-tags $(TAGS) $(ROOMS)
+	$(TOOLS)/golangci-lint run ./integration/...
+
+.PHONY: setup
+setup: ## install the packages and build the tools that demo and test need (root)
+	@integration/setup.sh -t $(TOOLS) packages tools
+
+.PHONY: tools
+tools: ## build containerd, ctr, its runc shim, crictl and golangci-lint into bin/tools/
+	@integration/setup.sh -t $(TOOLS) tools lint
+
+.PHONY: clean
+clean: ## remove all that was built, but for bin/tools/
+	find $(BIN) -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +
