@@ -181,8 +181,8 @@ func TestSignalledProcessMustStillBeMember(t *testing.T) {
 	pid := cmd.Process.Pid
 	lists := [][]int{{}} // by the second look, the pid has left
 	s := signaller{sig: unix.SIGKILL, seen: make(map[int]bool), list: func() ([]int, error) { return lists[0], nil }}
-	for name, batch := range map[string]func([]int) ([]int, error){"by pidfd": s.batch, "by pid": s.batchByPid} {
-		if _, err := batch([]int{pid}); err != nil || s.failures != nil || s.seen[pid] {
+	for name, batch := range map[string]func([]int) error{"by pidfd": s.batch, "by pid": s.batchByPid} {
+		if err := batch([]int{pid}); err != nil || s.failures != nil || s.seen[pid] {
 			t.Errorf("%s: %v, %v, seen %v", name, err, s.failures, s.seen)
 		}
 	}
@@ -190,7 +190,7 @@ func TestSignalledProcessMustStillBeMember(t *testing.T) {
 		t.Error("a process outside of the cgroup was killed")
 	}
 	lists[0] = []int{pid}
-	if _, err := s.batchByPid([]int{pid}); err != nil || !s.seen[pid] {
+	if err := s.batchByPid([]int{pid}); err != nil || !s.seen[pid] {
 		t.Errorf("a member was not signalled: %v", err)
 	}
 	eventually(t, "the member is dead", func() bool { return isDead(pid) })
