@@ -215,9 +215,12 @@ func openSink(ctx context.Context, path string) (*os.File, error) {
 		}
 		return f, nil
 	}
-	if err := awaitReader(ctx, path); err != nil {
+	writer, err := awaitReader(ctx, path)
+	if err != nil {
 		return nil, fmt.Errorf("cannot open the output: %w", err)
 	}
+	// Not sooner, lest the reader sees a moment without any writer: the end.
+	defer unix.Close(writer)
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the output: %w", err)
@@ -225,24 +228,24 @@ func openSink(ctx context.Context, path string) (*os.File, error) {
 	return f, nil
 }
 
-// awaitReader returns when somebody has opened the fifo for reading. A blocking
-// open would keep a thread; opening with O_NONBLOCK fails with ENXIO until then
-// (fifo(7)).
-func awaitReader(ctx context.Context, path string) error {
+// awaitReader opens the fifo for writing when somebody has opened it for reading.
+// A blocking open would keep a thread; with O_NONBLOCK it fails with ENXIO until
+// then (fifo(7)).
+func awaitReader(ctx context.Context, path string) (fd int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readerTimeout)
 	defer cancel()
 	for delay := time.Millisecond; ; delay = min(2*delay, 50*time.Millisecond) {
 		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err == nil {
-			return unix.Close(fd)
+			return fd, nil
 		}
 		if !errors.Is(err, unix.ENXIO) {
-			return &os.PathError{Op: "open", Path: path, Err: err}
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
 		}
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return fmt.Errorf("nobody reads %s: %w", path, ctx.Err())
+			return -1, fmt.Errorf("nobody reads %s: %w", path, ctx.Err())
 		}
 	}
 }

@@ -1,10 +1,8 @@
 package shim
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
-	"net"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,146 +14,11 @@ import (
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
-	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// These tests run the binary as containerd 2.4 does, on a real process.
-
-// noExitDelay spares the race detector's second of sleep at each exit.
-const noExitDelay = "GORACE=atexit_sleep_ms=0"
-
-// daemonSide is what containerd has: a socket directory, and an address for events.
-type daemonSide struct {
-	t         *testing.T
-	socketDir string
-	events    string
-	env       []string
-}
-
-func newDaemonSide(t *testing.T) *daemonSide {
-	return &daemonSide{t: t, socketDir: filepath.Join(shortDir(t), "s"), env: []string{programEnv + "=1", noExitDelay}}
-}
-
-// bundle makes the bundle of a container of a group; without a group it has no
-// spec.
-func (d *daemonSide) bundle(group string) string {
-	d.t.Helper()
-	bundle := d.t.TempDir()
-	if err := unix.Mkfifo(filepath.Join(bundle, "log"), 0o700); err != nil {
-		d.t.Fatal(err)
-	}
-	if group != "" {
-		spec := fmt.Sprintf(`{"annotations":{%q:%q}}`, groupAnnotation, group)
-		if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(spec), 0o600); err != nil {
-			d.t.Fatal(err)
-		}
-	}
-	return bundle
-}
-
-// call runs the binary in a bundle.
-func (d *daemonSide) call(bundle string, stdin []byte, args ...string) (stdout, stderr string, err error) {
-	var out, errs bytes.Buffer
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Dir = bundle
-	cmd.Env = append(os.Environ(), d.env...)
-	cmd.Stdin = bytes.NewReader(stdin)
-	// Pipes: Run returns only when nobody has their other ends open.
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err = cmd.Run()
-	return out.String(), errs.String(), err
-}
-
-func (d *daemonSide) start(id, bundle string, o *options.Options) (*bootapi.BootstrapResult, error) {
-	params := &bootapi.BootstrapParams{
-		InstanceID:             id,
-		Namespace:              "test",
-		ContainerdGrpcAddress:  "/run/test/containerd.sock",
-		ContainerdTtrpcAddress: d.events,
-		SocketDir:              &d.socketDir,
-	}
-	if o != nil {
-		if err := params.AddExtension(o); err != nil {
-			d.t.Fatal(err)
-		}
-	}
-	stdout, stderr, err := d.call(bundle, encode(d.t, params), "-namespace", "test", "-id", id, "start")
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, stderr)
-	}
-	if stderr != "" {
-		return nil, fmt.Errorf("stderr would be taken for a part of the answer: %s", stderr)
-	}
-	var result bootapi.BootstrapResult
-	return &result, proto.Unmarshal([]byte(stdout), &result)
-}
-
-// server is a shim process and a connection to it.
-type server struct {
-	t      *testing.T
-	path   string
-	client *ttrpc.Client
-	closed chan struct{}
-	pid    int
-}
-
-func (d *daemonSide) mustStart(id, bundle string) *server {
-	d.t.Helper()
-	result, err := d.start(id, bundle, nil)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	if result.Version != 3 || result.Protocol != "ttrpc" {
-		d.t.Errorf("the answer is %v", result)
-	}
-	return connect(d.t, strings.TrimPrefix(result.Address, "unix://"))
-}
-
-func connect(t *testing.T, path string) *server {
-	t.Helper()
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &server{t: t, path: path, closed: make(chan struct{})}
-	s.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(s.closed) }))
-	t.Cleanup(func() { s.client.Close() })
-	if s.pid, err = strconv.Atoi(s.do("pid")); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// Only while it is a child of ours: a pid that has been waited for
-		// may be another's.
-		if pid, err := unix.Wait4(s.pid, nil, unix.WNOHANG, nil); pid == 0 && err == nil {
-			unix.Kill(s.pid, unix.SIGKILL)
-			unix.Wait4(s.pid, nil, 0, nil)
-		}
-	})
-	return s
-}
-
-func (s *server) do(verb string) string {
-	s.t.Helper()
-	var answer wrapperspb.StringValue
-	if err := s.client.Call(s.t.Context(), "test.Shim", "Do", wrapperspb.String(verb), &answer); err != nil {
-		s.t.Fatalf("%s: %v", verb, err)
-	}
-	return answer.Value
-}
-
-// wait returns how the process ended.
-func (s *server) wait() unix.WaitStatus {
-	s.t.Helper()
-	<-s.closed
-	var status unix.WaitStatus
-	if _, err := unix.Wait4(s.pid, &status, 0, nil); err != nil {
-		s.t.Fatal(err)
-	}
-	return status
-}
+// These tests run the binary as containerd 2.4 does, see daemon_test.go.
 
 func TestLifeOfAShim(t *testing.T) {
 	events := newReceiver(t)
@@ -175,6 +38,13 @@ func TestLifeOfAShim(t *testing.T) {
 	if group, err := unix.Getpgid(s.pid); err != nil || group != s.pid {
 		t.Errorf("its process group is %d, error %v", group, err)
 	}
+	daemon, err := readOOMScore(oomScorePath(os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if score, err := readOOMScore(oomScorePath(s.pid)); err != nil || score != shimOOMScore(daemon) {
+		t.Errorf("its OOM score is %d with %d for its daemon, error %v", score, daemon, err)
+	}
 	s.do("publish")
 	s.do("shutdown")
 	if status := s.wait(); !status.Exited() || status.ExitStatus() != 0 {
@@ -186,6 +56,61 @@ func TestLifeOfAShim(t *testing.T) {
 	if got := strings.Join(events.topics(), " "); got != "/test/publish /test/stop" {
 		t.Errorf("events were %s", got)
 	}
+}
+
+func TestTheRPCThatEndsAServerIsAnswered(t *testing.T) {
+	d := newDaemonSide(t)
+	for range 10 {
+		s := d.mustStart("c1", d.bundle(""))
+		s.do("shutdown")
+		s.client.Close() // The server need not wait for us.
+		s.wait()
+	}
+}
+
+func TestServerTakesOrphans(t *testing.T) {
+	orphan := 0
+	t.Cleanup(func() { // After that of the server, when it has become ours.
+		if orphan > 0 {
+			unix.Kill(orphan, unix.SIGKILL)
+			unix.Wait4(orphan, nil, 0, nil)
+		}
+	})
+	d := newDaemonSide(t)
+	s := d.mustStart("c1", d.bundle(""))
+	var err error
+	if orphan, err = strconv.Atoi(s.do("orphan")); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", orphan))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The fields behind the name are state and parent (proc(5)).
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if parent := strings.Fields(rest)[1]; parent != strconv.Itoa(s.pid) {
+		t.Errorf("its parent is %s, not the server (%d)", parent, s.pid)
+	}
+}
+
+func TestServerLetsInNoOtherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	d := newDaemonSide(t)
+	s := d.mustStart("c1", d.bundle(""))
+	// The check must hold without the modes of the file system.
+	for path, mode := range map[string]os.FileMode{filepath.Dir(d.socketDir): 0o711, d.socketDir: 0o711, s.path: 0o666} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn := dialAs(t, 65534, s.path)
+	defer conn.Close()
+	if n, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read %d bytes, error %v, want the connection closed", n, err)
+	}
+	s.do("pid")
 }
 
 func TestEnvironmentOfAServer(t *testing.T) {
@@ -216,27 +141,6 @@ func TestEnvironmentOfAServer(t *testing.T) {
 	if flags := vmFlags(t, s.pid, address); !strings.Contains(flags, " nh") {
 		t.Errorf("the heap may have huge pages: %s", flags)
 	}
-}
-
-// vmFlags returns the VmFlags of the mapping of pid that contains address.
-func vmFlags(t *testing.T, pid int, address uint64) string {
-	t.Helper()
-	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	inside := false
-	for line := range strings.Lines(string(smaps)) {
-		var from, to uint64
-		if n, _ := fmt.Sscanf(line, "%x-%x ", &from, &to); n == 2 {
-			inside = from <= address && address < to
-		}
-		if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && inside {
-			return flags
-		}
-	}
-	t.Fatalf("%x is not mapped", address)
-	return ""
 }
 
 func TestGODEBUGOfOthersIsAbsentIfItWas(t *testing.T) {
@@ -418,36 +322,6 @@ func TestServerOutlivesItsLog(t *testing.T) {
 	s.do("log")
 	s.do("pid")
 }
-
-func openLogAsContainerd(t *testing.T, bundle string) *os.File {
-	t.Helper()
-	f, err := os.OpenFile(filepath.Join(bundle, "log"), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
-// readUntil returns the first line that has text in it.
-func readUntil(t *testing.T, f *os.File, text string) string {
-	t.Helper()
-	for in := bufio.NewReaderSize(onebyte{f}, 16); ; {
-		line, err := in.ReadString('\n')
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.Contains(line, text) {
-			return line
-		}
-	}
-}
-
-// onebyte reads no further than it is asked to, so that the next reader of the
-// same file misses nothing.
-type onebyte struct{ f *os.File }
-
-func (o onebyte) Read(p []byte) (int, error) { return o.f.Read(p[:1]) }
 
 func TestServerOnAGivenSocket(t *testing.T) {
 	d := newDaemonSide(t)

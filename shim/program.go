@@ -49,8 +49,8 @@ type Program struct {
 	Serve func(ctx context.Context, p *Process) (stop func(), err error)
 
 	// Delete removes what a dead shim left of a container or sandbox, and
-	// says how that ended. Nothing may be left to remove: containerd asks
-	// after every end of a shim, normal ones included. What it logs below the
+	// says how that ended. Often there is nothing left: containerd asks after
+	// every end of a shim, normal ones included. What it logs below the
 	// level of a warning is not shown, unless -debug is given.
 	Delete func(ctx context.Context, r DeleteRequest) (Exit, error)
 
@@ -114,8 +114,8 @@ type call struct {
 	stdout, stderr io.Writer
 }
 
-// flags is the command line, which has been the same in all versions of
-// containerd since 1.4 (core/runtime/v2/command.go of 2.4).
+// flags is the command line, which is the same from containerd 1.6
+// (runtime/v2/shim/util.go) to 2.4 (core/runtime/v2/command.go).
 type flags struct {
 	namespace string
 	id        string
@@ -179,7 +179,7 @@ func (f *flags) parse(args []string, usage io.Writer) error {
 	return err
 }
 
-// printVersion writes in the form of the stock shim, which tools parse.
+// printVersion writes in the form of the stock shim.
 func (c *call) printVersion() error {
 	_, err := fmt.Fprintf(c.stdout, "%s:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n\n",
 		filepath.Base(os.Args[0]), c.program.Version, c.program.Revision, runtime.Version())

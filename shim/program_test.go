@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"reflect"
 	"strings"
 	"testing"
@@ -79,6 +80,12 @@ func do(p *Process, verb string) string {
 		return strings.Join(os.Environ(), "\n")
 	case "heap":
 		return fmt.Sprint(reflect.ValueOf(p.Events).Pointer())
+	case "orphan":
+		out, err := exec.Command("sh", "-c", "sleep infinity >/dev/null 2>&1 & echo $!").Output()
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimSpace(string(out))
 	case "log":
 		for i := range 5000 {
 			log.L.Infof("message %d, one of more than a pipe holds", i)

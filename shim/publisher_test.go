@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -139,6 +140,24 @@ func TestEventsSurviveRestartsOfContainerdInOrder(t *testing.T) {
 
 	if got := r.topics(); strings.Join(got, " ") != strings.Join(want, " ") {
 		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
+func TestARestartBetweenEventsIsNotNoticed(t *testing.T) {
+	logged := captureLog(t)
+	r := newReceiver(t)
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	p.Publish("/a", &eventsapi.TaskStart{})
+	for p.first() != nil { // Until the reply has arrived as well.
+		runtime.Gosched()
+	}
+	r.kill()
+	r.start()
+	p.Publish("/b", &eventsapi.TaskStart{})
+	p.Close(context.Background())
+	if got := strings.Join(r.topics(), " "); got != "/a /b" || logged.Len() > 0 {
+		t.Errorf("containerd was sent %s, logged %q", got, logged)
 	}
 }
 

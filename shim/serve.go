@@ -2,7 +2,6 @@ package shim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,9 +20,9 @@ const (
 	// its last events.
 	flushLimit = 5 * time.Second
 
-	// replyLimit is how long it waits for the replies of RPCs under way, such
-	// as of the Shutdown that ended it, to be sent. containerd takes a closed
-	// connection for an answer as well (waitShutdown in core/runtime/v2/shim.go).
+	// replyLimit is how long it then waits for its peers to hang up.
+	// containerd does when it has the reply to Shutdown (shimTask.delete in
+	// core/runtime/v2/shim.go), but not if the end is not its own wish.
 	replyLimit = 200 * time.Millisecond
 )
 
@@ -48,7 +47,8 @@ func (c *call) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, ended, err := c.newProcess()
+	peers := &connections{}
+	p, ended, err := c.newProcess(peers)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (c *call) serve(ctx context.Context) error {
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
 	defer cancel()
 	p.Events.Close(flush)
-	finishReplies(p.Server)
+	peers.awaitNone(replyLimit)
 	return err
 }
 
@@ -114,12 +114,12 @@ func (c *call) listener() (*net.UnixListener, error) {
 
 // newProcess returns the process that is served, and a channel that is closed
 // when it is asked to end.
-func (c *call) newProcess() (*Process, <-chan struct{}, error) {
+func (c *call) newProcess(peers *connections) (*Process, <-chan struct{}, error) {
 	bundle, err := os.Getwd()
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(peers))
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
 	}
@@ -161,20 +161,6 @@ func stacks() []byte {
 		buf := make([]byte, size)
 		if n := runtime.Stack(buf, true); n < size {
 			return buf[:n]
-		}
-	}
-}
-
-// finishReplies closes the connections as soon as no RPC is under way on them.
-// ttrpc's Shutdown looks at them when it is called and then each 200 ms, so it
-// is called more often.
-func finishReplies(server *ttrpc.Server) {
-	for end := time.Now().Add(replyLimit); time.Now().Before(end); {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Millisecond)
-		err := server.Shutdown(ctx)
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) {
-			return
 		}
 	}
 }

@@ -31,19 +31,25 @@ import (
 type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
+	decode     DecodeOptions
 	shutdown   func()
 
 	mu    sync.Mutex
 	tasks map[string]*process.Task // nil while the task is being created
 }
 
+// DecodeOptions decodes the runtime options of a request, in whichever form the
+// client has sent them. None at all are valid.
+type DecodeOptions func(*anypb.Any) (*options.Options, error)
+
 // NewService returns a service whose tasks are made by the supervisor, which
 // must tell its events to the same Events. The service calls shutdown when it is
 // asked to shut down and has no task.
-func NewService(supervisor *process.Supervisor, events *Events, shutdown func()) *Service {
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, shutdown func()) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
+		decode:     decode,
 		shutdown:   shutdown,
 		tasks:      make(map[string]*process.Task),
 	}
@@ -52,9 +58,9 @@ func NewService(supervisor *process.Supervisor, events *Events, shutdown func())
 var empty = &emptypb.Empty{}
 
 func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	opts, err := runtimeOptions(r.Options)
+	opts, err := s.decode(r.Options)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot create task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
 	}
 	if err := s.reserve(r.ID); err != nil {
 		return nil, err
@@ -68,7 +74,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		},
 		Checkpoint:       r.Checkpoint,
 		ParentCheckpoint: r.ParentCheckpoint,
-		Options:          opts,
+		Options:          runtimeOptions(opts),
 	})
 	if err != nil {
 		s.forget(r.ID)
@@ -379,15 +385,7 @@ func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
 	return mounts
 }
 
-// runtimeOptions decodes the options of a runtime, which are those of the stock
-// shim. None at all are valid.
-func runtimeOptions(encoded *anypb.Any) (process.Options, error) {
-	var o options.Options
-	if len(encoded.GetValue()) > 0 {
-		if err := typeurl.UnmarshalTo(encoded, &o); err != nil {
-			return process.Options{}, fmt.Errorf("cannot decode runtime options of type %q: %w: %w", encoded.GetTypeUrl(), err, errdefs.ErrInvalidArgument)
-		}
-	}
+func runtimeOptions(o *options.Options) process.Options {
 	return process.Options{
 		BinaryName:    o.BinaryName,
 		Root:          o.Root,
@@ -398,7 +396,7 @@ func runtimeOptions(encoded *anypb.Any) (process.Options, error) {
 		IoGID:         o.IoGid,
 		CriuImagePath: o.CriuImagePath,
 		CriuWorkPath:  o.CriuWorkPath,
-	}, nil
+	}
 }
 
 // timestamp returns nil for a process that has not ended.

@@ -49,7 +49,7 @@ func main() {
 func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
-	task.NewService(supervisor, events, p.Shutdown).Register(p.Server)
+	task.NewService(supervisor, events, shim.DecodeOptions, p.Shutdown).Register(p.Server)
 	return supervisor.Release
 }
 

@@ -1,0 +1,199 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// member is the spec of a container of the pod with one namespace given by path.
+func member(t *testing.T, kind specs.LinuxNamespaceType, path string) *specs.Spec {
+	t.Helper()
+	s := containerSpec(t, "member", forever)
+	s.Annotations = map[string]string{containerTypeAnnotation: "container", sandboxIDAnnotation: "pod"}
+	s.Linux.Namespaces = []specs.LinuxNamespace{{Type: kind, Path: path}}
+	return s
+}
+
+func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
+	n := newNode(t)
+	spec := sandboxSpec()
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{
+		Type: specs.UserNamespace, Path: bindUserNamespace(t),
+	})
+	n.pod(spec)
+	for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace) {
+		name := procNames[kind]
+		link := filepath.Join(t.TempDir(), "link")
+		must(t, os.Symlink("/proc/1/ns/"+name, link))
+		mounted := filepath.Join(t.TempDir(), "mounted")
+		must(t, os.WriteFile(mounted, nil, 0o600))
+		must(t, unix.Mount("/proc/1/ns/"+name, mounted, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { must(t, unix.Unmount(mounted, unix.MNT_DETACH)) })
+		for _, path := range []string{
+			"/proc/self/ns/" + name,
+			"/proc/1/ns/" + name,
+			fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), name),
+			threadNS(unix.Gettid(), name),
+			"/proc/../proc/1/ns/" + name,
+			link,
+			mounted,
+		} {
+			_, err := n.Create(testContext(t), n.request("member", member(t, kind, path)))
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s by %s: got %v, want an invalid argument that names the path", kind, path, err)
+			}
+		}
+	}
+	if calls := n.told("calls"); calls != "" {
+		t.Errorf("the OCI runtime was called: %s", calls)
+	}
+}
+
+func bindUserNamespace(t *testing.T) string {
+	t.Helper()
+	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "sleep", "100000")
+	return fmt.Sprintf("/proc/%d/ns/user", process.Process.Pid)
+}
+
+func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	for _, ns := range podNamespaceTypes {
+		task := n.make(n.request("member", member(t, ns.kind, threadNS(podTID, ns.proc))))
+		_, err := task.Delete(testContext(t), "")
+		must(t, err)
+	}
+	if got, want := n.told("net"), fmt.Sprint(inode(t, threadNS(podTID, "net"))); got != want {
+		t.Errorf("the container's network namespace is %s, want the pod's %s", got, want)
+	}
+}
+
+// With a target container, CRI gives the path of that one's PID namespace.
+func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	target := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}, "sleep", "100000")
+	n.make(n.request("member", member(t, specs.PIDNamespace, fmt.Sprintf("/proc/%d/ns/pid", target.Process.Pid))))
+}
+
+func TestMembersOfAPodInAnotherNamespaceAreRefused(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	other := bindNamespace(t, "net", unix.CLONE_NEWNET)
+	_, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, other)))
+	if err == nil {
+		t.Error("a network namespace was accepted that is not the pod's")
+	}
+}
+
+func TestMembersOfAPodOnTheHost(t *testing.T) {
+	n := newNode(t)
+	spec := sandboxSpec()
+	spec.Hostname = ""
+	spec.Linux.Namespaces = nil
+	n.pod(spec)
+	for _, kind := range append(podKinds, specs.PIDNamespace) {
+		task := n.make(n.request("member", member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), procNames[kind]))))
+		_, err := task.Delete(testContext(t), "")
+		must(t, err)
+	}
+}
+
+func TestContainersOutsideOfThePod(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	// Not marked as a member: a client may give any namespace, as with the stock shim.
+	spec := containerSpec(t, "free", forever)
+	spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/proc/1/ns/net"}}
+	n.make(n.request("free", spec))
+}
+
+func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), link))
+	for name, path := range map[string]string{
+		"process":             fmt.Sprintf("/proc/%d/ns/net", os.Getpid()),
+		"thread":              threadNS(podTID, "net"),
+		"link to the process": link,
+		"roundabout":          fmt.Sprintf("/proc/self/../%d/ns/net", os.Getpid()),
+		"of the host":         "/proc/1/ns/net",
+		"new":                 "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			task := n.pod(sandboxSpec())
+			must(t, task.Kill("", unix.SIGKILL, false))
+			exitOf(t, task.init)
+			for _, when := range []string{"ended", "deleted"} {
+				if when == "deleted" {
+					_, err := task.Delete(testContext(t), "")
+					must(t, err)
+					if path == "" || !strings.HasPrefix(path, fmt.Sprintf("/proc/%d/", os.Getpid())) {
+						break // the sandbox may be in another shim
+					}
+				}
+				made, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, path)))
+				if !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("the sandbox has %s: got %v, want a failed precondition", when, err)
+				}
+				if err == nil {
+					n.adopt(made)
+					_, _ = made.Delete(testContext(t), "")
+				}
+			}
+		})
+	}
+}
+
+func TestNamespacesStayWhileAContainerJoins(t *testing.T) {
+	n := newNode(t)
+	sandbox := n.pod(sandboxSpec())
+	pod := inode(t, threadNS(podTID, "net"))
+	arrived := n.gate("create")
+	type result struct {
+		task *Task
+		err  error
+	}
+	done := make(chan result, 1)
+	r := n.request("member", member(t, specs.NetworkNamespace, threadNS(podTID, "net")))
+	go func() {
+		task, err := n.Create(testContext(t), r)
+		done <- result{task, err}
+	}()
+	open := arrived()
+	must(t, sandbox.Kill("", unix.SIGKILL, false))
+	joins := &sandbox.body.(*sandboxBody).joins
+	eventually(t, "the end of the sandbox waits", func() bool {
+		if joins.TryRLock() {
+			joins.RUnlock()
+			return false
+		}
+		return true
+	})
+	if st := sandbox.init.Status(); st.State != Running {
+		t.Errorf("the sandbox is %s", st.State)
+	}
+	if inode(t, threadNS(podTID, "net")) != pod {
+		t.Error("the thread has left the pod's network namespace")
+	}
+	open()
+	got := <-done
+	must(t, got.err)
+	n.adopt(got.task)
+	if told := n.told("net"); told != fmt.Sprint(pod) {
+		t.Errorf("the container was made in network namespace %s, want the pod's %d", told, pod)
+	}
+	exitOf(t, sandbox.init)
+	if !atHome(t, podTID) {
+		t.Error("the thread has not come back")
+	}
+}
+
+type sandboxBody = sandbox

@@ -1,0 +1,210 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func noSetup() error { return nil }
+
+func namespaceList(kinds ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
+	var list []specs.LinuxNamespace
+	for _, kind := range kinds {
+		list = append(list, specs.LinuxNamespace{Type: kind})
+	}
+	return list
+}
+
+var podKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
+
+func TestThreadTakesNewNamespaces(t *testing.T) {
+	noLeakedFDs(t)
+	thread, tid := startThread()
+	list := namespaceList(append(podKinds, specs.MountNamespace, specs.PIDNamespace)...)
+	ran := 0
+	held, err := enterNamespaces(thread, list, func() error { ran = unix.Gettid(); return nil })
+	must(t, err)
+	if ran != tid {
+		t.Errorf("setup ran in thread %d, want %d", ran, tid)
+	}
+	inside := make(map[string]uint64)
+	for _, ns := range podNamespaceTypes {
+		inside[ns.proc] = inode(t, threadNS(tid, ns.proc))
+		if inside[ns.proc] == inode(t, threadNS(unix.Gettid(), ns.proc)) {
+			t.Errorf("the thread is in the host's %s namespace", ns.proc)
+		}
+	}
+	for _, name := range []string{"mnt", "pid", "user", "cgroup"} {
+		if inode(t, threadNS(tid, name)) != inode(t, threadNS(unix.Gettid(), name)) {
+			t.Errorf("the thread is not in the host's %s namespace", name)
+		}
+	}
+	othersAtHome(t, tid)
+
+	must(t, held.release())
+	if !atHome(t, tid) {
+		t.Error("the thread has not come back")
+	}
+	must(t, held.release()) // nothing is left to be done
+}
+
+func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
+	for _, kind := range podKinds {
+		thread, tid := startThread()
+		held, err := enterNamespaces(thread, namespaceList(kind), noSetup)
+		must(t, err)
+		for _, ns := range podNamespaceTypes {
+			own := inode(t, threadNS(tid, ns.proc)) != inode(t, threadNS(unix.Gettid(), ns.proc))
+			if own != (ns.kind == kind) {
+				t.Errorf("%s alone: own %s namespace: %t", kind, ns.kind, own)
+			}
+		}
+		must(t, held.release())
+	}
+}
+
+func TestThreadTakesExistingNamespaces(t *testing.T) {
+	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}, "sleep", "100000")
+	for name, path := range map[string]string{
+		"bind mount":           bindNamespace(t, "net", unix.CLONE_NEWNET),
+		"of another process":   fmt.Sprintf("/proc/%d/ns/net", process.Process.Pid),
+		"of the host, however": "/proc/thread-self/ns/net",
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeakedFDs(t)
+			thread, tid := startThread()
+			list := []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}, {Type: specs.IPCNamespace}}
+			held, err := enterNamespaces(thread, list, noSetup)
+			must(t, err)
+			if got, want := inode(t, threadNS(tid, "net")), inode(t, path); got != want {
+				t.Errorf("the thread is in namespace %d, want %d", got, want)
+			}
+			must(t, held.release())
+			if !atHome(t, tid) {
+				t.Error("the thread has not come back")
+			}
+		})
+	}
+}
+
+// The end of a network namespace takes its devices with it, and the other ends of its pairs.
+func TestNamespacesAreFreedByTheKernel(t *testing.T) {
+	thread, tid := startThread()
+	held, err := enterNamespaces(thread, namespaceList(podKinds...), noSetup)
+	must(t, err)
+	device := fmt.Sprintf("pt%d", tid)
+	run(t, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(tid))
+	if _, err := net.InterfaceByName(device); err != nil {
+		t.Fatal(err)
+	}
+	must(t, held.release())
+	eventually(t, "the device is gone", func() bool {
+		_, err := net.InterfaceByName(device)
+		return err != nil
+	})
+}
+
+func TestErrorsBringTheThreadBack(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	failed := errors.New("setup failed")
+	with := func(uts string) []specs.LinuxNamespace {
+		return append(namespaceList(specs.NetworkNamespace, specs.IPCNamespace),
+			specs.LinuxNamespace{Type: specs.UTSNamespace, Path: uts})
+	}
+	for _, tc := range []struct {
+		name  string
+		list  []specs.LinuxNamespace
+		setup func() error
+		want  error
+	}{
+		{"setup", namespaceList(podKinds...), func() error { return failed }, failed},
+		{"a path that does not exist", with("/nonexistent"), noSetup, os.ErrNotExist},
+		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, unix.EINVAL},
+		{"a path that is no namespace", with(file), noSetup, unix.EINVAL},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noLeakedFDs(t)
+			thread, tid := startThread()
+			held, err := enterNamespaces(thread, tc.list, tc.setup)
+			if !errors.Is(err, tc.want) || held != nil {
+				t.Errorf("got %v and error %v, want %v", held, err, tc.want)
+			}
+			if path := tc.list[2].Path; !strings.Contains(err.Error(), path) {
+				t.Errorf("%v does not name %s", err, path)
+			}
+			if !atHome(t, tid) {
+				t.Error("the thread has not come back")
+			}
+		})
+	}
+}
+
+func TestPanicInSetupIsAnError(t *testing.T) {
+	thread, tid := startThread()
+	if err := thread.Do(func() error { panic("ouch") }); err == nil || !strings.Contains(err.Error(), "ouch") {
+		t.Errorf("got %v", err)
+	}
+	must(t, thread.Do(func() error {
+		if unix.Gettid() != tid {
+			t.Error("it is another thread")
+		}
+		return nil
+	}))
+}
+
+// What a child is forked from is not the thread, whatever that is in.
+func TestChildrenStayAtHome(t *testing.T) {
+	thread, _ := startThread()
+	held, err := enterNamespaces(thread, namespaceList(podKinds...), noSetup)
+	must(t, err)
+	for _, ns := range podNamespaceTypes {
+		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.proc), fmt.Sprint(inode(t, threadNS(unix.Gettid(), ns.proc))); got != want {
+			t.Errorf("a child is in %s namespace %s, want %s", ns.proc, got, want)
+		}
+	}
+	must(t, held.release())
+}
+
+func TestANamespaceTypeIsListedOnce(t *testing.T) {
+	must(t, checkNamespaceList(namespaceList(podKinds...)))
+	err := checkNamespaceList(append(namespaceList(podKinds...), specs.LinuxNamespace{Type: specs.IPCNamespace, Path: "/x"}))
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+}
+
+func TestPathsThatLeadToTheHost(t *testing.T) {
+	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID}, "sleep", "100000")
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink("/proc/1/ns/net", link))
+	for path, want := range map[string]bool{
+		"":                                false,
+		link:                              true,
+		threadNS(unix.Gettid(), "net"):    true,
+		fmt.Sprintf("/proc/%d/ns/net", process.Process.Pid): false,
+		bindNamespace(t, "net", unix.CLONE_NEWNET):          false,
+	} {
+		host, err := leadsToHost(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
+		if err != nil || host != want {
+			t.Errorf("%q: got %t and error %v", path, host, err)
+		}
+	}
+	own, err := leadsToHost(specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", process.Process.Pid)})
+	if err != nil || own {
+		t.Errorf("the PID namespace of a process: got %t and error %v", own, err)
+	}
+	if _, err := leadsToHost(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/nonexistent"}); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("got %v, want ENOENT", err)
+	}
+	_, err = leadsToHost(specs.LinuxNamespace{Type: "colour", Path: "/proc/self/ns/net"})
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+}

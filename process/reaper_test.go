@@ -1,0 +1,192 @@
+package process
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// fork starts a shell command that nobody waits for.
+func fork(t *testing.T, command string) int {
+	t.Helper()
+	// Not os/exec: its processes have pidfds that keep them apart from others' children.
+	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", command}, &syscall.ProcAttr{Env: os.Environ()})
+	must(t, err)
+	return pid
+}
+
+func processState(pid int) string {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	after := string(status[strings.LastIndexByte(string(status), ')')+1:])
+	return strings.Fields(after)[0]
+}
+
+func TestExitOfAChild(t *testing.T) {
+	for command, want := range map[string]int{
+		"exit 0":       0,
+		"exit 1":       1,
+		"exit 255":     255,
+		"kill -9 $$":   128 + 9,
+		"kill -15 $$":  128 + 15,
+		"kill -ABRT 0": 128 + 6,
+	} {
+		t.Run(command, func(t *testing.T) {
+			noLeakedFDs(t)
+			reaper.hold()
+			// In a process group of its own, since one of the commands signals all of it.
+			child := reaper.claim(fork(t, "exec setsid sh -c '"+command+"'"))
+			reaper.release()
+			got, err := child.wait()
+			if err != nil || got != want {
+				t.Errorf("got %d and error %v, want %d", got, err, want)
+			}
+			wantKind(t, child.signal(unix.SIGKILL), errdefs.IsNotFound, "not found")
+			if processState(child.pid) != "" {
+				t.Error("it is not reaped")
+			}
+		})
+	}
+}
+
+func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
+	reaper.hold()
+	pid := fork(t, "exit 42")
+	eventually(t, "the child has ended", func() bool { return processState(pid) == "Z" })
+	child := reaper.claim(pid)
+	reaper.release()
+	// The signal goes to a zombie, as kill(2) allows.
+	must(t, child.signal(unix.SIGTERM))
+	if status, err := child.wait(); err != nil || status != 42 {
+		t.Errorf("got %d and error %v", status, err)
+	}
+}
+
+func TestSignalEndsAChild(t *testing.T) {
+	reaper.hold()
+	child := reaper.claim(fork(t, forever))
+	reaper.release()
+	must(t, child.signal(unix.SIGUSR1))
+	if status, err := child.wait(); err != nil || status != 128+int(unix.SIGUSR1) {
+		t.Errorf("got %d and error %v", status, err)
+	}
+}
+
+func TestWaitForWhatIsNoChild(t *testing.T) {
+	child := reaper.claim(1)
+	if status, err := child.wait(); err == nil || status != unknownStatus {
+		t.Errorf("got %d and error %v, want %d and an error", status, err, unknownStatus)
+	}
+}
+
+func TestOrphansAreReaped(t *testing.T) {
+	orphan := fork(t, "exit 3")
+	eventually(t, "the child is reaped", func() bool { return processState(orphan) == "" })
+}
+
+func TestOrphansOfAChildAreReaped(t *testing.T) {
+	file := t.TempDir() + "/pid"
+	reaper.hold()
+	child := reaper.claim(fork(t, "sh -c 'kill -STOP $$' & echo $! >"+file+"; exit 4"))
+	reaper.release()
+	if status, err := child.wait(); err != nil || status != 4 {
+		t.Errorf("got %d and error %v", status, err)
+	}
+	text, err := os.ReadFile(file)
+	must(t, err)
+	orphan, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	must(t, err)
+	eventually(t, "the orphan has stopped", func() bool { return processState(orphan) == "T" })
+	must(t, unix.Kill(orphan, unix.SIGKILL))
+	eventually(t, "the orphan is reaped", func() bool { return processState(orphan) == "" })
+}
+
+func TestNothingIsReapedUnderHold(t *testing.T) {
+	reaper.hold()
+	reaper.hold()
+	first := fork(t, "exit 1")
+	eventually(t, "the child has ended", func() bool { return processState(first) == "Z" })
+	// Another end makes the reaper look again, and a claimed one too.
+	child := reaper.claim(fork(t, "exit 2"))
+	if status, err := child.wait(); err != nil || status != 2 {
+		t.Errorf("got %d and error %v", status, err)
+	}
+	reaper.release()
+	if processState(first) != "Z" {
+		t.Error("a child was reaped although there is a hold")
+	}
+	reaper.release()
+	eventually(t, "the child is reaped", func() bool { return processState(first) == "" })
+}
+
+func TestManyChildren(t *testing.T) {
+	var wg sync.WaitGroup
+	var orphans []int
+	for i := range 100 {
+		reaper.hold()
+		pid := fork(t, "exit "+strconv.Itoa(i))
+		if i%2 == 0 {
+			orphans = append(orphans, pid)
+			reaper.release()
+			continue
+		}
+		child := reaper.claim(pid)
+		reaper.release()
+		wg.Go(func() {
+			if status, err := child.wait(); err != nil || status != i {
+				t.Errorf("child %d: got %d and error %v", i, status, err)
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, "all orphans are reaped", func() bool {
+		for _, pid := range orphans {
+			if processState(pid) != "" {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// An owned zombie that nobody waits for yet hides the others from the reaper; they must go with it.
+func TestOrphansBehindAClaimedZombie(t *testing.T) {
+	reaper.hold()
+	claimed := fork(t, "exit 5")
+	eventually(t, "the claimed child has ended", func() bool { return processState(claimed) == "Z" })
+	orphan := fork(t, "exit 6")
+	eventually(t, "the orphan has ended", func() bool { return processState(orphan) == "Z" })
+	child := reaper.claim(claimed)
+	reaper.release()
+	if status, err := child.wait(); err != nil || status != 5 {
+		t.Errorf("got %d and error %v", status, err)
+	}
+	eventually(t, "the orphan is reaped", func() bool { return processState(orphan) == "" })
+}
+
+func TestChildrenOfPackageExecAreNotStolenUnderHold(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 10 {
+				fork(t, "exit 7") // makes the reaper look
+				reaper.hold()
+				err := exec.Command("/bin/sh", "-c", "exit 8").Run()
+				reaper.release()
+				if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 8 {
+					t.Errorf("got %v, want exit status 8", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,446 @@
+package process
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/cgroups/v3/cgroup1/stats"
+	statsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// sandboxSpec is of a pod with namespaces of its own.
+func sandboxSpec() *specs.Spec {
+	return &specs.Spec{
+		Hostname:    "test-pod",
+		Annotations: map[string]string{containerTypeAnnotation: containerTypeSandbox},
+		Linux:       &specs.Linux{Namespaces: namespaceList(append(podKinds, specs.PIDNamespace, specs.MountNamespace)...)},
+	}
+}
+
+func without(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) []specs.LinuxNamespace {
+	return slices.DeleteFunc(slices.Clone(list), func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+}
+
+// pod makes a sandbox and starts it.
+func (n *node) pod(spec *specs.Spec) *Task {
+	n.t.Helper()
+	task := n.make(n.request("pod", spec))
+	pid, err := task.init.Start(testContext(n.t))
+	must(n.t, err)
+	if pid != os.Getpid() {
+		n.t.Errorf("the sandbox's pid is %d, want %d", pid, os.Getpid())
+	}
+	return task
+}
+
+func utsName(t *testing.T) (host, domain string) {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Error(err)
+	}
+	return unix.ByteSliceToString(u.Nodename[:]), unix.ByteSliceToString(u.Domainname[:])
+}
+
+func TestLifeOfASandbox(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	ctx := testContext(t)
+	task := n.make(n.request("pod", sandboxSpec()))
+	p := process(t, task, "")
+	if st := p.Status(); st != (Status{State: Created, Pid: os.Getpid()}) {
+		t.Errorf("after create it is %+v", st)
+	}
+	if atHome(t, podTID) {
+		t.Error("the thread is in the host's namespaces")
+	}
+	othersAtHome(t, podTID)
+
+	pid, err := p.Start(ctx)
+	if err != nil || pid != os.Getpid() || p.Status().State != Running {
+		t.Errorf("start: pid %d, error %v, state %s", pid, err, p.Status().State)
+	}
+	_, err = p.Start(ctx)
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err = task.Delete(ctx, "")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	if pids, err := task.Pids(); err != nil || !reflect.DeepEqual(pids, []ProcessInfo{{Pid: os.Getpid()}}) {
+		t.Errorf("pids are %v, error %v", pids, err)
+	}
+
+	must(t, task.Kill("", unix.SIGKILL, false))
+	if status := exitOf(t, p); status != 137 {
+		t.Errorf("exit status %d, want 137", status)
+	}
+	if !atHome(t, podTID) {
+		t.Error("the thread has not come back")
+	}
+	wantKind(t, task.Kill("", unix.SIGKILL, false), errdefs.IsNotFound, "not found")
+	wantKind(t, task.Kill("", unix.SIGTERM, true), errdefs.IsNotFound, "not found")
+	if pids, err := task.Pids(); err != nil || len(pids) != 0 {
+		t.Errorf("pids are %v, error %v", pids, err)
+	}
+	if st := p.Status(); st.State != Stopped || st.Pid != os.Getpid() || st.Exit.At.IsZero() {
+		t.Errorf("after the end it is %+v", st)
+	}
+
+	st, err := task.Delete(ctx, "")
+	if err != nil || st.State != Deleted || st.Exit.Status != 137 {
+		t.Errorf("delete: %+v, error %v", st, err)
+	}
+	_, err = task.Delete(ctx, "")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	if got, want := n.events.all(), []string{"started pod", "exited 137 pod"}; !slices.Equal(got, want) {
+		t.Errorf("events are %q, want %q", got, want)
+	}
+}
+
+func TestNamesOfASandbox(t *testing.T) {
+	host, domain := utsName(t)
+	n := newNode(t)
+	spec := sandboxSpec()
+	spec.Hostname, spec.Domainname = "pod-host", "pod.domain"
+	n.make(n.request("pod", spec))
+	must(t, podThread.Do(func() error {
+		if h, d := utsName(t); h != "pod-host" || d != "pod.domain" {
+			t.Errorf("names inside are %q and %q", h, d)
+		}
+		return nil
+	}))
+	if h, d := utsName(t); h != host || d != domain {
+		t.Errorf("names of the host are %q and %q", h, d)
+	}
+}
+
+func TestSignalsToASandbox(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		init    bool // the sandbox has a PID namespace
+		ignored []unix.Signal
+		sig     unix.Signal
+		want    uint32
+	}{
+		{"term", true, nil, unix.SIGTERM, 0},
+		{"int", true, nil, unix.SIGINT, 0},
+		{"kill", true, nil, unix.SIGKILL, 137},
+		{"ignored by an init", true, []unix.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGSEGV, unix.SIGCHLD, unix.SIGSTOP, 64}, unix.SIGTERM, 0},
+		{"hup with the host's PID namespace", false, []unix.Signal{unix.SIGCHLD, unix.SIGWINCH, unix.SIGURG, unix.SIGCONT}, unix.SIGHUP, 129},
+		{"term with the host's PID namespace", false, nil, unix.SIGTERM, 0},
+		{"real-time signal", false, nil, 64, 192},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t)
+			spec := sandboxSpec()
+			if !tc.init {
+				spec.Linux.Namespaces = without(spec.Linux.Namespaces, specs.PIDNamespace)
+			}
+			task := n.pod(spec)
+			for _, sig := range tc.ignored {
+				must(t, task.Kill("", sig, false))
+			}
+			must(t, task.Kill("", tc.sig, true))
+			// If one that must be ignored was not, that one's status would show.
+			if status := exitOf(t, task.init); status != tc.want {
+				t.Errorf("exit status %d, want %d", status, tc.want)
+			}
+		})
+	}
+}
+
+func TestSignalsThatDoNotExist(t *testing.T) {
+	n := newNode(t)
+	task := n.pod(sandboxSpec())
+	for _, sig := range []unix.Signal{-1, 0, 65, 1 << 30} {
+		wantKind(t, task.Kill("", sig, false), errdefs.IsInvalidArgument, "an invalid argument")
+		wantKind(t, task.Kill("", sig, true), errdefs.IsInvalidArgument, "an invalid argument")
+	}
+	wantKind(t, task.Kill("nobody", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
+	if task.init.Status().State != Running {
+		t.Error("it does not run any more")
+	}
+}
+
+func TestWhatASandboxCannotDo(t *testing.T) {
+	n := newNode(t)
+	task := n.pod(sandboxSpec())
+	ctx := testContext(t)
+	wantKind(t, task.Exec("e", Stdio{}, &specs.Process{}), errdefs.IsNotImplemented, "not implemented")
+	wantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
+	_, err := task.Process("e")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	_, err = task.Stats()
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	if task.init.Status().State != Running {
+		t.Error("it does not run any more")
+	}
+	must(t, task.init.Resize(80, 25))
+	task.init.CloseStdin()
+
+	r := n.request("restored", sandboxSpec())
+	r.Checkpoint = "/images"
+	_, err = n.Create(ctx, r)
+	wantKind(t, err, errdefs.IsNotImplemented, "not implemented")
+}
+
+func TestUpdateOfASandboxWithoutCgroup(t *testing.T) {
+	n := newNode(t)
+	task := n.pod(sandboxSpec())
+	err := task.Update(testContext(t), &specs.LinuxResources{})
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition, as pause has it")
+}
+
+func TestOneSandboxAtATime(t *testing.T) {
+	n := newNode(t)
+	first := n.pod(sandboxSpec())
+	before := inode(t, threadNS(podTID, "net"))
+	for _, id := range []string{"second", "pod"} {
+		_, err := n.Create(testContext(t), n.request(id, sandboxSpec()))
+		wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	}
+	if inode(t, threadNS(podTID, "net")) != before {
+		t.Error("the first one's namespaces are gone")
+	}
+	must(t, first.Kill("", unix.SIGTERM, false))
+	exitOf(t, first.init)
+
+	second := n.make(n.request("second", sandboxSpec()))
+	// The delete of the first does not touch the second.
+	_, err := first.Delete(testContext(t), "")
+	must(t, err)
+	if atHome(t, podTID) {
+		t.Error("the second one's namespaces are gone")
+	}
+	_, err = second.init.Start(testContext(t))
+	must(t, err)
+}
+
+func TestDeleteOfACreatedSandbox(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	task := n.make(n.request("pod", sandboxSpec()))
+	st, err := task.Delete(testContext(t), "")
+	if err != nil || st.Exit.Status != 137 {
+		t.Errorf("got %+v and error %v", st, err)
+	}
+	if !atHome(t, podTID) {
+		t.Error("the thread has not come back")
+	}
+	if got, want := n.events.all(), []string{"exited 137 pod"}; !slices.Equal(got, want) {
+		t.Errorf("events are %q, want %q", got, want)
+	}
+}
+
+func TestReleaseEndsTheSandbox(t *testing.T) {
+	n := newNode(t)
+	n.Release() // there is none
+	task := n.pod(sandboxSpec())
+	n.Release()
+	if st := task.init.Status(); st.State != Stopped || st.Exit.Status != 137 {
+		t.Errorf("got %+v", st)
+	}
+	n.Release()
+}
+
+func TestOutputOfASandboxEndsWithIt(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	r := n.request("pod", sandboxSpec())
+	r.Stdio = Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
+	stdout, stderr := readFifo(t, r.Stdio.Stdout), readFifo(t, r.Stdio.Stderr)
+	task := n.make(r)
+	if got := task.init.Stdio(); got != r.Stdio {
+		t.Errorf("stdio is %+v", got)
+	}
+	select {
+	case <-stdout.done:
+		t.Error("the output has ended before the sandbox")
+	default:
+	}
+	must(t, task.Kill("", unix.SIGTERM, false))
+	if out, err := stdout.all(), stderr.all(); out != "" || err != "" {
+		t.Errorf("output is %q and %q", out, err)
+	}
+}
+
+func TestSandboxesThatAreRefused(t *testing.T) {
+	is := func(target error) func(error) bool {
+		return func(err error) bool { return err != nil && strings.Contains(err.Error(), target.Error()) }
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(*specs.Spec)
+		kind   func(error) bool
+		want   string // part of the message
+	}{
+		{"host name without UTS namespace", func(s *specs.Spec) {
+			s.Linux.Namespaces = without(s.Linux.Namespaces, specs.UTSNamespace)
+		}, errdefs.IsInvalidArgument, "UTS"},
+		{"domain name without UTS namespace", func(s *specs.Spec) {
+			s.Linux.Namespaces = without(s.Linux.Namespaces, specs.UTSNamespace)
+			s.Hostname, s.Domainname = "", "d"
+		}, errdefs.IsInvalidArgument, "UTS"},
+		{"host name in the host's UTS namespace by path", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.UTSNamespace),
+				specs.LinuxNamespace{Type: specs.UTSNamespace, Path: "/proc/1/ns/uts"})
+		}, errdefs.IsInvalidArgument, "UTS"},
+		{"sysctl in the host's network namespace by path", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.NetworkNamespace),
+				specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/proc/1/ns/net"})
+			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
+		}, errdefs.IsInvalidArgument, "net.ipv4.ip_forward"},
+		{"host name too long", func(s *specs.Spec) { s.Hostname = strings.Repeat("x", 65) }, is(unix.EINVAL), "xxx"},
+		{"namespace listed twice", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+		}, errdefs.IsInvalidArgument, "network"},
+		{"network namespace that does not exist", func(s *specs.Spec) {
+			s.Linux.Namespaces[0].Path = "/nonexistent/net"
+		}, is(unix.ENOENT), "/nonexistent/net"},
+		{"user namespace that does not exist", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/nonexistent/user"})
+		}, is(unix.ENOENT), "/nonexistent/user"},
+		{"network namespace of a wrong type", func(s *specs.Spec) {
+			s.Linux.Namespaces[0].Path = "/proc/1/ns/ipc"
+		}, is(unix.EINVAL), "/proc/1/ns/ipc"},
+		{"sysctl", func(s *specs.Spec) {
+			s.Linux.Sysctl = map[string]string{"kernel.panic": "1"}
+		}, errdefs.IsInvalidArgument, "kernel.panic"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			spec := sandboxSpec()
+			tc.change(spec)
+			spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "refused"
+			r := n.request("pod", spec)
+			task, err := n.Create(testContext(t), r)
+			if task != nil || !tc.kind(err) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "task pod") {
+				t.Errorf("got %v and error %v", task, err)
+			}
+			if !atHome(t, podTID) {
+				t.Error("the thread has not come back")
+			}
+			if left := cgroupsLeft(); len(left) > 0 {
+				t.Errorf("cgroups are left: %v", left)
+			}
+			if errdefs.IsInvalidArgument(err) {
+				if _, err := os.Stat(filepath.Join(r.Bundle, recordFile)); err == nil {
+					t.Error("something was made before the spec was refused")
+				}
+			}
+			n.make(n.request("pod", sandboxSpec())) // the thread is free
+		})
+	}
+}
+
+func TestSpecsThatCannotBeRead(t *testing.T) {
+	n := newNode(t)
+	for _, text := range []string{"", "{", `{"linux":[]}`, `{"hostname":7}`} {
+		_, err := n.Create(testContext(t), CreateRequest{ID: "x", Bundle: rawBundle(t, text), Options: n.options})
+		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	}
+	_, err := n.Create(testContext(t), CreateRequest{ID: "x", Bundle: t.TempDir(), Options: n.options})
+	if err == nil || !strings.Contains(err.Error(), "config.json") {
+		t.Errorf("got %v, want an error that names config.json", err)
+	}
+}
+
+func TestCgroupOfASandbox(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	ctx := testContext(t)
+	shares, limit := uint64(512), int64(64<<20)
+	spec := sandboxSpec()
+	spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "pod"
+	spec.Linux.Resources = &specs.LinuxResources{
+		CPU:    &specs.LinuxCPU{Shares: &shares},
+		Memory: &specs.LinuxMemory{Limit: &limit},
+	}
+	task := n.pod(spec)
+	if len(cgroupsLeft()) == 0 {
+		t.Fatal("there is no cgroup")
+	}
+	memoryLimit := func() uint64 {
+		t.Helper()
+		m, err := task.Stats()
+		must(t, err)
+		switch m := m.(type) {
+		case *stats.Metrics:
+			return m.Memory.Usage.Limit
+		case *statsv2.Metrics:
+			return m.Memory.UsageLimit
+		}
+		t.Fatalf("metrics are of type %T", m)
+		return 0
+	}
+	if got := memoryLimit(); got != uint64(limit) {
+		t.Errorf("memory limit is %d, want %d", got, limit)
+	}
+	limit = 32 << 20
+	must(t, task.Update(ctx, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}))
+	if got := memoryLimit(); got != uint64(limit) {
+		t.Errorf("memory limit is %d, want %d", got, limit)
+	}
+
+	must(t, task.Pause(ctx))
+	if st := task.init.Status(); st.State != Paused {
+		t.Errorf("it is %s", st.State)
+	}
+	wantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	must(t, task.Resume(ctx))
+	wantKind(t, task.Resume(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+
+	// The shim itself is not in it.
+	for _, dir := range task.cgroup.Paths() {
+		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil || len(procs) > 0 {
+			t.Errorf("processes in %s: %q, error %v", dir, procs, err)
+		}
+	}
+
+	must(t, task.Kill("", unix.SIGTERM, false))
+	exitOf(t, task.init)
+	if len(cgroupsLeft()) == 0 {
+		t.Error("the cgroup is gone before the delete")
+	}
+	_, err := task.Delete(ctx, "")
+	must(t, err)
+	if left := cgroupsLeft(); len(left) > 0 {
+		t.Errorf("cgroups are left: %v", left)
+	}
+}
+
+func TestKillOfAPausedSandbox(t *testing.T) {
+	n := newNode(t)
+	spec := sandboxSpec()
+	spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "pod"
+	task := n.pod(spec)
+	must(t, task.Pause(testContext(t)))
+	must(t, task.Kill("", unix.SIGKILL, false))
+	if status := exitOf(t, task.init); status != 137 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
+func TestCgroupThatCannotBeMade(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	spec := sandboxSpec()
+	spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "pod"
+	limit := int64(1)
+	spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}, Unified: map[string]string{"no.such": "1"}}
+	if _, err := n.Create(testContext(t), n.request("pod", spec)); err == nil || !strings.Contains(err.Error(), "no.such") {
+		t.Errorf("got %v", err)
+	}
+	if left := cgroupsLeft(); len(left) > 0 {
+		t.Errorf("cgroups are left: %v", left)
+	}
+	n.make(n.request("pod", sandboxSpec()))
+}
