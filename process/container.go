@@ -256,7 +256,11 @@ func (c *container) pids() ([]int, error) {
 	if c.task.cgroup == nil {
 		return nil, nil
 	}
-	return c.task.cgroup.Pids()
+	pids, err := c.task.cgroup.Pids()
+	if errdefs.IsNotFound(err) {
+		return nil, nil // the OCI runtime has removed it, because nothing is in it
+	}
+	return pids, err
 }
 
 func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {

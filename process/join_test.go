@@ -31,17 +31,17 @@ func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
 	for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace) {
 		name := procNames[kind]
 		link := filepath.Join(t.TempDir(), "link")
-		must(t, os.Symlink("/proc/1/ns/"+name, link))
+		must(t, os.Symlink(hostPath(t, name), link))
 		mounted := filepath.Join(t.TempDir(), "mounted")
 		must(t, os.WriteFile(mounted, nil, 0o600))
-		must(t, unix.Mount("/proc/1/ns/"+name, mounted, "", unix.MS_BIND, ""))
+		must(t, unix.Mount(hostPath(t, name), mounted, "", unix.MS_BIND, ""))
 		t.Cleanup(func() { must(t, unix.Unmount(mounted, unix.MNT_DETACH)) })
 		for _, path := range []string{
 			"/proc/self/ns/" + name,
-			"/proc/1/ns/" + name,
+			hostPath(t, name),
 			fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), name),
-			threadNS(unix.Gettid(), name),
-			"/proc/../proc/1/ns/" + name,
+			threadNS(os.Getpid(), name),
+			"/proc/.." + hostPath(t, name),
 			link,
 			mounted,
 		} {
@@ -111,7 +111,7 @@ func TestContainersOutsideOfThePod(t *testing.T) {
 	n.pod(sandboxSpec())
 	// Not marked as a member: a client may give any namespace, as with the stock shim.
 	spec := containerSpec(t, "free", forever)
-	spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/proc/1/ns/net"}}
+	spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: hostPath(t, "net")}}
 	n.make(n.request("free", spec))
 }
 
@@ -123,7 +123,7 @@ func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
 		"thread":              threadNS(podTID, "net"),
 		"link to the process": link,
 		"roundabout":          fmt.Sprintf("/proc/self/../%d/ns/net", os.Getpid()),
-		"of the host":         "/proc/1/ns/net",
+		"of the host":         hostPath(t, "net"),
 		"new":                 "",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -21,7 +21,7 @@ import (
 )
 
 // deadline is how long a test waits for what must happen; it is never what a test measures.
-const deadline = 60 * time.Second
+const deadline = 5 * time.Second
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
@@ -381,6 +381,12 @@ func inode(t *testing.T, path string) uint64 {
 // threadNS is the path of a namespace of a thread of this process.
 func threadNS(tid int, name string) string {
 	return fmt.Sprintf("/proc/%d/task/%d/ns/%s", os.Getpid(), tid, name)
+}
+
+// hostPath is the path of a namespace of the host, of a process that is not the shim.
+func hostPath(t *testing.T, name string) string {
+	t.Helper()
+	return fmt.Sprintf("/proc/%d/ns/%s", helper(t, nil, "sleep", "100000").Process.Pid, name)
 }
 
 func atHome(t *testing.T, tid int) bool {

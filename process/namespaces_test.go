@@ -185,11 +185,11 @@ func TestANamespaceTypeIsListedOnce(t *testing.T) {
 func TestPathsThatLeadToTheHost(t *testing.T) {
 	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID}, "sleep", "100000")
 	link := filepath.Join(t.TempDir(), "link")
-	must(t, os.Symlink("/proc/1/ns/net", link))
+	must(t, os.Symlink(hostPath(t, "net"), link))
 	for path, want := range map[string]bool{
-		"":                                false,
-		link:                              true,
-		threadNS(unix.Gettid(), "net"):    true,
+		"":                             false,
+		link:                           true,
+		threadNS(unix.Gettid(), "net"): true,
 		fmt.Sprintf("/proc/%d/ns/net", process.Process.Pid): false,
 		bindNamespace(t, "net", unix.CLONE_NEWNET):          false,
 	} {

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -71,7 +72,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = task.Delete(ctx, "")
 	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	if pids, err := task.Pids(); err != nil || !reflect.DeepEqual(pids, []ProcessInfo{{Pid: os.Getpid()}}) {
+	if pids, err := task.Pids(); err != nil || !reflect.DeepEqual(pids, []Info{{Pid: os.Getpid()}}) {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
 
@@ -289,11 +290,11 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 		}, errdefs.IsInvalidArgument, "UTS"},
 		{"host name in the host's UTS namespace by path", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.UTSNamespace),
-				specs.LinuxNamespace{Type: specs.UTSNamespace, Path: "/proc/1/ns/uts"})
+				specs.LinuxNamespace{Type: specs.UTSNamespace, Path: fmt.Sprintf("/proc/%d/ns/uts", os.Getpid())})
 		}, errdefs.IsInvalidArgument, "UTS"},
 		{"sysctl in the host's network namespace by path", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.NetworkNamespace),
-				specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/proc/1/ns/net"})
+				specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())})
 			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
 		}, errdefs.IsInvalidArgument, "net.ipv4.ip_forward"},
 		{"host name too long", func(s *specs.Spec) { s.Hostname = strings.Repeat("x", 65) }, is(unix.EINVAL), "xxx"},
@@ -307,8 +308,8 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/nonexistent/user"})
 		}, is(unix.ENOENT), "/nonexistent/user"},
 		{"network namespace of a wrong type", func(s *specs.Spec) {
-			s.Linux.Namespaces[0].Path = "/proc/1/ns/ipc"
-		}, is(unix.EINVAL), "/proc/1/ns/ipc"},
+			s.Linux.Namespaces[0].Path = "/proc/thread-self/ns/ipc"
+		}, is(unix.EINVAL), "/proc/thread-self/ns/ipc"},
 		{"sysctl", func(s *specs.Spec) {
 			s.Linux.Sysctl = map[string]string{"kernel.panic": "1"}
 		}, errdefs.IsInvalidArgument, "kernel.panic"},

@@ -236,11 +236,18 @@ type Info struct {
 	ExecID string // empty unless it was executed through [Task.Exec]
 }
 
-// Pids lists the task's processes.
+// Pids lists the task's processes. The init of a task that has stopped is listed
+// until the task is deleted, as a zombie is until it is waited for: a containerd
+// that starts takes a task without processes for a leaked one and removes it,
+// and with it the exit status that nobody has asked for yet (loadShim in
+// core/runtime/v2/shim_load.go).
 func (t *Task) Pids() ([]Info, error) {
 	pids, err := t.body.pids()
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the processes of task %s: %w", t.ID, err)
+	}
+	if st := t.init.Status(); len(pids) == 0 && st.State == Stopped {
+		return []Info{{Pid: st.Pid}}, nil
 	}
 	ids := make(map[int]string)
 	for _, e := range t.snapshot() {

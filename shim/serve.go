@@ -119,7 +119,10 @@ func (c *call) newProcess(peers *connections) (*Process, <-chan struct{}, error)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(peers))
+	server, err := ttrpc.NewServer(
+		ttrpc.WithServerHandshaker(peers),
+		ttrpc.WithUnaryServerInterceptor((&trimmer{}).intercept),
+	)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
 	}
