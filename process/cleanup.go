@@ -53,5 +53,7 @@ func removeCgroup(ctx context.Context, record bundleRecord) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
 	return cg.Remove(ctx)
 }

@@ -29,7 +29,7 @@ func (h *Supervisor) join(s *spec) (leave func(), err error) {
 	if sb.ended {
 		err = fmt.Errorf("sandbox %s has ended: %w", id, errdefs.ErrFailedPrecondition)
 	} else {
-		err = checkMember(s, sb.own)
+		err = checkMember(s, sb)
 	}
 	if err != nil {
 		leave()
@@ -50,18 +50,30 @@ func checkStranger(s *spec, sandboxID string) error {
 	return nil
 }
 
-// checkMember refuses a container whose spec names by path a namespace of the
-// host where the pod has one of its own.
-func checkMember(s *spec, pod ownNamespaces) error {
+// checkMember refuses a container whose spec leads by a path, however that is
+// spelled, to another network, IPC or UTS namespace than the pod's, or to the
+// host's PID, user or other namespace where the pod has one of its own. The PID
+// namespace of another container is allowed: CRI's mode TARGET is for debuggers.
+func checkMember(s *spec, pod *sandbox) error {
 	for _, ns := range s.Linux.Namespaces {
-		if !pod[ns.Type] {
+		if ns.Path == "" {
 			continue
 		}
-		host, err := leadsToHost(ns)
+		id, err := statNamespace(ns.Path)
 		if err != nil {
 			return fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
 		}
-		if host {
+		if want, ok := pod.ids[ns.Type]; ok {
+			if id != want {
+				return fmt.Errorf("the container's %s namespace %s is not the pod's: %w", ns.Type, ns.Path, errdefs.ErrInvalidArgument)
+			}
+			continue
+		}
+		host, err := hostNamespace(ns.Type)
+		if err != nil {
+			return err
+		}
+		if id == host && pod.own[ns.Type] {
 			return refuseHost(ns)
 		}
 	}

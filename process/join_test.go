@@ -87,9 +87,10 @@ func TestMembersOfAPodInAnotherNamespaceAreRefused(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
 	other := bindNamespace(t, "net", unix.CLONE_NEWNET)
-	_, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, other)))
+	task, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, other)))
 	if err == nil {
 		t.Error("a network namespace was accepted that is not the pod's")
+		n.adopt(task)
 	}
 }
 

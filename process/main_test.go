@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 )
 
 // deadline is how long a test waits for what must happen; it is never what a test measures.
-const deadline = 5 * time.Second
+const deadline = 60 * time.Second
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
@@ -258,11 +259,13 @@ func script(t *testing.T, text string) string {
 
 const forever = "exec sleep 100000"
 
+var containers atomic.Int64
+
 func containerSpec(t *testing.T, id, command string) *specs.Spec {
 	t.Helper()
 	return &specs.Spec{
 		Process: &specs.Process{Args: []string{script(t, command)}},
-		Linux:   &specs.Linux{CgroupsPath: "/" + cgroupPrefix() + id},
+		Linux:   &specs.Linux{CgroupsPath: fmt.Sprintf("/%s%s-%d", cgroupPrefix(), id, containers.Add(1))},
 	}
 }
 

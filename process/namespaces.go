@@ -169,6 +169,20 @@ var procNames = map[specs.LinuxNamespaceType]string{
 	specs.TimeNamespace:    "time",
 }
 
+// threadNamespaces returns the calling thread's namespaces of the types that a
+// sandbox's thread may take.
+func threadNamespaces() (map[specs.LinuxNamespaceType]nsID, error) {
+	ids := make(map[specs.LinuxNamespaceType]nsID)
+	for _, t := range podNamespaceTypes {
+		id, err := statNamespace("/proc/thread-self/ns/" + t.proc)
+		if err != nil {
+			return nil, err
+		}
+		ids[t.kind] = id
+	}
+	return ids, nil
+}
+
 // ownNamespaces are the types of which a sandbox has a namespace of its own. The
 // path in a spec may lead to the host's, which is not.
 type ownNamespaces map[specs.LinuxNamespaceType]bool

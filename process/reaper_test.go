@@ -90,7 +90,6 @@ func TestWaitForWhatIsNoChild(t *testing.T) {
 
 func TestOrphansAreReaped(t *testing.T) {
 	orphan := fork(t, "exit 3")
-	defer dump(t)
 	eventually(t, "the child is reaped", func() bool { return processState(orphan) == "" })
 }
 

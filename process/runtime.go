@@ -109,17 +109,17 @@ func lastError(path string, offset int64) string {
 		return ""
 	}
 	var last string
-	scanner := bufio.NewScanner(io.LimitReader(f, 1<<20))
-	for scanner.Scan() {
+	lines := bufio.NewReader(io.LimitReader(f, 1<<20))
+	for {
+		line, err := lines.ReadBytes('\n')
 		var entry struct{ Level, Msg string }
-		if json.Unmarshal(scanner.Bytes(), &entry) != nil {
-			continue
-		}
-		if entry.Level == "error" || entry.Level == "fatal" {
+		if json.Unmarshal(line, &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
 			last = strings.TrimSpace(entry.Msg)
 		}
+		if err != nil {
+			return last
+		}
 	}
-	return last
 }
 
 func (r *ociRuntime) create(ctx context.Context, id string, opts *runc.CreateOpts) error {

@@ -2,7 +2,6 @@ package process
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -27,6 +26,7 @@ type sandbox struct {
 	// program would be the init.
 	initPID    bool
 	own        ownNamespaces
+	ids        map[specs.LinuxNamespaceType]nsID // of net, ipc and uts, own or not
 	namespaces *namespaces
 	fifos      []*os.File
 
@@ -74,7 +74,12 @@ func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (_ *Task, err error
 		if err := setNames(spec); err != nil {
 			return err
 		}
-		return writeSysctls(sysctls)
+		if err := writeSysctls(sysctls); err != nil {
+			return err
+		}
+		var err error
+		s.ids, err = threadNamespaces()
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -98,19 +103,30 @@ func (h *Supervisor) seat(s *sandbox) error {
 	if h.tenant != nil {
 		return fmt.Errorf("this shim holds sandbox %s already: %w", h.tenant.task.ID, errdefs.ErrFailedPrecondition)
 	}
+	if _, ok := h.sandboxes[s.task.ID]; ok {
+		return fmt.Errorf("sandbox %s exists: %w", s.task.ID, errdefs.ErrAlreadyExists)
+	}
 	h.tenant = s
 	h.sandboxes[s.task.ID] = s
 	return nil
 }
 
-// unseat takes the thread from the sandbox. Its id is forgotten as well.
+// unseat takes the thread from the sandbox.
 func (h *Supervisor) unseat(s *sandbox) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.tenant == s {
 		h.tenant = nil
 	}
-	delete(h.sandboxes, s.task.ID)
+}
+
+// forget lets the id of a deleted sandbox go.
+func (h *Supervisor) forget(s *sandbox) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sandboxes[s.task.ID] == s {
+		delete(h.sandboxes, s.task.ID)
+	}
 }
 
 func (s *sandbox) makeCgroup(spec *spec, systemd bool) (err error) {
@@ -229,11 +245,19 @@ func (s *sandbox) letGo() {
 }
 
 func (s *sandbox) remove(ctx context.Context, _ *Process) error {
-	if s.task.cgroup == nil {
-		return nil
+	if s.task.cgroup != nil {
+		ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+		defer cancel()
+		if err := s.task.cgroup.Remove(ctx); err != nil {
+			return err
+		}
 	}
-	return s.task.cgroup.Remove(ctx)
+	s.host.forget(s)
+	return nil
 }
+
+// removeTimeout bounds how long a cgroup may stay busy.
+const removeTimeout = 10 * time.Second
 
 func (s *sandbox) discard(ctx context.Context) error {
 	s.letGo()
@@ -247,8 +271,8 @@ func (s *sandbox) pids() ([]int, error) {
 }
 
 func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {
-	if s.task.cgroup == nil {
-		return errors.New("it has no cgroup")
+	if err := s.task.needCgroup(verbUpdate); err != nil {
+		return err
 	}
 	return s.task.cgroup.Update(r)
 }

@@ -85,7 +85,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	}
 	wantKind(t, task.Kill("", unix.SIGKILL, false), errdefs.IsNotFound, "not found")
 	wantKind(t, task.Kill("", unix.SIGTERM, true), errdefs.IsNotFound, "not found")
-	if pids, err := task.Pids(); err != nil || len(pids) != 0 {
+	if pids, err := task.Pids(); err != nil || len(pids) != 1 {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
 	if st := p.Status(); st.State != Stopped || st.Pid != os.Getpid() || st.Exit.At.IsZero() {

@@ -55,11 +55,19 @@ cgroups() {
 	done
 }
 
+# enter moves the shell that calls it into the container's cgroup, then lets the
+# one that waits for it by entered go on.
 enter() {
 	while read -r dir; do
 		mkdir -p "$dir"
-		echo "$1" >"$dir/cgroup.procs"
+		echo 0 >"$dir/cgroup.procs"
 	done <"$state/cgroups"
+	echo >"$state/entered-$$"
+}
+
+entered() {
+	read -r _ <"$state/entered-$$" || :
+	rm "$state/entered-$$"
 }
 
 # made tells the pid of a process in the way that the caller asked for.
@@ -78,16 +86,20 @@ make() {
 	mkdir -p "$state"
 	cgroups "$bundle/config.json" >"$state/cgroups"
 	script=$(args "$bundle/config.json")
-	mkfifo "$state/start"
+	mkfifo "$state/start" "$state/entered-$$"
 	# Open for both directions, so that start never waits for the init.
 	exec 8<>"$state/start" 9<&0
+	# A shell between, so that this one is no parent who could reap.
 	(
-		[ "$verb" = restore ] || read -r _ <&8
-		exec 8<&- sh "$script"
-	) <&9 9<&- &
-	echo $! >"$state/pid"
-	enter $!
-	made $!
+		(
+			enter
+			[ "$verb" = restore ] || read -r _ <&8
+			exec 8<&- sh "$script"
+		) <&9 9<&- &
+		echo $! >"$state/pid"
+	)
+	entered
+	made "$(cat "$state/pid")"
 }
 
 remove() {
@@ -129,10 +141,17 @@ start)
 exec)
 	alive "$(cat "$state/pid")" || die "cannot exec in a stopped container"
 	script=$(args "$process")
-	exec 9<&0
-	sh "$script" <&9 9<&- &
-	enter $!
-	made $!
+	exec 8>&1 9<&0
+	mkfifo "$state/entered-$$"
+	pid=$(
+		(
+			enter
+			exec sh "$script"
+		) <&9 >&8 9<&- 8>&- &
+		echo $!
+	)
+	entered
+	made "$pid"
 	;;
 update) cat >"$here/resources" ;;
 checkpoint) mkdir -p "$images" ;;

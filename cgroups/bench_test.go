@@ -1,0 +1,30 @@
+package cgroups
+
+import (
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// BenchmarkStat measures what containerd asks for each second of each task.
+func BenchmarkStat(b *testing.B) {
+	c, err := Create("/pause-bench", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := c.Remove(b.Context()); err != nil {
+			b.Log(err)
+		}
+	})
+	b.ReportAllocs()
+	for b.Loop() {
+		m, err := c.Stat()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := proto.Marshal(m); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,288 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// execute adds a process to a container and starts it.
+func execute(t *testing.T, task *Task, id, command string, sio Stdio) *Process {
+	t.Helper()
+	must(t, task.Exec(id, sio, execSpec(t, command)))
+	p := process(t, task, id)
+	_, err := p.Start(testContext(t))
+	must(t, err)
+	return p
+}
+
+func TestLifeOfAnExec(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	ctx := testContext(t)
+	task := n.container("c", forever)
+	must(t, task.Exec("e", Stdio{}, execSpec(t, "exec sleep 100000")))
+	p := process(t, task, "e")
+	if st := p.Status(); st != (Status{}) || p.ID() != "e" {
+		t.Errorf("it is %+v", st)
+	}
+	wantKind(t, task.Kill("e", unix.SIGKILL, false), errdefs.IsFailedPrecondition, "a failed precondition")
+	pid, err := p.Start(ctx)
+	if err != nil || pid == 0 || p.Status() != (Status{State: Running, Pid: pid}) {
+		t.Errorf("start: pid %d, error %v, %+v", pid, err, p.Status())
+	}
+	if pids, err := task.Pids(); err != nil || !slices.Contains(pids, Info{Pid: pid, ExecID: "e"}) || len(pids) != 2 {
+		t.Errorf("pids are %v, error %v", pids, err)
+	}
+	_, err = task.Delete(ctx, "e")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	must(t, task.Kill("e", unix.SIGTERM, false))
+	if status := exitOf(t, p); status != 143 {
+		t.Errorf("exit status %d", status)
+	}
+	wantKind(t, task.Kill("e", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
+	st, err := task.Delete(ctx, "e")
+	if err != nil || st.Exit.Status != 143 || st.Pid != pid {
+		t.Errorf("delete: %+v, error %v", st, err)
+	}
+	_, err = task.Process("e")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	_, err = task.Delete(ctx, "e")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	if task.init.Status().State != Running {
+		t.Error("the init does not run any more")
+	}
+	left, err := filepath.Glob(filepath.Join(task.Bundle, "exec-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("files are left: %v", left)
+	}
+	execute(t, task, "e", "exit 0", Stdio{}) // the id is free
+}
+
+func TestIDsOfExecs(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	for _, id := range []string{"", "/", "a/b", "../x", "..", "a/../b", "/a"} {
+		wantKind(t, task.Exec(id, Stdio{}, execSpec(t, "exit 0")), errdefs.IsInvalidArgument, "an invalid argument for "+id)
+	}
+	must(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")))
+	wantKind(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")), errdefs.IsAlreadyExists, "already exists")
+	must(t, task.Exec("a.b", Stdio{}, execSpec(t, "exit 0")))
+	must(t, task.Exec("..x", Stdio{}, execSpec(t, "exit 0")))
+}
+
+func TestExecThatEndsBeforeStartReturns(t *testing.T) {
+	n := newNode(t)
+	n.tell("slow-exec", "")
+	task := n.container("c", forever)
+	p := execute(t, task, "e", "exit 5", Stdio{})
+	if status := exitOf(t, p); status != 5 {
+		t.Errorf("exit status %d", status)
+	}
+	if got, want := n.events.all(), []string{"started c", "started c e", "exited 5 c e"}; !slices.Equal(got, want) {
+		t.Errorf("events are %q, want %q", got, want)
+	}
+}
+
+func TestExecThatFails(t *testing.T) {
+	for _, file := range []string{"fail-exec", "late-exec"} {
+		t.Run(file, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			task := n.container("c", forever)
+			n.tell(file, "no more bananas")
+			sio := Stdio{Stdout: mkfifo(t)}
+			stdout := readFifo(t, sio.Stdout)
+			must(t, task.Exec("e", sio, execSpec(t, "exit 6")))
+			p := process(t, task, "e")
+			if _, err := p.Start(testContext(t)); err == nil || !strings.Contains(err.Error(), "bananas") {
+				t.Errorf("got %v", err)
+			}
+			stdout.all()
+			if st := p.Status(); st.State != Created || st.Pid != 0 {
+				t.Errorf("it is %+v", st)
+			}
+			left, err := filepath.Glob(filepath.Join(task.Bundle, "exec-*"))
+			if err != nil || len(left) > 0 {
+				t.Errorf("files are left: %v", left)
+			}
+			if _, err := task.Delete(testContext(t), "e"); err != nil {
+				t.Error(err)
+			}
+			if got, want := n.events.all(), []string{"started c"}; !slices.Equal(got, want) {
+				t.Errorf("events are %q, want %q", got, want)
+			}
+			// The init's end does not wait for what never was.
+			must(t, task.Kill("", unix.SIGKILL, false))
+			exitOf(t, task.init)
+		})
+	}
+}
+
+func TestExecAfterTheEndOfTheInit(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	must(t, task.Exec("early", Stdio{}, execSpec(t, "exit 0")))
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
+	wantKind(t, task.Exec("late", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err := process(t, task, "early").Start(testContext(t))
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	if calls := n.told("calls"); strings.Contains(calls, "exec") {
+		t.Errorf("calls are %q", calls)
+	}
+	_, err = task.Delete(testContext(t), "early")
+	must(t, err)
+}
+
+func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	for i := range 5 {
+		execute(t, task, fmt.Sprintf("e%d", i), forever, Stdio{})
+	}
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
+	events := n.events.all()
+	if len(events) != 12 || events[11] != "exited 137 c" {
+		t.Errorf("events are %q", events)
+	}
+	for i := range 5 {
+		if want := fmt.Sprintf("exited 137 c e%d", i); !slices.Contains(events, want) {
+			t.Errorf("events are %q, want %q", events, want)
+		}
+	}
+}
+
+// An exec that is just being started when the init ends is told of, too, and before it.
+func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	must(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")))
+	arrived := n.gate("exec")
+	done := make(chan error)
+	go func() {
+		_, err := process(t, task, "e").Start(testContext(t))
+		done <- err
+	}()
+	open := arrived()
+	must(t, task.Kill("", unix.SIGKILL, false))
+	eventually(t, "the init is reaped", func() bool { return processState(task.init.Status().Pid) == "" })
+	if st := task.init.Status(); st.State != Running {
+		t.Errorf("the init is %s", st.State)
+	}
+	open()
+	if err := <-done; err == nil {
+		t.Error("the exec was started")
+	}
+	exitOf(t, task.init)
+	if got, want := n.events.all(), []string{"started c", "exited 137 c"}; !slices.Equal(got, want) {
+		t.Errorf("events are %q, want %q", got, want)
+	}
+}
+
+func TestManyExecsAtTheSameTime(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	task := n.container("c", forever)
+	const count = 100
+	var wg sync.WaitGroup
+	for i := range count {
+		id := fmt.Sprintf("e%d", i)
+		spec := execSpec(t, fmt.Sprintf("exit %d", i))
+		wg.Go(func() {
+			if err := task.Exec(id, Stdio{}, spec); err != nil {
+				t.Error(err)
+				return
+			}
+			p, err := task.Process(id)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := p.Start(testContext(t)); err != nil {
+				t.Error(err)
+				return
+			}
+			exit, err := p.Wait(testContext(t))
+			if err != nil || exit.Status != uint32(i) {
+				t.Errorf("%s: exit %+v, error %v", id, exit, err)
+			}
+			if _, err := task.Delete(testContext(t), id); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	events := n.events.all()
+	if len(events) != 1+2*count {
+		t.Errorf("%d events", len(events))
+	}
+	for i := range count {
+		started := slices.Index(events, fmt.Sprintf("started c e%d", i))
+		exited := slices.Index(events, fmt.Sprintf("exited %d c e%d", i, i))
+		if started < 0 || exited < started {
+			t.Errorf("e%d: started is event %d, exited %d", i, started, exited)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(task.Bundle, "exec-*")); err != nil || len(left) > 0 {
+		t.Errorf("files are left: %v", left)
+	}
+}
+
+func TestDuplicateExecsAtTheSameTime(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	errs := make(chan error)
+	for range 8 {
+		spec := execSpec(t, "exit 0")
+		go func() { errs <- task.Exec("e", Stdio{}, spec) }()
+	}
+	added := 0
+	for range 8 {
+		if err := <-errs; err == nil {
+			added++
+		} else if !errdefs.IsAlreadyExists(err) {
+			t.Error(err)
+		}
+	}
+	if added != 1 {
+		t.Errorf("it was added %d times", added)
+	}
+}
+
+// Clients need not delete the execs of a task that they delete.
+func TestDeleteOfATaskWithExecs(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	task := n.container("c", forever)
+	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
+	stdout, stderr := readFifo(t, sio.Stdout), readFifo(t, sio.Stderr)
+	execute(t, task, "e", "echo out; echo err >&2; exec cat", sio)
+	must(t, task.Exec("never-started", Stdio{}, execSpec(t, "exit 0")))
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
+	_, err := task.Delete(testContext(t), "")
+	must(t, err)
+	if out, err := stdout.all(), stderr.all(); (out != "out\n" && out != "") || (err != "err\n" && err != "") {
+		t.Errorf("output is %q and %q", out, err)
+	}
+}
+
+func TestSpecOfAnExecReachesTheRuntime(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	file := filepath.Join(t.TempDir(), "ran")
+	p := execute(t, task, "e", "touch "+file, Stdio{})
+	exitOf(t, p)
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,390 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// with makes and starts a container with streams.
+func (n *node) with(sio Stdio, command string) *Task {
+	n.t.Helper()
+	r := n.request("c", containerSpec(n.t, "c", command))
+	r.Stdio = sio
+	task := n.make(r)
+	_, err := task.init.Start(testContext(n.t))
+	must(n.t, err)
+	return task
+}
+
+func (n *node) remove(task *Task) {
+	n.t.Helper()
+	exitOf(n.t, task.init)
+	_, err := task.Delete(testContext(n.t), "")
+	must(n.t, err)
+}
+
+func fileText(t *testing.T, path ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(path...))
+	must(t, err)
+	return string(text)
+}
+
+func openFifo(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestFifos(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
+	stdout, stderr := readFifo(t, sio.Stdout), readFifo(t, sio.Stderr)
+	task := n.with(sio, "echo problem >&2; cat; echo end")
+	in := openFifo(t, sio.Stdin)
+	_, err := in.WriteString("hello\n")
+	must(t, err)
+	must(t, in.Close())
+	// The input goes on until it is closed through the API.
+	in = openFifo(t, sio.Stdin)
+	_, err = in.WriteString("again\n")
+	must(t, err)
+	must(t, in.Close())
+	task.init.CloseStdin()
+	if got, want := stdout.all(), "hello\nagain\nend\n"; got != want {
+		t.Errorf("output is %q, want %q", got, want)
+	}
+	if got := stderr.all(); got != "problem\n" {
+		t.Errorf("error output is %q", got)
+	}
+	task.init.CloseStdin()
+	n.remove(task)
+}
+
+func TestCloseOfStdinWaitsForWhatIsWritten(t *testing.T) {
+	n := newNode(t)
+	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+	stdout := readFifo(t, sio.Stdout)
+	task := n.with(sio, "sleep 0.1; cat")
+	in := openFifo(t, sio.Stdin)
+	text := strings.Repeat("0123456789abcde\n", 3000)
+	_, err := in.WriteString(text)
+	must(t, err)
+	task.init.CloseStdin()
+	must(t, in.Close())
+	if got := stdout.all(); got != text {
+		t.Errorf("got %d bytes, want %d", len(got), len(text))
+	}
+	n.remove(task)
+}
+
+func TestReaderThatComesLate(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	r := n.request("c", containerSpec(t, "c", "echo hello"))
+	r.Stdio.Stdout = mkfifo(t)
+	done := make(chan error)
+	var task *Task
+	go func() {
+		var err error
+		task, err = n.Create(testContext(t), r)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("create has not waited for a reader, error %v", err)
+	case <-time.After(20 * time.Millisecond): // it has begun to wait by now, or the test tests less
+	}
+	if calls := n.told("calls"); calls != "" {
+		t.Errorf("calls are %q", calls)
+	}
+	stdout := readFifo(t, r.Stdio.Stdout)
+	must(t, <-done)
+	n.adopt(task)
+	_, err := task.init.Start(testContext(t))
+	must(t, err)
+	if got := stdout.all(); got != "hello\n" {
+		t.Errorf("output is %q", got)
+	}
+}
+
+// A reader that waits in open(2) must not see the end before the output.
+func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
+	path := mkfifo(t)
+	for range 300 {
+		reading := readFifo(t, path)
+		f, err := openSink(testContext(t), path)
+		must(t, err)
+		_, err = f.WriteString("x")
+		must(t, err)
+		select {
+		case <-reading.done:
+			t.Fatal("the reader has seen the end")
+		default:
+		}
+		// What the reader has not taken yet would be lost with the last writer.
+		eventually(t, "the fifo is empty", func() bool {
+			n, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
+			return err == nil && n == 0
+		})
+		f.Close()
+		if got := reading.all(); got != "x" {
+			t.Fatalf("got %q", got)
+		}
+	}
+}
+
+func TestNoReader(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	r := n.request("c", containerSpec(t, "c", forever))
+	r.Stdio = Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := n.Create(ctx, r)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "nobody reads") {
+		t.Errorf("got %v", err)
+	}
+	if calls := n.told("calls"); calls != "" {
+		t.Errorf("calls are %q", calls)
+	}
+}
+
+func TestStreamsThatDoNotExist(t *testing.T) {
+	noLeakedFDs(t)
+	missing := filepath.Join(t.TempDir(), "missing")
+	for _, sio := range []Stdio{{Stdin: missing}, {Stdout: missing}, {Stderr: missing}, {Stdin: mkfifo(t), Stdout: missing}} {
+		n := newNode(t)
+		r := n.request("c", containerSpec(t, "c", forever))
+		r.Stdio = sio
+		if _, err := n.Create(testContext(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), missing) {
+			t.Errorf("%+v: got %v", sio, err)
+		}
+	}
+}
+
+func TestUnknownSchemes(t *testing.T) {
+	n := newNode(t)
+	for _, stdout := range []string{"http://example.com/", "npipe:///x", "ftp:x", "%zz"} {
+		r := n.request("c", containerSpec(t, "c", forever))
+		r.Stdio.Stdout = stdout
+		_, err := n.Create(testContext(t), r)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), stdout) {
+			t.Errorf("%s: got %v, want an invalid argument that names it", stdout, err)
+		}
+	}
+}
+
+func TestNoStreams(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	where := filepath.Join(t.TempDir(), "where")
+	task := n.with(Stdio{}, "for fd in 0 1 2; do readlink /proc/self/fd/$fd; done >"+where+".tmp; readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 >"+where)
+	exitOf(t, task.init)
+	if got, want := fileText(t, where), "/dev/null\n/dev/null\n/dev/null\n"; got != want {
+		t.Errorf("streams are %q, want %q", got, want)
+	}
+	n.remove(task)
+}
+
+func TestSomeStreams(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	sio := Stdio{Stderr: mkfifo(t)}
+	stderr := readFifo(t, sio.Stderr)
+	task := n.with(sio, "echo lost; cat; echo problem >&2")
+	if got := stderr.all(); got != "problem\n" {
+		t.Errorf("error output is %q", got)
+	}
+	n.remove(task)
+}
+
+func TestOutputToAFile(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "deep", "er", "log")
+	sio := Stdio{Stdout: "file://" + path, Stderr: "file://" + path}
+	for range 2 {
+		n.remove(n.with(sio, "echo out; echo err >&2"))
+	}
+	got := fileText(t, path)
+	if strings.Count(got, "out\n") != 2 || strings.Count(got, "err\n") != 2 || len(got) != 16 {
+		t.Errorf("the file is %q", got)
+	}
+
+	// A file that exists may be given by its path as well.
+	plain := filepath.Join(dir, "plain")
+	must(t, os.WriteFile(plain, []byte("first\n"), 0o600))
+	n.remove(n.with(Stdio{Stdout: plain}, "echo second"))
+	if got := fileText(t, plain); got != "first\nsecond\n" {
+		t.Errorf("the file is %q", got)
+	}
+}
+
+func loggerURI(t *testing.T, scheme string, query ...string) (uri, dir string) {
+	t.Helper()
+	script, err := filepath.Abs("testdata/logger.sh")
+	must(t, err)
+	dir = t.TempDir()
+	values := url.Values{"dir": {dir}}
+	for i := 0; i < len(query); i += 2 {
+		values.Set(query[i], query[i+1])
+	}
+	return (&url.URL{Scheme: scheme, Path: script, RawQuery: values.Encode()}).String(), dir
+}
+
+func TestLoggingPrograms(t *testing.T) {
+	for _, scheme := range []string{"binary", "binary-v2"} {
+		t.Run(scheme, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			uri, dir := loggerURI(t, scheme)
+			task := n.with(Stdio{Stdout: uri, Stderr: uri}, "echo out; echo err >&2")
+			execURI, execDir := loggerURI(t, scheme)
+			exitOf(t, task.init)
+			n.remove(task)
+			for name, want := range map[string]string{"out": "out\n", "err": "err\n", "id": "test/c\n", "ended": ""} {
+				if got := fileText(t, dir, name); got != want {
+					t.Errorf("%s is %q, want %q", name, got, want)
+				}
+			}
+
+			task = n.container("d", forever)
+			p := execute(t, task, "e", "echo out", Stdio{Stdout: execURI})
+			exitOf(t, p)
+			_, err := task.Delete(testContext(t), "e")
+			must(t, err)
+			if id, out := fileText(t, execDir, "id"), fileText(t, execDir, "out"); id != "test/e\n" || out != "out\n" {
+				t.Errorf("an exec's: id is %q, out is %q", id, out)
+			}
+		})
+	}
+}
+
+func TestLoggingProgramsThatAreNotReady(t *testing.T) {
+	for _, tc := range []struct {
+		name, scheme string
+		query        []string
+		ok           bool
+	}{
+		{"dies", "binary-v2", []string{"die", "now"}, false},
+		{"gives no sign", "binary-v2", []string{"sign", "no"}, false},
+		// There, the end of descriptor 5 is the sign.
+		{"gives no sign, of the first version", "binary", []string{"sign", "no"}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			r := n.request("c", containerSpec(t, "c", "echo out"))
+			r.Stdio.Stdout, _ = loggerURI(t, tc.scheme, tc.query...)
+			task, err := n.Create(testContext(t), r)
+			if tc.ok {
+				must(t, err)
+				n.adopt(task)
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), "logger.sh") {
+				t.Errorf("got %v and error %v", task, err)
+			}
+			if calls := n.told("calls"); calls != "" {
+				t.Errorf("calls are %q", calls)
+			}
+		})
+	}
+	t.Run("does not exist", func(t *testing.T) {
+		noLeakedFDs(t)
+		n := newNode(t)
+		r := n.request("c", containerSpec(t, "c", "echo out"))
+		r.Stdio.Stdout = "binary:///nonexistent/logger"
+		if _, err := n.Create(testContext(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonexistent/logger") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("hangs", func(t *testing.T) {
+		noLeakedFDs(t)
+		n := newNode(t)
+		r := n.request("c", containerSpec(t, "c", "echo out"))
+		r.Stdio.Stdout = "binary:///bin/sleep?100000=0"
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := n.Create(ctx, r); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestLargeOutput(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	var want strings.Builder
+	for i := range 600_000 {
+		fmt.Fprintln(&want, i+1)
+	}
+	fifo, err := mkfifo(t), mkfifo(t)
+	stdout, stderr := readFifo(t, fifo), readFifo(t, err)
+	task := n.with(Stdio{Stdout: fifo, Stderr: err}, "seq 600000 & seq 600000 >&2; wait")
+	for name, got := range map[string]string{"output": stdout.all(), "error output": stderr.all()} {
+		if got != want.String() {
+			t.Errorf("%s differs: %d bytes, want %d", name, len(got), want.Len())
+		}
+	}
+	n.remove(task)
+}
+
+// What the process has written when it ends still goes its way, even if the client reads late.
+func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	path := mkfifo(t)
+	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	must(t, err)
+	defer reader.Close()
+	// More than the fifo holds, no more than it and the pipe do.
+	task := n.with(Stdio{Stdout: path}, "head -c 100000 /dev/zero")
+	exitOf(t, task.init)
+	done := make(chan error, 1)
+	go func() {
+		_, err := task.Delete(testContext(t), "")
+		done <- err
+	}()
+	got, buf := 0, make([]byte, 4096)
+	for {
+		n, err := reader.Read(buf)
+		got += n
+		if err != nil {
+			break
+		}
+	}
+	must(t, <-done)
+	if got != 100_000 {
+		t.Errorf("got %d bytes, want 100000", got)
+	}
+}
+
+func TestPipesBelongToTheUserOfTheOptions(t *testing.T) {
+	n := newNode(t)
+	r := n.request("c", containerSpec(t, "c", "stat -Lc %u:%g /proc/self/fd/0 /proc/self/fd/2 >&2"))
+	r.Options.IoUID, r.Options.IoGID = 1234, 5678
+	r.Stdio = Stdio{Stdin: mkfifo(t), Stderr: mkfifo(t)}
+	stderr := readFifo(t, r.Stdio.Stderr)
+	task := n.make(r)
+	_, err := task.init.Start(testContext(t))
+	must(t, err)
+	if got, want := stderr.all(), "1234:5678\n1234:5678\n"; got != want {
+		t.Errorf("owners are %q, want %q", got, want)
+	}
+}
