@@ -148,14 +148,14 @@ const clockTick = 10_000_000
 func (t *v1Tree) statCPU(m *v1.Metrics) error {
 	cpu := &v1.CPUStat{Usage: &v1.CPUUsage{}, Throttling: &v1.Throttle{}}
 	throttling := reader{dir: t.dir("cpu")}
-	throttling.keyed("cpu.stat", map[string]*uint64{
-		"nr_periods":     &cpu.Throttling.Periods,
-		"nr_throttled":   &cpu.Throttling.ThrottledPeriods,
-		"throttled_time": &cpu.Throttling.ThrottledTime,
+	throttling.keyed("cpu.stat", []field{
+		{"nr_periods", &cpu.Throttling.Periods},
+		{"nr_throttled", &cpu.Throttling.ThrottledPeriods},
+		{"throttled_time", &cpu.Throttling.ThrottledTime},
 	})
 	usage := reader{dir: t.dir("cpuacct")}
 	usage.uint("cpuacct.usage", &cpu.Usage.Total, 0)
-	usage.keyed("cpuacct.stat", map[string]*uint64{"user": &cpu.Usage.User, "system": &cpu.Usage.Kernel})
+	usage.keyed("cpuacct.stat", []field{{"user", &cpu.Usage.User}, {"system", &cpu.Usage.Kernel}})
 	cpu.Usage.User *= clockTick
 	cpu.Usage.Kernel *= clockTick
 	if text, ok := usage.text("cpuacct.usage_percpu"); ok {
@@ -177,15 +177,15 @@ func (t *v1Tree) statCPU(m *v1.Metrics) error {
 func (t *v2Tree) statCPU(m *v2.Metrics) error {
 	r := reader{dir: t.dir}
 	cpu := &v2.CPUStat{}
-	r.keyed("cpu.stat", map[string]*uint64{
-		"usage_usec":     &cpu.UsageUsec,
-		"user_usec":      &cpu.UserUsec,
-		"system_usec":    &cpu.SystemUsec,
-		"nr_periods":     &cpu.NrPeriods,
-		"nr_throttled":   &cpu.NrThrottled,
-		"throttled_usec": &cpu.ThrottledUsec,
-		"nr_bursts":      &cpu.NrBursts,
-		"burst_usec":     &cpu.BurstUsec,
+	r.keyed("cpu.stat", []field{
+		{"usage_usec", &cpu.UsageUsec},
+		{"user_usec", &cpu.UserUsec},
+		{"system_usec", &cpu.SystemUsec},
+		{"nr_periods", &cpu.NrPeriods},
+		{"nr_throttled", &cpu.NrThrottled},
+		{"throttled_usec", &cpu.ThrottledUsec},
+		{"nr_bursts", &cpu.NrBursts},
+		{"burst_usec", &cpu.BurstUsec},
 	})
 	if r.found {
 		cpu.PSI = r.pressure("cpu.pressure")

@@ -4,6 +4,7 @@ package cgroups
 // cgroup file it opens, which costs more calls than the read.
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,40 +13,65 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 func readFile(path string) (string, error) {
-	fd, err := openFile(path, unix.O_RDONLY)
+	text, err := appendFile(nil, append([]byte(path), 0))
+	return string(text), err
+}
+
+// appendFile appends the content of a file to buf. The path ends with a NUL.
+func appendFile(buf, path []byte) ([]byte, error) {
+	fd, err := openPath(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 0, 2048)
 	for {
+		buf = slices.Grow(buf, 512)
 		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			return "", &fs.PathError{Op: "read", Path: path, Err: err}
+			return nil, &fs.PathError{Op: "read", Path: string(path[:len(path)-1]), Err: err}
 		}
 		if n == 0 {
-			return string(buf), nil
+			return buf, nil
 		}
 		buf = buf[:len(buf)+n]
-		if len(buf) == cap(buf) {
-			buf = slices.Grow(buf, cap(buf))
+	}
+}
+
+// openFile opens a file for reading.
+func openFile(path string) (int, error) {
+	return openPath(append([]byte(path), 0))
+}
+
+// openPath opens a file for reading. It is unix.Open for a path that ends with a NUL already, and so makes no copy.
+func openPath(path []byte) (int, error) {
+	for {
+		at := unix.AT_FDCWD
+		fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(&path[0])),
+			unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
+		if errno == 0 {
+			return int(fd), nil
+		}
+		if errno != unix.EINTR {
+			return -1, &fs.PathError{Op: "open", Path: string(path[:len(path)-1]), Err: errno}
 		}
 	}
 }
 
 // writeFile writes a value in one call, as cgroup files want it. It never makes the file.
 func writeFile(path, value string) error {
-	fd, err := openFile(path, unix.O_WRONLY|unix.O_TRUNC)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
 	for {
@@ -55,18 +81,6 @@ func writeFile(path, value string) error {
 		}
 		if !errors.Is(err, unix.EINTR) {
 			return &fs.PathError{Op: "write", Path: path, Err: err}
-		}
-	}
-}
-
-func openFile(path string, flags int) (int, error) {
-	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
-		if err == nil {
-			return fd, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return -1, &fs.PathError{Op: "open", Path: path, Err: err}
 		}
 	}
 }
@@ -100,63 +114,85 @@ type reader struct {
 }
 
 // text returns the content of a file, false if there is none.
-func (r *reader) text(file string) (string, bool) {
+func (r *reader) text(file string) (text string, ok bool) {
+	ok = r.with(file, func(content []byte) { text = string(content) })
+	return text, ok
+}
+
+// scratch is memory for one read, used again and again: containerd has the metrics of each task read each second.
+type scratch struct{ path, content []byte }
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// with calls use with the content of a file, which must not be kept; false if there is none.
+func (r *reader) with(file string, use func(content []byte)) bool {
 	if r.dir == "" || r.err != nil {
-		return "", false
+		return false
 	}
-	text, err := readFile(filepath.Join(r.dir, file))
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	s.path = append(append(append(append(s.path[:0], r.dir...), '/'), file...), 0)
+	content, err := appendFile(s.content[:0], s.path)
 	if err != nil {
 		if !absent(err) {
 			r.err = err
 		}
-		return "", false
+		return false
 	}
-	r.found = true
-	return text, true
+	s.content, r.found = content, true
+	use(content)
+	return true
 }
 
 // uint reads a file of one number; "max" is unlimited.
 func (r *reader) uint(file string, to *uint64, unlimited uint64) {
-	text, ok := r.text(file)
-	if !ok {
-		return
-	}
-	text = strings.TrimSpace(text)
-	if text == "max" {
-		*to = unlimited
-		return
-	}
-	v, err := parseUint(text)
-	if err != nil {
-		r.fail(file, text, err)
-		return
-	}
-	*to = v
+	r.with(file, func(content []byte) {
+		text := bytes.TrimSpace(content)
+		if string(text) == "max" {
+			*to = unlimited
+			return
+		}
+		v, err := parseUint(text)
+		if err != nil {
+			r.fail(file, string(text), err)
+			return
+		}
+		*to = v
+	})
 }
 
-// keyed reads a file of "key number" lines into the numbers that are asked for.
-func (r *reader) keyed(file string, to map[string]*uint64) {
-	text, ok := r.text(file)
+// field is where the number of a key goes.
+type field struct {
+	key string
+	to  *uint64
+}
+
+// keyed reads a file of "key number" lines into the fields that are asked for.
+func (r *reader) keyed(file string, fields []field) {
+	r.with(file, func(content []byte) {
+		for line := range bytes.Lines(content) {
+			if err := setField(fields, bytes.TrimSpace(line)); err != nil {
+				r.fail(file, string(line), err)
+				return
+			}
+		}
+	})
+}
+
+func setField(fields []field, line []byte) error {
+	key, value, ok := bytes.Cut(line, []byte{' '})
 	if !ok {
-		return
+		return errors.New("no value")
 	}
-	for line := range strings.Lines(text) {
-		key, value, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if !ok {
-			r.fail(file, line, errors.New("no value"))
-			return
-		}
-		p, wanted := to[key]
-		if !wanted {
-			continue
-		}
-		v, err := parseUint(value)
-		if err != nil {
-			r.fail(file, line, err)
-			return
-		}
-		*p = v
+	i := slices.IndexFunc(fields, func(f field) bool { return f.key == string(key) })
+	if i < 0 {
+		return nil
 	}
+	v, err := parseUint(value)
+	if err == nil {
+		*fields[i].to = v
+	}
+	return err
 }
 
 func (r *reader) fail(file, line string, err error) {
@@ -164,10 +200,10 @@ func (r *reader) fail(file, line string, err error) {
 }
 
 // parseUint parses a number. Kernels print some counters as signed; a negative one counts as 0.
-func parseUint(s string) (uint64, error) {
-	v, err := strconv.ParseUint(s, 10, 64)
+func parseUint[T string | []byte](s T) (uint64, error) {
+	v, err := strconv.ParseUint(string(s), 10, 64)
 	if err != nil {
-		if n, signed := strconv.ParseInt(s, 10, 64); signed == nil && n < 0 {
+		if n, signed := strconv.ParseInt(string(s), 10, 64); signed == nil && n < 0 {
 			return 0, nil
 		}
 	}

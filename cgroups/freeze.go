@@ -148,7 +148,7 @@ func (t *v2Tree) await(ctx context.Context, want bool) error {
 func (t *v2Tree) frozen() (bool, error) {
 	r := reader{dir: t.dir}
 	var frozen uint64
-	r.keyed("cgroup.events", map[string]*uint64{"frozen": &frozen})
+	r.keyed("cgroup.events", []field{{"frozen", &frozen}})
 	if r.err == nil && !r.found {
 		return false, errdefs.ErrNotFound
 	}

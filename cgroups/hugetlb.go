@@ -84,7 +84,7 @@ func (t *v2Tree) statHugetlb(m *v2.Metrics) error {
 		s := &v2.HugeTlbStat{Pagesize: size}
 		r.uint("hugetlb."+size+".current", &s.Current, unlimited)
 		r.uint("hugetlb."+size+".max", &s.Max, unlimited)
-		r.keyed("hugetlb."+size+".events", map[string]*uint64{"max": &s.Failcnt})
+		r.keyed("hugetlb."+size+".events", []field{{"max", &s.Failcnt}})
 		if r.err != nil {
 			return r.err
 		}

@@ -100,7 +100,7 @@ func registerOOM(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("cannot make eventfd: %w", err)
 	}
 	event := os.NewFile(uintptr(eventfd), "oom eventfd")
-	control, err := openFile(filepath.Join(dir, "memory.oom_control"), unix.O_RDONLY)
+	control, err := openFile(filepath.Join(dir, "memory.oom_control"))
 	if err == nil {
 		// The kernel needs the descriptor only to see which file is meant.
 		defer unix.Close(control)

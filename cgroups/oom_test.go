@@ -205,7 +205,7 @@ func TestV1KillsOfOldKernel(t *testing.T) {
 func TestV2Kills(t *testing.T) {
 	root := fakeTree(t, map[string]string{"good": "oom 9\noom_kill 2\noom_group_kill 1\n", "bad": "oom_kill x\n"})
 	for name, want := range map[string]uint64{"good": 2, "bad": 0} {
-		fd, err := openFile(filepath.Join(root, name), unix.O_RDONLY)
+		fd, err := openFile(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)
 		}

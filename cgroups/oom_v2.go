@@ -77,7 +77,7 @@ func newPriorityPoll(paths ...string) (*priorityPoll, error) {
 	}
 	p.epoll = os.NewFile(uintptr(epfd), "cgroup events")
 	for _, path := range paths {
-		fd, err := openFile(path, unix.O_RDONLY)
+		fd, err := openFile(path)
 		if err != nil {
 			p.close()
 			return nil, err

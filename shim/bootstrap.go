@@ -105,10 +105,10 @@ func parseBootstrap(input []byte, f flags) (*bootstrap, error) {
 	if len(input) == 0 {
 		return b, nil
 	}
-	var any anypb.Any
-	err := proto.Unmarshal(input, &any)
+	var encoded anypb.Any
+	err := proto.Unmarshal(input, &encoded)
 	if err == nil {
-		b.options, err = DecodeOptions(&any)
+		b.options, err = DecodeOptions(&encoded)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot decode standard input, neither bootstrap parameters of %s/%s nor runtime options: %w", f.namespace, f.id, err)

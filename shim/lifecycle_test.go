@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -107,7 +108,7 @@ func TestServerLetsInNoOtherUser(t *testing.T) {
 	}
 	conn := dialAs(t, 65534, s.path)
 	defer conn.Close()
-	if n, err := conn.Read(make([]byte, 1)); err != io.EOF {
+	if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read %d bytes, error %v, want the connection closed", n, err)
 	}
 	s.do("pid")

@@ -22,12 +22,18 @@ func TestOptionsAsTOML(t *testing.T) {
 		name, body string
 		want       *options.Options
 	}{
-		{"as containerd 2 writes it", "BinaryName = 'crun'\nIoGid = 5\nNoPivotRoot = false\nSystemdCgroup = true\n",
-			&options.Options{BinaryName: "crun", IoGid: 5, SystemdCgroup: true}},
-		{"as containerd 1.7 writes it", "BinaryName = \"/opt/a b/crun\"\nNoNewKeyring = true\n",
-			&options.Options{BinaryName: "/opt/a b/crun", NoNewKeyring: true}},
-		{"as people write it", "# which runtime\n\n  BinaryName=\"/opt/\\\"#\\\"/runc\" # really\n\"Root\" = 'C:\\' #\nioUid = 1_000 # ten hundred\r\nCriuWorkPath = ''\n",
-			&options.Options{BinaryName: `/opt/"#"/runc`, Root: `C:\`, IoUid: 1000}},
+		{
+			"as containerd 2 writes it", "BinaryName = 'crun'\nIoGid = 5\nNoPivotRoot = false\nSystemdCgroup = true\n",
+			&options.Options{BinaryName: "crun", IoGid: 5, SystemdCgroup: true},
+		},
+		{
+			"as containerd 1.7 writes it", "BinaryName = \"/opt/a b/crun\"\nNoNewKeyring = true\n",
+			&options.Options{BinaryName: "/opt/a b/crun", NoNewKeyring: true},
+		},
+		{
+			"as people write it", "# which runtime\n\n  BinaryName=\"/opt/\\\"#\\\"/runc\" # really\n\"Root\" = 'C:\\' #\nioUid = 1_000 # ten hundred\r\nCriuWorkPath = ''\n",
+			&options.Options{BinaryName: `/opt/"#"/runc`, Root: `C:\`, IoUid: 1000},
+		},
 		{"unknown keys", "TypeUrl = 'x'\nRuntimeRoot = [1, 2]\nRoot = '/r'\n", &options.Options{Root: "/r"}},
 		{"tables", "Root = '/r'\n[Nested]\nRoot = '/n'\n", &options.Options{Root: "/r"}},
 		{"nothing", "", &options.Options{}},

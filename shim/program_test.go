@@ -106,7 +106,7 @@ func TestCallsThatAreRefused(t *testing.T) {
 	}{
 		{"-id c1 start", "-namespace is missing"},
 		{"-namespace ns start", "-id is missing"},
-		{"-namespace ns -id c1 strat", `unknown action "strat"`},
+		{"-namespace ns -id c1 begin", `unknown action "begin"`},
 		{"-no-such-flag", "no-such-flag"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {

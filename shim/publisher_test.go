@@ -166,7 +166,7 @@ func TestAnEventIsSentAgainIfContainerdDiesOverIt(t *testing.T) {
 	r := newReceiver(t)
 	died := make(chan struct{})
 	once := sync.OnceFunc(func() { close(died) })
-	r.answer = func(r *receiver, e *types.Envelope) error {
+	r.answer = func(r *receiver, _ *types.Envelope) error {
 		select {
 		case <-died:
 			return nil

@@ -48,12 +48,18 @@ func exists(t *testing.T, path string) bool {
 func TestSocketAddressIsThatOfTheStockShim(t *testing.T) {
 	for _, tc := range []struct{ dir, grpc, namespace, group, want string }{
 		// Results of SocketAddress of containerd 2.2.0 and of CreateSocketAddress of 2.4.2.
-		{"/run/containerd/s", "/run/containerd/containerd.sock", "k8s.io", "4f1a",
-			"unix:///run/containerd/s/a450ce02f213d51dce6f95a85a1b1434ba5c8e1f82fc5ccd48f75bc09d5936e0"},
-		{"/run/user/1000/containerd/s", "/run/containerd/containerd.sock", "k8s.io", "4f1a",
-			"unix:///run/user/1000/containerd/s/a450ce02f213d51dce6f95a85a1b1434ba5c8e1f82fc5ccd48f75bc09d5936e0"},
-		{"/run/containerd/s", "unix:///run/k3s/containerd/containerd.sock", "default", "../up",
-			"unix:///run/containerd/s/ec0f6aa1e5ae9c0bbe03366a2087604cff4436c575d3aded00504d3c0cd47482"},
+		{
+			"/run/containerd/s", "/run/containerd/containerd.sock", "k8s.io", "4f1a",
+			"unix:///run/containerd/s/a450ce02f213d51dce6f95a85a1b1434ba5c8e1f82fc5ccd48f75bc09d5936e0",
+		},
+		{
+			"/run/user/1000/containerd/s", "/run/containerd/containerd.sock", "k8s.io", "4f1a",
+			"unix:///run/user/1000/containerd/s/a450ce02f213d51dce6f95a85a1b1434ba5c8e1f82fc5ccd48f75bc09d5936e0",
+		},
+		{
+			"/run/containerd/s", "unix:///run/k3s/containerd/containerd.sock", "default", "../up",
+			"unix:///run/containerd/s/ec0f6aa1e5ae9c0bbe03366a2087604cff4436c575d3aded00504d3c0cd47482",
+		},
 	} {
 		if got := socketAddress(tc.dir, tc.grpc, tc.namespace, tc.group); got != tc.want {
 			t.Errorf("%s/%s: got %s\nwant %s", tc.namespace, tc.group, got, tc.want)

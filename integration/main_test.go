@@ -1,0 +1,166 @@
+// Package integration tests the shim on real containerd, with real OCI runtimes,
+// cgroups, namespaces and networks. What must be the same with the stock shim is
+// tested with both, so that the stock shim shows whether a test is right.
+//
+// `make test` runs it; it sets these variables, of which only the first is needed:
+//
+//	PAUSE_TEST_PATH     directories of containerd, its tools and the shims, as in $PATH
+//	PAUSE_TEST_SHIMS    which shims to test: "runc,pause"
+//	PAUSE_TEST_RUNTIME  the OCI runtime: "runc"
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"containerd-shim-pause-v2/integration/node"
+)
+
+var (
+	// theNode is where all tests run, one after the other.
+	theNode *node.Node
+
+	// shims are the handlers of CRI that are tested.
+	shims []string
+
+	ociRuntime = "runc"
+)
+
+// A stuck test should fail, with the daemon's log, long before the whole run does.
+const testDeadline = 3 * time.Minute
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	path := os.Getenv("PAUSE_TEST_PATH")
+	if path == "" {
+		fmt.Fprintln(os.Stderr, "These tests need a set-up of their own: run `make test`.")
+		return 1
+	}
+	shims = []string{"runc", "pause"}
+	if s := os.Getenv("PAUSE_TEST_SHIMS"); s != "" {
+		shims = strings.Split(s, ",")
+	}
+	if r := os.Getenv("PAUSE_TEST_RUNTIME"); r != "" {
+		ociRuntime = r
+	}
+	ctx := context.Background()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
+	var err error
+	theNode, err = node.Start(ctx, node.Options{Path: filepath.SplitList(path), OCIRuntime: ociRuntime, Handlers: brokenHandlers()})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Printf("node in %s: %s, snapshotter %s, shims %s\n", theNode.Dir, ociRuntime, theNode.Snapshotter, strings.Join(shims, " "))
+	go func() {
+		<-interrupted
+		fmt.Fprintln(os.Stderr, "interrupted: removing the node")
+		theNode.Close()
+		os.Exit(130)
+	}()
+	code := m.Run()
+	if left := theNode.Leftovers(ctx); len(left) > 0 {
+		fmt.Fprintf(os.Stderr, "left at the end:\n  %s\n", strings.Join(left, "\n  "))
+		code = 1
+	}
+	if err := theNode.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	return code
+}
+
+// eachShim runs a test once with each shim, and fails it if something is left
+// after its own clean-up.
+func eachShim(t *testing.T, test func(t *testing.T, shim string)) {
+	t.Helper()
+	for _, shim := range shims {
+		t.Run(shim, func(t *testing.T) {
+			t.Cleanup(func() { checkLeftovers(t) })
+			test(t, shim)
+		})
+	}
+}
+
+// withPause runs a test with this project's shim, where the stock one differs.
+func withPause(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	eachShim(t, func(t *testing.T, shim string) {
+		if shim != "pause" {
+			t.SkipNow()
+		}
+		test(t)
+	})
+}
+
+// runtimeType is the runtime type of a handler.
+func runtimeType(shim string) string {
+	if shim == "pause" {
+		return node.PauseType
+	}
+	return node.StockType
+}
+
+// checkLeftovers is the last clean-up of a test. The log of the daemon is shown
+// if the test has failed.
+func checkLeftovers(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
+	defer cancel()
+	if err := theNode.RemoveAll(ctx); err != nil {
+		t.Error(err)
+	}
+	if left := theNode.Leftovers(ctx); len(left) > 0 {
+		t.Errorf("left:\n  %s", strings.Join(left, "\n  "))
+	}
+	if t.Failed() {
+		t.Logf("log of containerd:\n%s", theNode.LogTail(30))
+	}
+}
+
+// testContext is a context of the node's namespace, which ends with the test.
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(theNode.Context(t.Context()), testDeadline)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// atEnd runs a clean-up with a context that has not ended yet.
+func atEnd(t *testing.T, f func(ctx context.Context) error) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(theNode.Context(context.Background()), time.Minute)
+		defer cancel()
+		if err := f(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// eventually waits for a condition that the system promises to reach some time.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for start := time.Now(); !condition(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > time.Minute {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,188 @@
+package node
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") }
+
+// writeConfig writes the configurations of containerd and of the network.
+func (n *Node) writeConfig() error {
+	network, err := n.network()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{"cni", "fifo", "oci", "s"} {
+		if err := os.Mkdir(filepath.Join(n.Dir, dir), 0o711); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(n.Dir, "cni", "10-bridge.conflist"), []byte(network), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(n.configFile(), []byte(n.config()), 0o600)
+}
+
+// config is containerd's configuration. Whatever is not named in it is read from,
+// or written to, a place outside the node.
+func (n *Node) config() string {
+	var b strings.Builder
+	r := strings.NewReplacer(
+		"$dir", n.Dir,
+		"$snapshotter", n.Snapshotter,
+		"$pause", n.PauseImage,
+		"$cni", cniDir(),
+		"$restrict", fmt.Sprint(!canLowerOOMScore()),
+	)
+	b.WriteString(r.Replace(`version = 3
+root = '$dir/root'
+state = '$dir/state'
+disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.internal.v1.tracing']
+
+[grpc]
+  address = '$dir/containerd.sock'
+[ttrpc]
+  address = '$dir/containerd.sock.ttrpc'
+[debug]
+  level = 'info'
+
+[plugins.'io.containerd.shim.v1.manager']
+  socket_dir = '$dir/s'
+[plugins.'io.containerd.internal.v1.opt']
+  path = '$dir/opt'
+[plugins.'io.containerd.image-verifier.v1.bindir']
+  bin_dir = '$dir/verifiers'
+[plugins.'io.containerd.nri.v1.nri']
+  socket_path = '$dir/nri.sock'
+  plugin_path = '$dir/nri/plugins'
+  plugin_config_path = '$dir/nri/conf.d'
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = '$snapshotter'
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = '$pause'
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = '$dir/certs.d'
+
+[plugins.'io.containerd.cri.v1.runtime']
+  cdi_spec_dirs = ['$dir/cdi']
+  netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = $restrict
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = ['$cni']
+  conf_dir = '$dir/cni'
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+  default_runtime_name = 'runc'
+`))
+	handlers := append([]Handler{
+		{Name: "runc", Type: StockType, OCIRuntime: n.options.OCIRuntime},
+		{Name: "pause", Type: PauseType, OCIRuntime: n.options.OCIRuntime},
+	}, n.options.Handlers...)
+	for _, h := range handlers {
+		if h.Sandboxer == "" {
+			h.Sandboxer = "podsandbox"
+		}
+		key := "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'" + h.Name + "'"
+		fmt.Fprintf(&b, "\n[%s]\n  runtime_type = '%s'\n  sandboxer = '%s'\n", key, h.Type, h.Sandboxer)
+		fmt.Fprintf(&b, "[%s.options]\n  BinaryName = '%s'\n  Root = '%s'\n  SystemdCgroup = false\n", key, h.OCIRuntime, n.RuntimeRoot())
+	}
+	return b.String()
+}
+
+// network is the CNI configuration: a bridge, its own subnet, port mappings.
+func (n *Node) network() (string, error) {
+	subnet, err := freeSubnet()
+	if err != nil {
+		return "", err
+	}
+	r := strings.NewReplacer("$name", n.ID, "$dir", n.Dir, "$subnet", subnet)
+	return r.Replace(`{
+  "cniVersion": "1.0.0",
+  "name": "$name",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "$name", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+      "ipam": {
+        "type": "host-local", "dataDir": "$dir/ipam",
+        "ranges": [[{"subnet": "$subnet"}]], "routes": [{"dst": "0.0.0.0/0"}]
+      }
+    },
+    {"type": "portmap", "capabilities": {"portMappings": true}}
+  ]
+}
+`), nil
+}
+
+func cniDir() string {
+	const upstream = "/opt/cni/bin"
+	if _, err := os.Stat(filepath.Join(upstream, "bridge")); err == nil {
+		return upstream
+	}
+	return "/usr/lib/cni" // Debian's
+}
+
+// freeSubnet finds a subnet that overlaps with that of no interface.
+func freeSubnet() (string, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("cannot find a free subnet: %w", err)
+	}
+	for i := range 256 {
+		// Nodes that start at the same time should not find the same one.
+		_, subnet, err := net.ParseCIDR(fmt.Sprintf("10.197.%d.0/24", (os.Getpid()+i)%256))
+		if err != nil {
+			return "", err
+		}
+		if !overlaps(subnet, addrs) {
+			return subnet.String(), nil
+		}
+	}
+	return "", fmt.Errorf("cannot find a free subnet in 10.197.0.0/16")
+}
+
+func overlaps(subnet *net.IPNet, addrs []net.Addr) bool {
+	for _, a := range addrs {
+		if other, ok := a.(*net.IPNet); ok && (subnet.Contains(other.IP) || other.Contains(subnet.IP)) {
+			return true
+		}
+	}
+	return false
+}
+
+// usableSnapshotter says which snapshotter works in dir: overlayfs cannot be used
+// on an overlay, as in a container.
+func usableSnapshotter(dir string) string {
+	probe := filepath.Join(dir, "probe")
+	defer os.RemoveAll(probe)
+	for _, d := range []string{"lower", "upper", "work", "merged"} {
+		if os.MkdirAll(filepath.Join(probe, d), 0o700) != nil {
+			return "native"
+		}
+	}
+	merged := filepath.Join(probe, "merged")
+	data := strings.ReplaceAll("lowerdir=$/lower,upperdir=$/upper,workdir=$/work", "$", probe)
+	if unix.Mount("overlay", merged, "overlay", 0, data) != nil {
+		return "native"
+	}
+	if unix.Unmount(merged, 0) != nil {
+		return "native"
+	}
+	return "overlayfs"
+}
+
+// canLowerOOMScore says whether this process may lower its oom_score_adj, for
+// which root needs CAP_SYS_RESOURCE.
+func canLowerOOMScore() bool {
+	const path = "/proc/self/oom_score_adj"
+	old, err := os.ReadFile(path)
+	if err != nil || os.WriteFile(path, []byte("-998"), 0) != nil {
+		return false
+	}
+	return os.WriteFile(path, old, 0) == nil
+}

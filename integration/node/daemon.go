@@ -1,0 +1,108 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// How long the daemon may take to answer, or to end.
+const daemonDeadline = time.Minute
+
+// DaemonPid is the pid of containerd, 0 if it does not run.
+func (n *Node) DaemonPid() int {
+	if n.daemon == nil {
+		return 0
+	}
+	return n.daemon.Process.Pid
+}
+
+// LogFile is the path of the daemon's log. It survives restarts of the daemon.
+func (n *Node) LogFile() string { return filepath.Join(n.Dir, "log") }
+
+// LogTail returns the last lines of the daemon's log.
+func (n *Node) LogTail(lines int) string {
+	b, err := os.ReadFile(n.LogFile())
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func (n *Node) startDaemon(ctx context.Context) error {
+	path, err := n.LookPath("containerd")
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(n.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(path, "-c", n.configFile())
+	cmd.Env = n.env()
+	cmd.Stdout, cmd.Stderr = log, log
+	// A ^C at the terminal is for the tests, which then stop the daemon.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("cannot start containerd: %w", err)
+	}
+	n.daemon, n.done = cmd, make(chan struct{})
+	done := n.done
+	go func() { cmd.Wait(); close(done) }() //nolint:errcheck // how it ended is in its log
+
+	ctx, cancel := context.WithTimeout(ctx, daemonDeadline)
+	defer cancel()
+	go func() {
+		select {
+		case <-done: // without the daemon there is nothing to wait for
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := n.connect(ctx); err != nil {
+		return fmt.Errorf("cannot connect to containerd: %w\n%s", err, n.LogTail(20))
+	}
+	return nil
+}
+
+// Stop ends the daemon with SIGTERM. Pods go on.
+func (n *Node) Stop() error { return n.endDaemon(syscall.SIGTERM) }
+
+// Kill ends the daemon with SIGKILL. Pods go on.
+func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
+
+// Restart starts the daemon again after Stop or Kill.
+func (n *Node) Restart(ctx context.Context) error {
+	if n.daemon != nil {
+		return errors.New("cannot restart containerd: it runs")
+	}
+	return n.startDaemon(ctx)
+}
+
+func (n *Node) endDaemon(sig syscall.Signal) error {
+	n.disconnect()
+	if n.daemon == nil {
+		return nil
+	}
+	if err := n.daemon.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("cannot stop containerd: %w", err)
+	}
+	select {
+	case <-n.done:
+	case <-time.After(daemonDeadline):
+		n.daemon.Process.Kill() //nolint:errcheck // it has ended, or it cannot be helped
+		<-n.done
+		n.daemon = nil
+		return fmt.Errorf("containerd did not end in %s after %s\n%s", daemonDeadline, sig, n.LogTail(20))
+	}
+	n.daemon = nil
+	return nil
+}

@@ -1,0 +1,208 @@
+package node
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// pauseSource does what the pause program of Kubernetes does.
+const pauseSource = `#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void stop(int s) { (void)s; _exit(0); }
+static void reap(int s) { (void)s; while (waitpid(-1, 0, WNOHANG) > 0) ; }
+int main(void) {
+	signal(SIGINT, stop), signal(SIGTERM, stop), signal(SIGCHLD, reap);
+	for (;;) pause();
+}
+`
+
+// importImages makes the two images, and waits until CRI knows them.
+func (n *Node) importImages(ctx context.Context) error {
+	busybox, err := busyboxRoot()
+	if err != nil {
+		return err
+	}
+	pause, err := pauseRoot(n.Dir)
+	if err != nil {
+		return err
+	}
+	for _, image := range []struct {
+		name   string
+		root   []file
+		config ocispec.ImageConfig
+	}{
+		{n.BusyboxImage, busybox, ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sh"}}},
+		{n.PauseImage, pause, ocispec.ImageConfig{User: "65535:65535", Entrypoint: []string{"/pause"}}},
+	} {
+		archive, err := imageArchive(image.name, image.root, image.config)
+		if err != nil {
+			return fmt.Errorf("cannot make image %s: %w", image.name, err)
+		}
+		if err := n.importImage(ctx, image.name, archive); err != nil {
+			return fmt.Errorf("cannot import image %s: %w", image.name, err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) importImage(ctx context.Context, name string, archive []byte) error {
+	for _, namespace := range []string{n.ID, CRINamespace} {
+		ctx := namespaces.WithNamespace(ctx, namespace)
+		images, err := n.client.Import(ctx, bytes.NewReader(archive))
+		if err != nil {
+			return err
+		}
+		for _, i := range images {
+			if err := containerd.NewImage(n.client, i).Unpack(ctx, n.Snapshotter); err != nil {
+				return err
+			}
+		}
+	}
+	// CRI learns of it by an event.
+	for {
+		r, err := n.Images().ImageStatus(ctx, &runtime.ImageStatusRequest{Image: &runtime.ImageSpec{Image: name}})
+		if err != nil || r.Image != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// file is a file of an image. One without data is a directory, or a link if it
+// has a target.
+type file struct {
+	name   string
+	mode   int64
+	data   []byte
+	target string
+}
+
+func busyboxRoot() ([]file, error) {
+	path, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the busybox image: %w (Debian: busybox-static)", err)
+	}
+	program, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	applets, err := exec.Command(path, "--list").Output()
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the applets of %s: %w", path, err)
+	}
+	var root []file
+	for _, dir := range []string{"bin", "dev", "etc", "home", "proc", "root", "run", "sys", "var"} {
+		root = append(root, file{name: dir, mode: 0o755})
+	}
+	root = append(root,
+		file{name: "tmp", mode: 0o1777},
+		file{name: "etc/passwd", mode: 0o644, data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")},
+		file{name: "etc/group", mode: 0o644, data: []byte("root:x:0:\nnobody:x:65534:\n")},
+		file{name: "bin/busybox", mode: 0o755, data: program},
+	)
+	for _, a := range strings.Fields(string(applets)) {
+		if a != "busybox" {
+			root = append(root, file{name: "bin/" + a, target: "busybox"})
+		}
+	}
+	return root, nil
+}
+
+// pauseRoot compiles the pause program in dir.
+func pauseRoot(dir string) ([]file, error) {
+	out := filepath.Join(dir, "pause")
+	defer os.Remove(out)
+	cc := exec.Command("gcc", "-Os", "-static", "-s", "-x", "c", "-o", out, "-")
+	cc.Stdin = strings.NewReader(pauseSource)
+	if msg, err := cc.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("cannot compile the pause program: %w: %s (Debian: gcc libc6-dev)", err, msg)
+	}
+	program, err := os.ReadFile(out)
+	return []file{{name: "pause", mode: 0o755, data: program}}, err
+}
+
+// imageArchive returns an OCI image layout with an image of one layer, as a tar.
+func imageArchive(name string, root []file, config ocispec.ImageConfig) ([]byte, error) {
+	layer, err := pack(root)
+	if err != nil {
+		return nil, err
+	}
+	var blobs []file
+	var failed error
+	blob := func(mediaType string, content []byte) ocispec.Descriptor {
+		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
+		blobs = append(blobs, file{name: "blobs/sha256/" + d.Digest.Encoded(), mode: 0o644, data: content})
+		return d
+	}
+	encode := func(v any) []byte {
+		b, err := json.Marshal(v)
+		if err != nil {
+			failed = err
+		}
+		return b
+	}
+	platform := ocispec.Platform{Architecture: goruntime.GOARCH, OS: "linux"}
+	layerBlob := blob(ocispec.MediaTypeImageLayer, layer)
+	manifest := blob(ocispec.MediaTypeImageManifest, encode(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config: blob(ocispec.MediaTypeImageConfig, encode(ocispec.Image{
+			Platform: platform,
+			Config:   config,
+			RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layerBlob.Digest}},
+		})),
+		Layers: []ocispec.Descriptor{layerBlob},
+	}))
+	manifest.Platform = &platform
+	manifest.Annotations = map[string]string{"io.containerd.image.name": name}
+	index := encode(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{manifest}})
+	layout := encode(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	if failed != nil {
+		return nil, failed
+	}
+	return pack(append(blobs,
+		file{name: ocispec.ImageLayoutFile, mode: 0o644, data: layout},
+		file{name: ocispec.ImageIndexFile, mode: 0o644, data: index},
+	))
+}
+
+func pack(files []file) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)), ModTime: time.Unix(0, 0)}
+		switch {
+		case f.target != "":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.target
+		case f.data == nil:
+			h.Typeflag, h.Name = tar.TypeDir, f.name+"/"
+		default:
+			h.Typeflag = tar.TypeReg
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(f.data); err != nil {
+			return nil, err
+		}
+	}
+	err := w.Close()
+	return b.Bytes(), err
+}

@@ -1,0 +1,158 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// leftoverDeadline is how long things may take to vanish after the call that
+// removes them: a shim ends after its answer to the last request.
+const leftoverDeadline = 20 * time.Second
+
+// Leftovers returns what there is on the machine beside the daemon itself: what
+// is left if all pods and containers are said to be gone. It waits for what is
+// about to vanish. What it has returned once, it does not return again.
+func (n *Node) Leftovers(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, leftoverDeadline)
+	defer cancel()
+	for {
+		left := n.leftovers()
+		if len(left) == 0 || ctx.Err() != nil {
+			for _, l := range left {
+				n.reported[l] = true
+			}
+			return left
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (n *Node) leftovers() (left []string) {
+	add := func(what string, found ...string) {
+		for _, f := range found {
+			if l := what + " " + f; !n.reported[l] {
+				left = append(left, l)
+			}
+		}
+	}
+	for _, p := range nodeProcesses(n.Dir, os.Getpid(), n.DaemonPid(), n.guard.pid()) {
+		if p.State != "Z" || p.Parent != os.Getpid() { // those are about to be reaped
+			add("process", p.String())
+		}
+	}
+	add("mount", mounts(n.Dir)...)
+	for _, c := range cgroups(n.ID) {
+		if filepath.Base(c) != n.ID { // the parent of all; nobody promised to remove it
+			add("cgroup", c)
+		}
+	}
+	for what, pattern := range map[string]string{
+		"socket":            "s/*",
+		"bundle":            "state/io.containerd.runtime.v2.task/*/*",
+		"work directory":    "root/io.containerd.runtime.v2.task/*/*",
+		"sandbox directory": "*/io.containerd.grpc.v1.cri/sandboxes/*",
+		"sandbox bundle":    "*/io.containerd.sandbox.controller.v1.*/*/*",
+		"pinned namespace":  "state/netns/*",
+		"runtime state":     "oci/*/*",
+	} {
+		found, _ := filepath.Glob(filepath.Join(n.Dir, pattern))
+		add(what, found...)
+	}
+	add("interface", ports(n.ID)...)
+	add("iptables rule", firewallRules(n.ID)...)
+	return left
+}
+
+// mounts returns the mount points below dir, the last mounted first.
+func mounts(dir string) []string {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var points []string
+	for _, i := range infos {
+		points = append([]string{i.Mountpoint}, points...)
+	}
+	return points
+}
+
+// cgroups returns the cgroups named id, and those below them, in all hierarchies,
+// children first.
+func cgroups(id string) []string {
+	roots, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var found []string
+	for _, root := range roots {
+		filepath.WalkDir(root.Mountpoint, func(path string, d fs.DirEntry, err error) error { //nolint:errcheck // a cgroup may go during the walk
+			if err == nil && d.IsDir() && strings.Contains(path+"/", "/"+id+"/") {
+				found = append([]string{path}, found...)
+			}
+			return nil
+		})
+	}
+	return found
+}
+
+// ports returns the interfaces that are attached to a bridge.
+func ports(bridge string) []string {
+	entries, _ := os.ReadDir(filepath.Join("/sys/class/net", bridge, "brif"))
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func hasInterface(name string) bool {
+	_, err := net.InterfaceByName(name)
+	return err == nil
+}
+
+// firewallRules returns the rules of a CNI network, as iptables-save shows them.
+// The plugins name the network in a comment.
+func firewallRules(network string) []string {
+	var rules []string
+	out, err := exec.Command("iptables-save", "-t", "nat").Output()
+	if err != nil {
+		return nil // no such program or table: no rule
+	}
+	s := bufio.NewScanner(strings.NewReader(string(out)))
+	for s.Scan() {
+		if strings.Contains(s.Text(), network) {
+			rules = append(rules, s.Text())
+		}
+	}
+	return rules
+}
+
+// OpenFiles counts the open files of a process by kind: "socket", "pipe", a
+// path, and so on.
+func OpenFiles(pid int) (map[string]int, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	kinds := map[string]int{}
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue // closed in the meantime
+		}
+		kind, _, _ := strings.Cut(target, ":[")
+		kinds[kind]++
+	}
+	return kinds, nil
+}

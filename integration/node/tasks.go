@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+)
+
+func (n *Node) removeContainers(ctx context.Context) error {
+	ctx = n.Context(ctx)
+	all, err := n.client.Containers(ctx)
+	errs := []error{err}
+	for _, c := range all {
+		errs = append(errs, RemoveContainer(ctx, c))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveContainer kills and removes a container's task, and removes the container
+// with its snapshot.
+func RemoveContainer(ctx context.Context, c containerd.Container) error {
+	task, err := c.Task(ctx, nil)
+	if err == nil {
+		_, err = task.Delete(ctx, containerd.WithProcessKill)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("cannot delete task %s: %w", c.ID(), err)
+	}
+	err = c.Delete(ctx, containerd.WithSnapshotCleanup)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Shim connects to the shim that serves a task, past containerd, to ask what
+// containerd would answer itself. ctx must have the task's namespace.
+func (n *Node) Shim(namespace, id string) (taskv3.TTRPCTaskService, func(), error) {
+	b, err := os.ReadFile(filepath.Join(n.Bundle(namespace, id), "bootstrap.json"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot find the shim of %s: %w", id, err)
+	}
+	var bootstrap struct{ Address string }
+	if err := json.Unmarshal(b, &bootstrap); err != nil {
+		return nil, nil, fmt.Errorf("cannot find the shim of %s: %s: %w", id, b, err)
+	}
+	conn, err := net.Dial("unix", strings.TrimPrefix(bootstrap.Address, "unix://"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot connect to the shim of %s: %w", id, err)
+	}
+	client := ttrpc.NewClient(conn)
+	return taskv3.NewTTRPCTaskClient(client), func() { client.Close() }, nil
+}

@@ -1,0 +1,186 @@
+package integration
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"containerd-shim-pause-v2/integration/node"
+)
+
+// exitWhileAway is what becomes of an exit code 9 that comes when containerd is
+// dead. On its start, containerd 2.4 takes a shim whose task has no process for
+// one that has leaked, and removes it; it then reports 255 for the container.
+var exitWhileAway = map[string]int32{"runc": 255, "pause": 9}
+
+func TestContainerdIsKilledWhilePodsRun(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		p := runPod(t, shim, nil)
+		stays := p.start("stays", "sleep 1000")
+		ends := p.start("ends", "trap 'exit 9' TERM; touch /up; while :; do sleep 0.1; done")
+		eventually(t, "trap is set", func() bool {
+			r, err := theNode.Exec(p.ctx, ends, "ls", "/up")
+			return err == nil && r.ExitCode == 0
+		})
+		pid := p.containerPid(ends)
+		sandbox := p.sandboxPid()
+		must(t, theNode.Kill())
+		// It ends while nobody listens.
+		must(t, unix.Kill(pid, unix.SIGTERM))
+		eventually(t, "container has ended", func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
+		must(t, theNode.Restart(p.ctx))
+
+		p.expectExited(ends, exitWhileAway[shim])
+		expectEqual(t, "state of the other", p.container(stays).State, runtime.ContainerState_CONTAINER_RUNNING)
+		expectEqual(t, "state of the pod", p.status().State, runtime.PodSandboxState_SANDBOX_READY)
+		expectEqual(t, "sandbox's pid", p.sandboxPid(), sandbox)
+		expectEqual(t, "exec", p.exec(stays, "echo still here"), "still here")
+		p.exec(p.start("new", "sleep 1000"), "true")
+	})
+}
+
+func TestContainerdIsStoppedWhileTaskRuns(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		c := newContainer(t, shim, sh("sleep 1000"))
+		c.run(c.detached(false))
+		must(t, theNode.Stop())
+		must(t, theNode.Restart(c.ctx))
+		again, err := theNode.Client().LoadContainer(c.ctx, c.ID())
+		must(t, err)
+		c.Container = again
+		task, err := again.Task(c.ctx, nil)
+		must(t, err)
+		exited, err := task.Wait(c.ctx)
+		must(t, err)
+		must(t, task.Kill(c.ctx, unix.SIGKILL))
+		expectEqual(t, "exit code", exitCode(t, exited), 137)
+	})
+}
+
+// exitOfKilledShim is the exit code that CRI gives to a container whose shim was
+// killed: unknown, since its Wait has failed before the shim's delete call is made.
+const exitOfKilledShim = 255
+
+// removeInTheEnd removes a pod while containerd may still be cleaning up after
+// its shim; the calls fail until that is done.
+func (p *pod) removeInTheEnd() {
+	p.t.Helper()
+	eventually(p.t, "pod is removed", func() bool {
+		return p.Stop(p.ctx) == nil && p.Remove(p.ctx) == nil
+	})
+}
+
+// forgiveSocket removes the socket of a stock shim that was killed, or whose
+// sandbox was: nothing else does.
+func forgiveSocket(t *testing.T, shim string) {
+	t.Helper()
+	if shim != "runc" {
+		return
+	}
+	sockets, err := filepath.Glob(filepath.Join(theNode.Dir, "s", "*"))
+	must(t, err)
+	for _, s := range sockets {
+		must(t, os.Remove(s))
+	}
+}
+
+// containerd cleans up after a shim that was killed, by the shim's delete call.
+func TestShimOfPodIsKilled(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		p := runPod(t, shim, nil)
+		id := p.start("c", "sleep 1000")
+		pid, err := p.ShimPid()
+		must(t, err)
+		must(t, unix.Kill(pid, unix.SIGKILL))
+		p.expectNotReady()
+		p.expectExited(id, exitOfKilledShim)
+		p.removeInTheEnd()
+		forgiveSocket(t, shim)
+	})
+}
+
+func TestShimOfEmptyPodIsKilled(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		p := runPod(t, shim, nil)
+		pid, err := p.ShimPid()
+		must(t, err)
+		must(t, unix.Kill(pid, unix.SIGKILL))
+		p.expectNotReady()
+		p.removeInTheEnd()
+		forgiveSocket(t, shim)
+	})
+}
+
+func TestShimOfTaskIsKilled(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		c := newContainer(t, shim, sh("sleep 1000"))
+		events := subscribe(t, c)
+		c.run(c.streams(nil))
+		pid, err := theNode.ShimPid(theNode.ID, c.ID())
+		must(t, err)
+		must(t, unix.Kill(pid, unix.SIGKILL))
+		events.expectAll("create", "start", "exit", "delete")
+		forgiveSocket(t, shim)
+		eventually(t, "init has ended", func() bool { return unix.Kill(int(c.task.Pid()), 0) == unix.ESRCH })
+	})
+}
+
+// The shim is killed while containerd is dead: it is found on the next start.
+func TestShimAndContainerdAreKilled(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		p := runPod(t, shim, nil)
+		id := p.start("c", "sleep 1000")
+		pid, err := p.ShimPid()
+		must(t, err)
+		must(t, theNode.Kill())
+		must(t, unix.Kill(pid, unix.SIGKILL))
+		must(t, theNode.Restart(p.ctx))
+		p.expectNotReady()
+		eventually(t, "container has exited", func() bool {
+			return p.container(id).State == runtime.ContainerState_CONTAINER_EXITED
+		})
+		p.removeInTheEnd()
+		forgiveSocket(t, shim)
+	})
+}
+
+// Pods that come and go leave no file open in the daemon.
+func TestPodsLeaveNoFilesOpen(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		one := func() {
+			p := runPod(t, shim, nil)
+			p.exec(p.start("c", "sleep 1000"), "true")
+			must(t, p.Stop(p.ctx))
+			must(t, p.Remove(p.ctx))
+		}
+		count := func() map[string]int {
+			files, err := node.OpenFiles(theNode.DaemonPid())
+			must(t, err)
+			return files
+		}
+		one() // what stays open once
+		before := count()
+		for range 10 {
+			one()
+		}
+		defer func() {
+			if t.Failed() {
+				t.Logf("open before: %v\nopen after: %v", before, count())
+			}
+		}()
+		eventually(t, "as many files are open as before", func() bool { return !grown(before, count()) })
+	})
+}
+
+func grown(before, after map[string]int) bool {
+	for kind := range maps.Keys(after) {
+		if after[kind] > before[kind] {
+			return true
+		}
+	}
+	return false
+}

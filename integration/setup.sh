@@ -1,0 +1,108 @@
+#!/bin/bash
+# setup.sh - install and build what the demo and the tests need, if it is missing.
+#
+# usage: setup.sh [-t DIR] PART...
+#   packages  Debian packages: OCI runtimes, CNI plugins, busybox, criu, a C compiler (needs root)
+#   tools     containerd, ctr, the stock shim and crictl, built by the Go toolchain into DIR
+#   lint      golangci-lint, likewise
+# DIR is bin/tools by default. A tool of the right version in DIR is not built again.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+tools=$PWD/bin/tools
+while getopts t: o; do
+	case $o in t) tools=$OPTARG ;; *) exit 2 ;; esac
+done
+shift $((OPTIND - 1))
+[ $# -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+go=${GO:-go}
+crictl_version=v1.36.0
+lint_version=v2.15.0
+
+# quietly WHAT COMMAND...: says what is done and how long it took; shows the command's output if it fails.
+quietly() {
+	local what=$1 log start=$SECONDS
+	shift
+	log=$(mktemp)
+	printf 'setup: %s ... ' "$what"
+	if "$@" >"$log" 2>&1; then
+		echo "$((SECONDS - start)) s"
+		rm -f "$log"
+		return
+	fi
+	echo failed
+	cat "$log" >&2
+	rm -f "$log"
+	return 1
+}
+
+# A program in /usr/sbin is there even if PATH does not say so.
+have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
+static_busybox() { have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
+
+packages() {
+	local missing=()
+	have runc || missing+=(runc)
+	have crun || missing+=(crun)
+	[ -x /opt/cni/bin/bridge ] || [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
+	have iptables || missing+=(iptables)
+	static_busybox || missing+=(busybox-static)
+	have ip || missing+=(iproute2)
+	have criu || missing+=(criu)
+	# The race detector needs cgo; the stock pause program is written in C.
+	{ have gcc && [ -e /usr/include/stdlib.h ]; } || missing+=(gcc libc6-dev)
+	[ ${#missing[@]} -gt 0 ] || return 0
+	[ "$(id -u)" = 0 ] || { echo "setup: run as root, or install: ${missing[*]}" >&2; return 1; }
+	have apt-get || { echo "setup: not Debian; install: ${missing[*]}" >&2; return 1; }
+	export DEBIAN_FRONTEND=noninteractive
+	local get=(apt-get install -y -q --no-install-recommends "${missing[@]}")
+	# The lists may be older than the mirror, or absent.
+	"${get[@]}" --download-only >/dev/null 2>&1 || quietly "apt-get update" apt-get update -q
+	quietly "apt-get install ${missing[*]}" "${get[@]}"
+}
+
+# build NAME MODULE VERSION LDFLAGS PROGRAM...: builds programs of a module in its directory cmd.
+# A stamp in DIR says which version is there.
+build() {
+	local name=$1 version=$3 stamp p
+	stamp=$tools/.$name-$version
+	for p in "${@:5}"; do
+		[ -x "$tools/$p" ] || rm -f "$stamp"
+	done
+	[ ! -e "$stamp" ] || return 0
+	mkdir -p "$tools"
+	rm -f "$tools/.$name-"*
+	quietly "build $name $version" compile "${@:2}"
+	touch "$stamp"
+}
+
+# compile MODULE VERSION LDFLAGS PROGRAM...: as `go install MODULE/cmd/PROGRAM@VERSION`, but by a
+# module of its own, which needs nothing from the proxy but the files of this version.
+compile() (
+	module=$1 version=$2 ldflags=$3
+	shift 3
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' EXIT
+	cd "$dir"
+	export CGO_ENABLED=0 GOFLAGS=-mod=mod
+	"$go" mod init setup
+	"$go" mod edit -require "$module@$version"
+	"$go" build -trimpath -ldflags "-s -w $ldflags" -o "$tools/" "${@/#/$module/cmd/}"
+)
+
+build_tools() {
+	local module=github.com/containerd/containerd/v2 version
+	version=$("$go" list -m -f '{{.Version}}' $module)
+	build containerd $module "$version" "-X $module/version.Version=$version" containerd ctr containerd-shim-runc-v2
+	module=sigs.k8s.io/cri-tools
+	build crictl $module $crictl_version "-X $module/pkg/version.Version=$crictl_version" crictl
+}
+
+for part; do
+	case $part in
+	packages) packages ;;
+	tools) build_tools ;;
+	lint) build golangci-lint github.com/golangci/golangci-lint/v2 $lint_version '' golangci-lint ;;
+	*) echo "setup: no such part: $part" >&2; exit 2 ;;
+	esac
+done
