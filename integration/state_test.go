@@ -230,7 +230,7 @@ func TestRootfsThatCannotBeMounted(t *testing.T) {
 		must(t, err)
 		defer done()
 		bundle := bundleByHand(t, c, "another")
-		_, err = task.Create(c.ctx, &taskv3.CreateTaskRequest{ID: "another", Bundle: bundle, Rootfs: []*types.Mount{
+		_, err = task.Create(c.ctx, &taskv3.CreateTaskRequest{ID: "another", Bundle: bundle, Options: encodedOptions(t), Rootfs: []*types.Mount{
 			{Type: "bind", Source: filepath.Join(theNode.Bundle(theNode.ID, c.ID()), "rootfs"), Options: []string{"rbind", "ro"}},
 			{Type: "bind", Source: "/no/such/source", Target: "", Options: []string{"rbind"}},
 		}})
@@ -238,6 +238,14 @@ func TestRootfsThatCannotBeMounted(t *testing.T) {
 			t.Error("no error")
 		}
 	})
+}
+
+// encodedOptions are runtimeOptions for a request that goes past containerd.
+func encodedOptions(t *testing.T) *anypb.Any {
+	t.Helper()
+	encoded, err := typeurl.MarshalAnyToProto(runtimeOptions(nil))
+	must(t, err)
+	return encoded
 }
 
 // bundleByHand makes a bundle like the one of a container, with a cgroup of its
@@ -285,8 +293,9 @@ func TestTwoCreatesAtOnceInTheShim(t *testing.T) {
 		must(t, err)
 		defer done()
 		request := &taskv3.CreateTaskRequest{
-			ID:     "twice",
-			Bundle: bundleByHand(t, c, "twice"),
+			ID:      "twice",
+			Bundle:  bundleByHand(t, c, "twice"),
+			Options: encodedOptions(t),
 			Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(theNode.Bundle(theNode.ID, c.ID()), "rootfs"), Options: []string{"rbind"}}},
 		}
 		errs := make([]error, 8)

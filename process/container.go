@@ -124,20 +124,22 @@ func (c *container) create(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes the child the container's init.
+// adopt makes the child the container's init. The pid comes last: by it others
+// know that the rest is there.
 func (c *container) adopt(child *child) {
 	c.child = child
-	c.task.init.setPID(child.pid)
+	defer c.task.init.setPID(child.pid)
+	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.pid)
 	if err != nil {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("the cgroup of the container is not known: no metrics, no pause, no OOM events")
+		logger.WithError(err).Error("the cgroup of the container is not known: no metrics, no pause, no OOM events")
 		return
 	}
-	c.task.cgroup = cg
-	c.task.stopOOM, err = cg.WatchOOM(func() { c.host.events.OOM(c.task.ID) })
+	stopOOM, err := cg.WatchOOM(func() { c.host.events.OOM(c.task.ID) })
 	if err != nil {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("OOM kills in the container will not be told")
+		logger.WithError(err).Error("OOM kills in the container will not be told")
 	}
+	c.task.setCgroup(cg, stopOOM)
 }
 
 func (c *container) watch() {
@@ -169,10 +171,11 @@ func (c *container) awaitEnd() {
 
 // killLeftovers ends the processes that the init has left in the container.
 func (c *container) killLeftovers() {
-	if c.task.cgroup == nil {
+	cgroup := c.task.group()
+	if cgroup == nil {
 		return
 	}
-	if err := c.task.cgroup.Signal(unix.SIGKILL); err != nil {
+	if err := cgroup.Signal(unix.SIGKILL); err != nil {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("processes that the init has left are not killed")
 	}
 }
@@ -201,7 +204,8 @@ func (c *container) restore(ctx context.Context, p *Process) error {
 		return c.runtime.restore(ctx, c.task.ID, opts)
 	})
 	if err != nil {
-		return err
+		// Unlike a container that cannot be started, this one has not been before.
+		return joinErrors(err, c.runtime.delete(context.WithoutCancel(ctx), c.task.ID, true))
 	}
 	c.adopt(child)
 	c.watch()
@@ -212,21 +216,24 @@ func (c *container) signal(sig unix.Signal) error {
 	if err := c.child.signal(sig); err != nil {
 		return err
 	}
-	if sig != unix.SIGKILL || c.task.cgroup == nil {
+	cgroup := c.task.group()
+	if sig != unix.SIGKILL || cgroup == nil {
 		return nil
 	}
 	// On cgroup v1 a frozen process does not even die.
-	if frozen, err := c.task.cgroup.Frozen(); err != nil || !frozen {
+	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
 		return nil
 	}
-	return c.task.cgroup.Thaw(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+	defer cancel()
+	return cgroup.Thaw(ctx)
 }
 
 func (c *container) signalAll(sig unix.Signal) error {
-	if c.task.cgroup == nil {
-		return c.signal(sig)
+	if cgroup := c.task.group(); cgroup != nil {
+		return cgroup.Signal(sig)
 	}
-	return c.task.cgroup.Signal(sig)
+	return c.signal(sig)
 }
 
 func (c *container) remove(ctx context.Context, p *Process) error {
@@ -253,10 +260,11 @@ func (c *container) update(ctx context.Context, r *specs.LinuxResources) error {
 }
 
 func (c *container) pids() ([]int, error) {
-	if c.task.cgroup == nil {
+	cgroup := c.task.group()
+	if cgroup == nil {
 		return nil, nil
 	}
-	pids, err := c.task.cgroup.Pids()
+	pids, err := cgroup.Pids()
 	if errdefs.IsNotFound(err) {
 		return nil, nil // the OCI runtime has removed it, because nothing is in it
 	}

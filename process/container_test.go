@@ -390,20 +390,24 @@ func TestRestoredContainer(t *testing.T) {
 	// Everything may be asked at any time.
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
+	for _, ask := range []func(){
+		func() { _, _ = task.Stats() },
+		func() { _, _ = task.Pids() },
+		func() { _ = task.Kill("", unix.SIGCONT, true) },
+		func() { task.init.CloseStdin() },
+		func() { _ = task.Pause(ctx); _ = task.Resume(ctx) },
+	} {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					ask()
+				}
 			}
-			_, _ = task.Stats()
-			_, _ = task.Pids()
-			_ = task.Kill("", unix.SIGCONT, true)
-			_ = task.Pause(ctx)
-			_ = task.Resume(ctx)
-		}
-	})
+		})
+	}
 	pid, err := task.init.Start(ctx)
 	close(stop)
 	wg.Wait()
@@ -414,6 +418,25 @@ func TestRestoredContainer(t *testing.T) {
 	if status := exitOf(t, task.init); status != 137 {
 		t.Errorf("exit status %d", status)
 	}
+}
+
+// The OCI runtime may have made the container when it fails.
+func TestRestoreThatFailsLateLeavesNothing(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	r := n.request("c", containerSpec(t, "c", forever))
+	r.Checkpoint = t.TempDir()
+	task := n.make(r)
+	n.tell("late-restore", "no more bananas")
+	if _, err := task.init.Start(testContext(t)); err == nil || !strings.Contains(err.Error(), "bananas") {
+		t.Errorf("got %v", err)
+	}
+	_, err := task.Delete(testContext(t), "")
+	if err != nil {
+		t.Error(err)
+		_, _ = cleanUp(t, r.Bundle, "c")
+	}
+	n.knowsNothing()
 }
 
 func TestDeleteOfAContainerThatWasNeverRestored(t *testing.T) {

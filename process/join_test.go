@@ -45,7 +45,10 @@ func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
 			link,
 			mounted,
 		} {
-			_, err := n.Create(testContext(t), n.request("member", member(t, kind, path)))
+			task, err := n.Create(testContext(t), n.request("member", member(t, kind, path)))
+			if err == nil {
+				n.adopt(task)
+			}
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), path) {
 				t.Errorf("%s by %s: got %v, want an invalid argument that names the path", kind, path, err)
 			}
@@ -58,8 +61,8 @@ func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
 
 func bindUserNamespace(t *testing.T) string {
 	t.Helper()
-	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}, "sleep", "100000")
-	return fmt.Sprintf("/proc/%d/ns/user", process.Process.Pid)
+	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER})
+	return fmt.Sprintf("/proc/%d/ns/user", process)
 }
 
 func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
@@ -79,8 +82,8 @@ func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
 func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
-	target := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}, "sleep", "100000")
-	n.make(n.request("member", member(t, specs.PIDNamespace, fmt.Sprintf("/proc/%d/ns/pid", target.Process.Pid))))
+	target := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID})
+	n.make(n.request("member", member(t, specs.PIDNamespace, fmt.Sprintf("/proc/%d/ns/pid", target))))
 }
 
 func TestMembersOfAPodInAnotherNamespaceAreRefused(t *testing.T) {

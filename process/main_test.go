@@ -32,6 +32,9 @@ var (
 	podTID    int
 )
 
+// The main thread is the tests' own, so that it is not taken for a pod's: /proc/self/ns shall be the host's.
+func init() { runtime.LockOSThread() }
+
 func TestMain(m *testing.M) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -389,7 +392,7 @@ func threadNS(tid int, name string) string {
 // hostPath is the path of a namespace of the host, of a process that is not the shim.
 func hostPath(t *testing.T, name string) string {
 	t.Helper()
-	return fmt.Sprintf("/proc/%d/ns/%s", helper(t, nil, "sleep", "100000").Process.Pid, name)
+	return fmt.Sprintf("/proc/%d/ns/%s", sleeper(t, nil), name)
 }
 
 func atHome(t *testing.T, tid int) bool {
@@ -443,10 +446,10 @@ func bindNamespace(t *testing.T, name string, flag int) string {
 	return path
 }
 
-// helper starts a program that ends with the test. The reaper is kept from it.
-func helper(t *testing.T, attr *unix.SysProcAttr, name string, args ...string) *exec.Cmd {
+// sleeper starts a process that ends with the test. The reaper is kept from it.
+func sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 	t.Helper()
-	cmd := exec.Command(name, args...)
+	cmd := exec.Command("sleep", "100000")
 	cmd.SysProcAttr = attr
 	reaper.hold()
 	err := cmd.Start()
@@ -460,7 +463,7 @@ func helper(t *testing.T, attr *unix.SysProcAttr, name string, args ...string) *
 	}
 	reaper.release()
 	must(t, err)
-	return cmd
+	return cmd.Process.Pid
 }
 
 // run runs a program to its end. The reaper is kept from it.

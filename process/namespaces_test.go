@@ -74,10 +74,10 @@ func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
 }
 
 func TestThreadTakesExistingNamespaces(t *testing.T) {
-	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}, "sleep", "100000")
+	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
 	for name, path := range map[string]string{
 		"bind mount":           bindNamespace(t, "net", unix.CLONE_NEWNET),
-		"of another process":   fmt.Sprintf("/proc/%d/ns/net", process.Process.Pid),
+		"of another process":   fmt.Sprintf("/proc/%d/ns/net", process),
 		"of the host, however": "/proc/thread-self/ns/net",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -183,22 +183,22 @@ func TestANamespaceTypeIsListedOnce(t *testing.T) {
 }
 
 func TestPathsThatLeadToTheHost(t *testing.T) {
-	process := helper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID}, "sleep", "100000")
+	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID})
 	link := filepath.Join(t.TempDir(), "link")
 	must(t, os.Symlink(hostPath(t, "net"), link))
 	for path, want := range map[string]bool{
-		"":                 false,
-		link:               true,
-		hostPath(t, "net"): true,
-		fmt.Sprintf("/proc/%d/ns/net", process.Process.Pid): false,
-		bindNamespace(t, "net", unix.CLONE_NEWNET):          false,
+		"":                                      false,
+		link:                                    true,
+		hostPath(t, "net"):                      true,
+		fmt.Sprintf("/proc/%d/ns/net", process): false,
+		bindNamespace(t, "net", unix.CLONE_NEWNET): false,
 	} {
 		host, err := leadsToHost(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
 		if err != nil || host != want {
 			t.Errorf("%q: got %t and error %v", path, host, err)
 		}
 	}
-	own, err := leadsToHost(specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", process.Process.Pid)})
+	own, err := leadsToHost(specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", process)})
 	if err != nil || own {
 		t.Errorf("the PID namespace of a process: got %t and error %v", own, err)
 	}

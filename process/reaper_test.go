@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -182,7 +183,8 @@ func TestChildrenOfPackageExecAreNotStolenUnderHold(t *testing.T) {
 				reaper.hold()
 				err := exec.Command("/bin/sh", "-c", "exit 8").Run()
 				reaper.release()
-				if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 8 {
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != 8 {
 					t.Errorf("got %v, want exit status 8", err)
 				}
 			}

@@ -53,10 +53,10 @@ func (r *ociRuntime) root() string {
 }
 
 // knows says whether the OCI runtime has state of the container: a directory of
-// its name with runc, crun and youki, files whose names begin with it with runsc.
+// its name, with runc, crun and youki.
 func (r *ociRuntime) knows(id string) bool {
-	found, err := filepath.Glob(filepath.Join(r.root(), id+"*"))
-	return err != nil || len(found) > 0
+	_, err := os.Stat(filepath.Join(r.root(), id))
+	return err == nil
 }
 
 // run calls the OCI runtime by f. An error of it carries the message that the

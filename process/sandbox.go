@@ -129,19 +129,20 @@ func (h *Supervisor) forget(s *sandbox) {
 	}
 }
 
-func (s *sandbox) makeCgroup(spec *spec, systemd bool) (err error) {
+func (s *sandbox) makeCgroup(spec *spec, systemd bool) error {
 	path := spec.Linux.CgroupsPath
 	if path == "" {
 		return nil
 	}
+	create := cgroups.Create
 	if systemd {
-		s.task.cgroup, err = cgroups.CreateSystemd(path, spec.Linux.Resources)
-	} else {
-		s.task.cgroup, err = cgroups.Create(path, spec.Linux.Resources)
+		create = cgroups.CreateSystemd
 	}
+	cgroup, err := create(path, spec.Linux.Resources)
 	if err != nil {
 		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
 	}
+	s.task.setCgroup(cgroup, nil)
 	return nil
 }
 
@@ -245,10 +246,10 @@ func (s *sandbox) letGo() {
 }
 
 func (s *sandbox) remove(ctx context.Context, _ *Process) error {
-	if s.task.cgroup != nil {
+	if cgroup := s.task.group(); cgroup != nil {
 		ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 		defer cancel()
-		if err := s.task.cgroup.Remove(ctx); err != nil {
+		if err := cgroup.Remove(ctx); err != nil {
 			return err
 		}
 	}
@@ -271,10 +272,11 @@ func (s *sandbox) pids() ([]int, error) {
 }
 
 func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {
-	if err := s.task.needCgroup(verbUpdate); err != nil {
+	cgroup, err := s.task.needCgroup(verbUpdate)
+	if err != nil {
 		return err
 	}
-	return s.task.cgroup.Update(r)
+	return cgroup.Update(r)
 }
 
 func (s *sandbox) newExec(*Task, string, Stdio, *specs.Process) (*Process, error) {

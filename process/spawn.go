@@ -78,9 +78,7 @@ func (h *Supervisor) attachConsole(ctx context.Context, s *streams, console *con
 
 // abandon kills a claimed child that cannot be used, and reaps it.
 func (h *Supervisor) abandon(c *child) {
-	if err := c.signal(unix.SIGKILL); err != nil {
-		return
-	}
+	_ = c.signal(unix.SIGKILL) // it may have ended
 	_, _ = c.wait()
 }
 

@@ -192,7 +192,7 @@ func TestNoStreams(t *testing.T) {
 	noLeakedFDs(t)
 	n := newNode(t)
 	where := filepath.Join(t.TempDir(), "where")
-	task := n.with(Stdio{}, "for fd in 0 1 2; do readlink /proc/self/fd/$fd; done >"+where+".tmp; readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 >"+where)
+	task := n.with(Stdio{}, "text=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo \"$text\" >"+where)
 	exitOf(t, task.init)
 	if got, want := fileText(t, where), "/dev/null\n/dev/null\n/dev/null\n"; got != want {
 		t.Errorf("streams are %q, want %q", got, want)

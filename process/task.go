@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"containerd-shim-pause-v2/cgroups"
 
@@ -25,13 +26,13 @@ type Task struct {
 	ID     string
 	Bundle string
 
-	init    *Process
-	body    body
-	cgroup  *cgroups.Cgroup // nil if it has none, or not yet
-	stopOOM func()          // ends the watch for OOM kills; nil without
+	init *Process
+	body body
 
-	mu    sync.Mutex
-	execs map[string]*Process // guarded by mu
+	mu      sync.Mutex
+	cgroup  *cgroups.Cgroup     // guarded by mu; nil if it has none, or not yet
+	stopOOM func()              // guarded by mu: ends the watch for OOM kills; nil without
+	execs   map[string]*Process // guarded by mu
 	// ended is set when the init has ended, which its own state shows only after
 	// the exits of all execs have been told. Guarded by mu.
 	ended bool
@@ -174,11 +175,14 @@ func (t *Task) Pause(ctx context.Context) error {
 	if err := p.check(verbPause); err != nil {
 		return err
 	}
-	if err := t.needCgroup(verbPause); err != nil {
+	cgroup, err := t.needCgroup(verbPause)
+	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
 	p.enter(Pausing)
-	if err := t.cgroup.Freeze(ctx); err != nil {
+	if err := cgroup.Freeze(ctx); err != nil {
 		p.enter(Running)
 		return fmt.Errorf("cannot pause task %s: %w", t.ID, err)
 	}
@@ -194,10 +198,13 @@ func (t *Task) Resume(ctx context.Context) error {
 	if err := p.check(verbResume); err != nil {
 		return err
 	}
-	if err := t.needCgroup(verbResume); err != nil {
+	cgroup, err := t.needCgroup(verbResume)
+	if err != nil {
 		return err
 	}
-	if err := t.cgroup.Thaw(ctx); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	if err := cgroup.Thaw(ctx); err != nil {
 		return fmt.Errorf("cannot resume task %s: %w", t.ID, err)
 	}
 	p.enter(Running)
@@ -271,21 +278,39 @@ func (t *Task) snapshot() []*Process {
 // Stats returns the metrics of the task's cgroup, in the types of containerd's
 // API for cgroup v1 or v2.
 func (t *Task) Stats() (proto.Message, error) {
-	if t.cgroup == nil {
+	cgroup := t.group()
+	if cgroup == nil {
 		return nil, fmt.Errorf("task %s has no cgroup: %w", t.ID, errdefs.ErrNotFound)
 	}
-	m, err := t.cgroup.Stat()
+	m, err := cgroup.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the metrics of task %s: %w", t.ID, err)
 	}
 	return m, nil
 }
 
-func (t *Task) needCgroup(v verb) error {
-	if t.cgroup == nil {
-		return fmt.Errorf("cannot %s task %s: it has no cgroup: %w", v, t.ID, errdefs.ErrFailedPrecondition)
+// freezeTimeout bounds how long it may take until all processes have stopped: one
+// in an uninterruptible system call does not.
+const freezeTimeout = 10 * time.Second
+
+// group returns the task's cgroup, nil if there is none.
+func (t *Task) group() *cgroups.Cgroup {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cgroup
+}
+
+func (t *Task) needCgroup(v verb) (*cgroups.Cgroup, error) {
+	if g := t.group(); g != nil {
+		return g, nil
 	}
-	return nil
+	return nil, fmt.Errorf("cannot %s task %s: it has no cgroup: %w", v, t.ID, errdefs.ErrFailedPrecondition)
+}
+
+func (t *Task) setCgroup(g *cgroups.Cgroup, stopOOM func()) {
+	t.mu.Lock()
+	t.cgroup, t.stopOOM = g, stopOOM
+	t.mu.Unlock()
 }
 
 // beginExec counts an exec that is being started, unless the init has ended.
@@ -308,8 +333,11 @@ func (t *Task) endExecs() {
 
 // unwatchOOM ends the watch for OOM kills.
 func (t *Task) unwatchOOM() {
-	if t.stopOOM != nil {
-		t.stopOOM()
+	t.mu.Lock()
+	stop := t.stopOOM
+	t.mu.Unlock()
+	if stop != nil {
+		stop()
 	}
 }
 

@@ -1,0 +1,288 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"containerd-shim-pause-v2/process"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// deadline is how long a test waits for what must happen; it is never what a test measures.
+const deadline = 60 * time.Second
+
+var (
+	// One reaper serves all tests: a second one would take the first one's children for orphans.
+	reaper *process.Reaper
+	thread *process.Thread
+)
+
+// The main thread is the tests' own, so that it is not taken for a pod's.
+func init() { runtime.LockOSThread() }
+
+func TestMain(m *testing.M) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	reaper, thread = process.NewReaper(context.Background()), process.NewThread()
+	go func() {
+		runtime.LockOSThread()
+		thread.Serve()
+	}()
+	os.Exit(m.Run())
+}
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// result fails the test on an error, else returns the response.
+func result[R any](t *testing.T) func(R, error) R {
+	t.Helper()
+	return func(r R, err error) R {
+		t.Helper()
+		must(t, err)
+		return r
+	}
+}
+
+// wantKind checks an error as a client sees it.
+func wantKind(t *testing.T, err error, is func(error) bool, what string) {
+	t.Helper()
+	if err == nil || !is(errgrpc.ToNative(err)) {
+		t.Errorf("got error %v, want %s", err, what)
+	}
+}
+
+// recorder is a Publisher that keeps what it is given.
+type recorder struct {
+	mu     sync.Mutex
+	events []proto.Message
+	lines  []string
+}
+
+func (r *recorder) Publish(topic string, event proto.Message) {
+	line := topic
+	switch e := event.(type) {
+	case *eventsapi.TaskExit:
+		line = fmt.Sprintf("%s %s %s %d", topic, e.ContainerID, e.ID, e.ExitStatus)
+	case *eventsapi.TaskExecAdded:
+		line = fmt.Sprintf("%s %s %s", topic, e.ContainerID, e.ExecID)
+	case *eventsapi.TaskExecStarted:
+		line = fmt.Sprintf("%s %s %s", topic, e.ContainerID, e.ExecID)
+	case interface{ GetContainerID() string }:
+		line = topic + " " + e.GetContainerID()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, event)
+	r.lines = append(r.lines, line)
+}
+
+func (r *recorder) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.lines)
+}
+
+// event returns the n-th event, which must be of type E.
+func event[E proto.Message](t *testing.T, r *recorder, n int) E {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n >= len(r.events) {
+		t.Fatalf("there are %d events", len(r.events))
+	}
+	e, ok := r.events[n].(E)
+	if !ok {
+		t.Fatalf("event %d is a %T", n, r.events[n])
+	}
+	return e
+}
+
+// node is a shim's Task service behind a socket.
+type node struct {
+	taskapi.TTRPCTaskService
+	v2 taskv2.TTRPCTaskService
+
+	t         *testing.T
+	events    *recorder
+	control   string // see process/testdata/runtime.sh
+	options   *options.Options
+	shutdowns chan struct{}
+}
+
+// decodeOptions takes only runc's options; package shim has the real one.
+func decodeOptions(a *anypb.Any) (*options.Options, error) {
+	o := &options.Options{}
+	if a == nil {
+		return o, nil
+	}
+	return o, typeurl.UnmarshalTo(a, o)
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	control := t.TempDir()
+	n := &node{
+		t:         t,
+		events:    &recorder{},
+		control:   control,
+		options:   &options.Options{BinaryName: filepath.Join(control, "runtime.sh"), Root: filepath.Join(control, "root")},
+		shutdowns: make(chan struct{}, 100),
+	}
+	script, err := filepath.Abs("../process/testdata/runtime.sh")
+	must(t, err)
+	must(t, os.Symlink(script, n.options.BinaryName))
+
+	server, err := ttrpc.NewServer()
+	must(t, err)
+	events := NewEvents(n.events)
+	supervisor := process.NewSupervisor("test", thread, reaper, events)
+	NewService(supervisor, events, decodeOptions, func() { n.shutdowns <- struct{}{} }).Register(server)
+
+	// t.TempDir may exceed the limit of a socket's path.
+	dir, err := os.MkdirTemp("", "task")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	listener, err := net.Listen("unix", filepath.Join(dir, "s"))
+	must(t, err)
+	go func() { _ = server.Serve(context.Background(), listener) }()
+	conn, err := net.Dial("unix", filepath.Join(dir, "s"))
+	must(t, err)
+	client := ttrpc.NewClient(conn)
+	n.TTRPCTaskService, n.v2 = taskapi.NewTTRPCTaskClient(client), taskv2.NewTTRPCTaskClient(client)
+	t.Cleanup(func() {
+		client.Close()
+		server.Close()
+		supervisor.Release()
+	})
+	return n
+}
+
+func (n *node) tell(name, text string) {
+	n.t.Helper()
+	must(n.t, os.WriteFile(filepath.Join(n.control, name), []byte(text), 0o600))
+}
+
+const forever = "exec sleep 100000"
+
+func script(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "script")
+	must(t, os.WriteFile(path, []byte(text+"\n"), 0o600))
+	return path
+}
+
+func cgroupPath(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf("/pause-task-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
+}
+
+// request is for a task with a spec in a new bundle.
+func (n *node) request(id string, spec *specs.Spec) *taskapi.CreateTaskRequest {
+	n.t.Helper()
+	bundle := n.t.TempDir()
+	data, err := json.Marshal(spec)
+	must(n.t, err)
+	must(n.t, os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600))
+	opts, err := typeurl.MarshalAnyToProto(n.options)
+	must(n.t, err)
+	return &taskapi.CreateTaskRequest{ID: id, Bundle: bundle, Options: opts}
+}
+
+func (n *node) containerRequest(id, command string) *taskapi.CreateTaskRequest {
+	n.t.Helper()
+	return n.request(id, &specs.Spec{
+		Process: &specs.Process{Args: []string{script(n.t, command)}},
+		Linux:   &specs.Linux{CgroupsPath: cgroupPath(n.t) + "-" + id},
+	})
+}
+
+func (n *node) sandboxRequest(id string) *taskapi.CreateTaskRequest {
+	n.t.Helper()
+	return n.request(id, &specs.Spec{
+		Hostname:    "test-pod",
+		Annotations: map[string]string{"io.kubernetes.cri.container-type": "sandbox"},
+		Linux: &specs.Linux{
+			CgroupsPath: cgroupPath(n.t) + "-" + id,
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.PIDNamespace},
+			},
+		},
+	})
+}
+
+// make creates a task that is removed at the end of the test.
+func (n *node) make(r *taskapi.CreateTaskRequest) uint32 {
+	n.t.Helper()
+	resp, err := n.Create(testContext(n.t), r)
+	must(n.t, err)
+	n.t.Cleanup(func() { n.remove(r.ID) })
+	return resp.Pid
+}
+
+func (n *node) remove(id string) {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	if _, err := n.State(ctx, &taskapi.StateRequest{ID: id}); err != nil {
+		return
+	}
+	_, _ = n.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: 9, All: true})
+	_, _ = n.Wait(ctx, &taskapi.WaitRequest{ID: id})
+	if _, err := n.Delete(ctx, &taskapi.DeleteRequest{ID: id}); err != nil {
+		n.t.Errorf("cannot clean up: %v", err)
+	}
+}
+
+// container creates and starts a container of the id c.
+func (n *node) container(command string) {
+	n.t.Helper()
+	pid := n.make(n.containerRequest("c", command))
+	resp, err := n.Start(testContext(n.t), &taskapi.StartRequest{ID: "c"})
+	must(n.t, err)
+	if resp.Pid != pid {
+		n.t.Errorf("start: pid %d, create: %d", resp.Pid, pid)
+	}
+}
+
+func (n *node) execRequest(id, execID, command string) *taskapi.ExecProcessRequest {
+	n.t.Helper()
+	spec, err := json.Marshal(&specs.Process{Args: []string{script(n.t, command)}})
+	must(n.t, err)
+	return &taskapi.ExecProcessRequest{ID: id, ExecID: execID, Spec: &anypb.Any{
+		TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: spec,
+	}}
+}
