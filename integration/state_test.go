@@ -296,7 +296,7 @@ func TestTwoCreatesAtOnceInTheShim(t *testing.T) {
 			ID:      "twice",
 			Bundle:  bundleByHand(t, c, "twice"),
 			Options: encodedOptions(t),
-			Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(theNode.Bundle(theNode.ID, c.ID()), "rootfs"), Options: []string{"rbind"}}},
+			Rootfs:  []*types.Mount{{Type: "bind", Source: filepath.Join(theNode.Bundle(theNode.ID, c.ID()), "rootfs"), Options: []string{"rbind"}}},
 		}
 		errs := make([]error, 8)
 		var all sync.WaitGroup
