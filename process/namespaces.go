@@ -123,7 +123,8 @@ func (n *namespaces) leave() error {
 		}
 	}
 	n.held = nil
-	return errors.Join(errs...)
+	n.thread.lost = errors.Join(errs...)
+	return n.thread.lost
 }
 
 func (h *heldNamespace) leave() error {

@@ -164,6 +164,19 @@ func TestPanicInSetupIsAnError(t *testing.T) {
 }
 
 // What a child is forked from is not the thread, whatever that is in.
+func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
+	thread, _ := startThread()
+	n, err := enterNamespaces(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
+	must(t, err)
+	must(t, n.held[0].home.Close())
+	if err := n.release(); err == nil {
+		t.Fatal("the thread has left without knowing where to")
+	}
+	if _, err := enterNamespaces(thread, nil, func() error { return nil }); err == nil {
+		t.Error("the thread was used again")
+	}
+}
+
 func TestChildrenStayAtHome(t *testing.T) {
 	thread, _ := startThread()
 	held, err := enterNamespaces(thread, namespaceList(podKinds...), noSetup)

@@ -27,7 +27,6 @@ type Options struct {
 	NoNewKeyring  bool   `json:"no_new_keyring,omitempty"`
 	IoUID         uint32 `json:"io_uid,omitempty"`
 	IoGID         uint32 `json:"io_gid,omitempty"`
-	CriuImagePath string `json:"criu_image_path,omitempty"`
 	CriuWorkPath  string `json:"criu_work_path,omitempty"`
 }
 

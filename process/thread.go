@@ -11,6 +11,9 @@ import (
 // host's.
 type Thread struct {
 	calls chan func()
+	// lost says why the thread is in namespaces that it could not leave. It is
+	// used in the thread only.
+	lost error
 }
 
 // NewThread returns a thread that works as soon as Serve is called.
@@ -30,7 +33,8 @@ func (t *Thread) Serve() {
 	}
 }
 
-// Do runs f in the thread and returns its error. A panic in f is returned as an
+// Do runs f in the thread and returns its error, unless the thread is lost: what
+// it would do then would be done to a pod that has ended. A panic in f is returned as an
 // error as well, since f is given by a request, which must not end the thread.
 func (t *Thread) Do(f func() error) error {
 	done := make(chan error, 1)
@@ -40,6 +44,10 @@ func (t *Thread) Do(f func() error) error {
 				done <- fmt.Errorf("panic in the sandbox's thread: %v", r)
 			}
 		}()
+		if t.lost != nil {
+			done <- fmt.Errorf("the sandbox's thread cannot be used any more: %w", t.lost)
+			return
+		}
 		done <- f()
 	}
 	return <-done

@@ -394,7 +394,6 @@ func runtimeOptions(o *options.Options) process.Options {
 		NoNewKeyring:  o.NoNewKeyring,
 		IoUID:         o.IoUid,
 		IoGID:         o.IoGid,
-		CriuImagePath: o.CriuImagePath,
 		CriuWorkPath:  o.CriuWorkPath,
 	}
 }

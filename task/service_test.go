@@ -325,11 +325,11 @@ func TestOptionsOfAWrongType(t *testing.T) {
 func TestOptionsReachTheRuntime(t *testing.T) {
 	o := &options.Options{
 		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUid: 1, IoGid: 2,
-		CriuImagePath: "i", CriuWorkPath: "w",
+		CriuWorkPath: "w",
 	}
 	want := process.Options{
 		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUID: 1, IoGID: 2,
-		CriuImagePath: "i", CriuWorkPath: "w",
+		CriuWorkPath: "w",
 	}
 	if got := runtimeOptions(o); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
