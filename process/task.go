@@ -140,14 +140,14 @@ func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if id != "" {
+		t.mu.Lock()
 		delete(t.execs, id)
+		t.mu.Unlock()
 		return st, nil
 	}
 	// Clients need not delete the execs of a task that they delete.
-	for _, e := range t.execs {
+	for _, e := range t.snapshot() {
 		if s := e.openStreams(); s != nil {
 			s.close()
 		}

@@ -82,6 +82,8 @@ func (t *trimmer) touch() {
 }
 
 // trim collects garbage and gives free memory back if there is enough of them.
+// runtime.ReadMemStats would tell as much, but returns all spans to the lists that
+// worthCollecting speaks of.
 func trim() {
 	samples := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
