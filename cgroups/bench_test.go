@@ -1,10 +1,6 @@
 package cgroups
 
-import (
-	"testing"
-
-	"google.golang.org/protobuf/proto"
-)
+import "testing"
 
 // BenchmarkStat measures what containerd asks for each second of each task.
 func BenchmarkStat(b *testing.B) {
@@ -19,11 +15,7 @@ func BenchmarkStat(b *testing.B) {
 	})
 	b.ReportAllocs()
 	for b.Loop() {
-		m, err := c.Stat()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := proto.Marshal(m); err != nil {
+		if _, err := c.StatAny(); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -165,7 +165,16 @@ func TestPanicInSetupIsAnError(t *testing.T) {
 
 // What a child is forked from is not the thread, whatever that is in.
 func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
+	home, err := os.Open("/proc/thread-self/ns/uts")
+	must(t, err)
+	defer home.Close()
 	thread, _ := startThread()
+	// Other tests look at all threads.
+	defer func() {
+		back := make(chan error)
+		thread.calls <- func() { back <- unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS) }
+		must(t, <-back)
+	}()
 	n, err := enterNamespaces(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
 	must(t, err)
 	must(t, n.held[0].home.Close())

@@ -370,7 +370,9 @@ func TestCgroupOfASandbox(t *testing.T) {
 	}
 	memoryLimit := func() uint64 {
 		t.Helper()
-		m, err := task.Stats()
+		encoded, err := task.Stats()
+		must(t, err)
+		m, err := encoded.UnmarshalNew()
 		must(t, err)
 		switch m := m.(type) {
 		case *stats.Metrics:

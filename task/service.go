@@ -349,11 +349,7 @@ func (s *Service) stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	if err != nil {
 		return nil, err
 	}
-	data, err := typeurl.MarshalAnyToProto(metrics)
-	if err != nil {
-		return nil, fmt.Errorf("cannot encode the metrics of task %s: %w", r.ID, err)
-	}
-	return &taskapi.StatsResponse{Stats: data}, nil
+	return &taskapi.StatsResponse{Stats: metrics}, nil
 }
 
 // connect answers for tasks that do not exist, too: containerd asks for the
