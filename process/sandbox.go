@@ -33,11 +33,11 @@ type sandbox struct {
 	// joins is held for reading while a container joins the namespaces, so that
 	// the thread does not leave them meanwhile: the paths would lead to the host's.
 	joins sync.RWMutex
-	ended bool // guarded by joins
+	ended bool // guarded by joins, like namespaces and ids
 	once  sync.Once
 }
 
-func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (_ *Task, err error) {
+func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (*Task, error) {
 	own, err := spec.ownNamespaces()
 	if err != nil {
 		return nil, err
@@ -55,22 +55,26 @@ func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (_ *Task, err error
 	if err := h.seat(s); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = joinErrors(err, s.discard(context.Background()))
-		}
-	}()
+	err = s.setUp(r, spec, sysctls)
+	s.joins.Unlock()
+	if err != nil {
+		return nil, joinErrors(err, s.discard(context.Background()))
+	}
+	return t, nil
+}
+
+func (s *sandbox) setUp(r CreateRequest, spec *spec, sysctls []sysctl) (err error) {
 	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath}
 	if err := writeRecord(r.Bundle, record); err != nil {
-		return nil, err
+		return err
 	}
 	if s.fifos, err = holdFifos(r.Stdio); err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.makeCgroup(spec, r.Options.SystemdCgroup); err != nil {
-		return nil, err
+		return err
 	}
-	s.namespaces, err = enterNamespaces(h.thread, spec.Linux.Namespaces, func() error {
+	s.namespaces, err = enterNamespaces(s.host.thread, spec.Linux.Namespaces, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}
@@ -81,10 +85,7 @@ func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (_ *Task, err error
 		s.ids, err = threadNamespaces()
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return t, nil
+	return err
 }
 
 // checkSandbox refuses what cannot be done before anything is made, and returns
@@ -96,7 +97,8 @@ func checkSandbox(s *spec, own ownNamespaces) ([]sysctl, error) {
 	return sandboxSysctls(s.Linux.Sysctl, own)
 }
 
-// seat gives the thread to the sandbox.
+// seat gives the thread to the sandbox, and makes it known with joins locked:
+// nobody can join before it is complete.
 func (h *Supervisor) seat(s *sandbox) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -106,6 +108,7 @@ func (h *Supervisor) seat(s *sandbox) error {
 	if _, ok := h.sandboxes[s.task.ID]; ok {
 		return fmt.Errorf("sandbox %s exists: %w", s.task.ID, errdefs.ErrAlreadyExists)
 	}
+	s.joins.Lock()
 	h.tenant = s
 	h.sandboxes[s.task.ID] = s
 	return nil
