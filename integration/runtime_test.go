@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 
+	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/integration/node"
 )
 
@@ -123,12 +124,17 @@ func TestRuntimeOptions(t *testing.T) {
 
 func TestShimCgroup(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
+		// Not a parent of others: cgroup v2 lets no process into one.
+		name := "/" + theNode.ID + "-shims"
+		made, err := cgroups.Create(name, nil)
+		must(t, err)
+		atEnd(t, made.Remove)
 		cfg := sh("sleep 1000")
-		cfg.options = func(o *options.Options) { o.ShimCgroup = "/" + theNode.ID }
+		cfg.options = func(o *options.Options) { o.ShimCgroup = name }
 		c := startContainer(t, shim, cfg)
 		pid, err := theNode.ShimPid(theNode.ID, c.ID())
 		must(t, err)
-		if got := readFile(t, fmt.Sprintf("/proc/%d/cgroup", pid)); !strings.Contains(got, ":/"+theNode.ID+"\n") {
+		if got := readFile(t, fmt.Sprintf("/proc/%d/cgroup", pid)); !strings.Contains(got, ":"+name+"\n") {
 			t.Errorf("cgroups of the shim:\n%s", got)
 		}
 	})

@@ -11,10 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
-
-const sigkill = unix.SIGKILL
 
 // CleanUp removes what a shim that has ended left of the task in a bundle: the
 // container in the OCI runtime with its processes, the sandbox's cgroup, mounts.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // bundleRecord is what a bundle must tell to clean up after a shim that died.
@@ -52,7 +54,7 @@ func readExit(bundle string) (Status, error) {
 		return Status{}, err
 	}
 	pid, _ := readPidFile(filepath.Join(bundle, "init.pid")) // there is none without a container
-	return Status{Stopped, max(pid, 0), Exit{Status: exitSignalBase + uint32(sigkill), At: time.Now()}}, nil
+	return Status{Stopped, max(pid, 0), Exit{Status: exitSignalBase + uint32(unix.SIGKILL), At: time.Now()}}, nil
 }
 
 // writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Supervisor makes tasks. There is one in a shim process; what all of its tasks
@@ -78,6 +79,6 @@ func (h *Supervisor) Release() {
 	tenant := h.tenant
 	h.mu.Unlock()
 	if tenant != nil {
-		tenant.end(exitSignalBase + int(sigkill))
+		tenant.end(exitSignalBase + int(unix.SIGKILL))
 	}
 }
