@@ -54,6 +54,10 @@ type Program struct {
 	// level of a warning is not shown, unless -debug is given.
 	Delete func(ctx context.Context, r DeleteRequest) (Exit, error)
 
+	// JoinCgroup puts a shim process that was started into an existing cgroup,
+	// which the option ShimCgroup names by its path below the root.
+	JoinCgroup func(path string, pid int) error
+
 	// Features returns what `features` of an OCI runtime prints. binary is a
 	// path or a name, or "" for the program's default.
 	Features func(ctx context.Context, binary string) (*features.Features, error)

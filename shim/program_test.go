@@ -61,6 +61,7 @@ var testProgram = &Program{
 		text := fmt.Sprintf("%s %s %s", r.Namespace, r.ID, r.Bundle)
 		return Exit{Pid: 42, Status: 137, At: time.Unix(1700000000, 5)}, os.WriteFile(r.Bundle+"/deleted", []byte(text), 0o600)
 	},
+	JoinCgroup: func(path string, _ int) error { return fmt.Errorf("there is no cgroup %s", path) },
 	Features: func(_ context.Context, binary string) (*features.Features, error) {
 		if binary == "/no/features" {
 			return nil, errors.New("no such command")

@@ -76,7 +76,9 @@ func (c *call) startServer(b *bootstrap, listener *net.UnixListener) (undo func(
 		_ = removeSocket(path)
 	}
 	if cgroup := b.options.ShimCgroup; cgroup != "" {
-		err = joinCgroup(cgroup, cmd.Process.Pid)
+		if err = c.program.JoinCgroup(cgroup, cmd.Process.Pid); err != nil {
+			err = fmt.Errorf("cannot put the shim into its cgroup: %w", err)
+		}
 	}
 	if err == nil {
 		err = adjustOOMScore(cmd.Process.Pid)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 
+	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
 	"containerd-shim-pause-v2/shim"
 	"containerd-shim-pause-v2/task"
@@ -37,9 +38,10 @@ func main() {
 			"io.containerd.runc.v2.group",
 			"io.kubernetes.cri.sandbox-id",
 		},
-		Serve:    func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
-		Delete:   deleteTask,
-		Features: process.Features,
+		Serve:      func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
+		Delete:     deleteTask,
+		JoinCgroup: joinCgroup,
+		Features:   process.Features,
 	}
 	go func() { os.Exit(shim.Run(context.Background(), program, os.Args[1:])) }()
 	thread.Serve()
@@ -62,4 +64,13 @@ func deleteTask(ctx context.Context, r shim.DeleteRequest) (shim.Exit, error) {
 		fmt.Fprintf(os.Stderr, "cannot remove all of %s: %v\n", r.ID, err)
 	}
 	return shim.Exit{Pid: uint32(st.Pid), Status: st.Exit.Status, At: st.Exit.At}, nil
+}
+
+// joinCgroup puts a process into an existing cgroup.
+func joinCgroup(path string, pid int) error {
+	cgroup, err := cgroups.Load(path, false)
+	if err != nil {
+		return err
+	}
+	return cgroup.Add(pid)
 }
