@@ -26,7 +26,7 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 	case err != nil:
 		errs = append(errs, err)
 	case record.Sandbox:
-		errs = append(errs, removeCgroup(ctx, record))
+		errs = append(errs, cleanUpSandbox(ctx, namespace, bundle, id, record))
 	default:
 		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle}
 		errs = append(errs, rt.delete(ctx, id, true))
@@ -37,6 +37,22 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 	}
 	st, err := readExit(bundle)
 	return st, joinErrors(append(errs, err)...)
+}
+
+// cleanUpSandbox removes the pod's init, if there is one, and the cgroup, and runs
+// the poststop hooks.
+func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bundleRecord) error {
+	rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: filepath.Join(bundle, podInitDir)}
+	errs := []error{rt.delete(ctx, id, true), removeCgroup(ctx, record)}
+	if s, err := readSpec(bundle); err != nil {
+		errs = append(errs, err)
+	} else if err := newHooks(s, id, bundle, 0).stopped(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	if err := joinErrors(errs...); err != nil {
+		return err
+	}
+	return removeRecord(bundle)
 }
 
 func removeCgroup(ctx context.Context, record bundleRecord) error {

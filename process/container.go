@@ -213,14 +213,21 @@ func (c *container) restore(ctx context.Context, p *Process) error {
 }
 
 func (c *container) signal(sig unix.Signal) error {
-	if err := c.child.signal(sig); err != nil {
+	if sig == unix.SIGKILL {
+		return killInit(c.child, c.task.group())
+	}
+	return c.child.signal(sig)
+}
+
+// killInit kills the init in a cgroup, which is nil if it is not known. On cgroup
+// v1 a frozen process does not even die, so the cgroup is thawed.
+func killInit(init *child, cgroup *cgroups.Cgroup) error {
+	if err := init.signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	cgroup := c.task.group()
-	if sig != unix.SIGKILL || cgroup == nil {
+	if cgroup == nil {
 		return nil
 	}
-	// On cgroup v1 a frozen process does not even die.
 	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
 		return nil
 	}

@@ -1,8 +1,10 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -10,10 +12,11 @@ import (
 )
 
 // join lets a container that is being created into the sandbox that it belongs
-// to, if any, until leave is called: as long, the namespaces stay. It refuses a
-// spec by which the container would get a namespace of the host where the pod
-// has its own.
-func (h *Supervisor) join(s *spec) (leave func(), err error) {
+// to, if any, until leave is called: as long, the namespaces stay. The spec in
+// the container's bundle is changed to lead to the pod's namespaces. A spec by
+// which the container would get a namespace of the host where the pod has its
+// own is refused.
+func (h *Supervisor) join(ctx context.Context, bundle string, s *spec) (leave func(), err error) {
 	id, member := s.Annotations[sandboxIDAnnotation]
 	if !member {
 		return func() {}, nil
@@ -25,17 +28,17 @@ func (h *Supervisor) join(s *spec) (leave func(), err error) {
 		return func() {}, checkStranger(s, id)
 	}
 	sb.joins.RLock()
-	leave = sb.joins.RUnlock
+	m := &membership{sandbox: sb}
 	if sb.ended {
 		err = fmt.Errorf("sandbox %s has ended: %w", id, errdefs.ErrFailedPrecondition)
 	} else {
-		err = checkMember(s, sb)
+		err = m.apply(ctx, bundle, s)
 	}
 	if err != nil {
-		leave()
+		m.leave()
 		return nil, err
 	}
-	return leave, nil
+	return m.leave, nil
 }
 
 // checkStranger is for a container whose sandbox is not in this shim. It may be
@@ -50,42 +53,138 @@ func checkStranger(s *spec, sandboxID string) error {
 	return nil
 }
 
-// checkMember refuses a container whose spec leads by a path, however that is
-// spelled, to another network, IPC or UTS namespace than the pod's, or to the
-// host's PID, user or other namespace where the pod has one of its own. The PID
-// namespace of another container is allowed: CRI's mode TARGET is for debuggers.
-func checkMember(s *spec, pod *sandbox) error {
-	for _, ns := range s.Linux.Namespaces {
-		if ns.Path == "" {
-			continue
-		}
-		id, err := statNamespace(ns.Path)
-		if err != nil {
-			return fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
-		}
-		if want, ok := pod.ids[ns.Type]; ok {
-			if id != want {
-				return fmt.Errorf("the container's %s namespace %s is not the pod's: %w", ns.Type, ns.Path, errdefs.ErrInvalidArgument)
-			}
-			continue
-		}
-		host, err := hostNamespace(ns.Type)
+// membership finds the namespaces of a container in a sandbox.
+type membership struct {
+	sandbox *sandbox
+	opened  []*nsFile // held open until the container has entered them
+}
+
+func (m *membership) leave() {
+	for _, f := range m.opened {
+		f.Close()
+	}
+	m.sandbox.joins.RUnlock()
+}
+
+// apply changes the spec in a bundle where it must be. Most are right as they
+// are, since /proc/<pid of the sandbox>/ns has three of the pod's namespaces.
+func (m *membership) apply(ctx context.Context, bundle string, s *spec) error {
+	list := slices.Clone(s.Linux.Namespaces)
+	for i := range list {
+		path, err := m.resolve(ctx, list[i])
 		if err != nil {
 			return err
 		}
-		if id == host && pod.own[ns.Type] {
-			return refuseHost(ns)
-		}
+		list[i].Path = path
 	}
-	return nil
+	if slices.Equal(list, s.Linux.Namespaces) {
+		return nil
+	}
+	changes := map[string]any{"namespaces": list}
+	if ns, ok := s.namespace(specs.UserNamespace); ok && ns.Path == "" && m.sandbox.userns != nil {
+		// The mappings are the pod's as well, whatever they were to be.
+		pod, err := readSpec(m.sandbox.task.Bundle)
+		if err != nil {
+			return err
+		}
+		changes["uidMappings"], changes["gidMappings"] = pod.Linux.UIDMappings, pod.Linux.GIDMappings
+	}
+	return changeSpec(bundle, changes)
 }
 
-// refuseHost says what is wrong. The kind is not ErrNotImplemented: containerd
-// takes that for a shim of an older API and tries again.
-func refuseHost(ns specs.LinuxNamespace) error {
+// resolve returns the path by which the container gets the namespace that an
+// entry of its spec asks for; empty for a new one.
+func (m *membership) resolve(ctx context.Context, ns specs.LinuxNamespace) (string, error) {
 	switch ns.Type {
-	case specs.PIDNamespace, specs.UserNamespace:
-		return fmt.Errorf("the %s namespace of the pod cannot be shared with its containers yet, and %s is the host's: %w", ns.Type, ns.Path, errdefs.ErrInvalidArgument)
+	case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
+		return m.resolveThread(ns)
+	case specs.PIDNamespace:
+		return m.resolvePID(ctx, ns)
+	case specs.UserNamespace:
+		return m.resolveUser(ns)
 	}
-	return fmt.Errorf("the container's %s namespace %s is the host's, but its pod has one of its own: %w", ns.Type, ns.Path, errdefs.ErrInvalidArgument)
+	return m.resolveOther(ns)
+}
+
+// resolveThread is for the types of namespaces that the sandbox's thread is in.
+// Without a path the pod's is meant: a container of a pod made by hand.
+func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
+	pod := m.sandbox.path(procNames[ns.Type])
+	if ns.Path == "" {
+		return pod, nil
+	}
+	id, err := statNamespace(ns.Path)
+	if err != nil {
+		return "", notFound(ns, err)
+	}
+	if id != m.sandbox.ids[ns.Type] {
+		return "", refuse(ns, "is not the pod's")
+	}
+	return pod, nil
+}
+
+// resolvePID finds the pod's PID namespace for the path under which CRI expects
+// it, though the sandbox's thread is in the host's. Another path may lead to that
+// of another container (CRI's mode TARGET), but not to the host's.
+func (m *membership) resolvePID(ctx context.Context, ns specs.LinuxNamespace) (string, error) {
+	if ns.Path == m.sandbox.path("pid") && m.sandbox.own[ns.Type] {
+		init, err := m.sandbox.needPodInit(ctx)
+		if err != nil {
+			return "", err
+		}
+		return init.ns.path(), nil
+	}
+	return m.resolveOther(ns)
+}
+
+// resolveUser finds the pod's user namespace for the path under which CRI expects
+// it, or for none.
+func (m *membership) resolveUser(ns specs.LinuxNamespace) (string, error) {
+	userns := m.sandbox.userns
+	if userns == nil {
+		return m.resolveOther(ns)
+	}
+	if ns.Path == "" || ns.Path == m.sandbox.path("user") {
+		return userns.path(), nil
+	}
+	id, err := statNamespace(ns.Path)
+	if err != nil {
+		return "", notFound(ns, err)
+	}
+	if id != userns.id {
+		return "", refuse(ns, "is not the pod's")
+	}
+	return userns.path(), nil
+}
+
+// resolveOther refuses the host's namespace where the pod has its own, however
+// the path is spelled. What it leads to is held open: so it is still the same
+// when the OCI runtime gets there.
+func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
+	if ns.Path == "" {
+		return "", nil
+	}
+	f, err := openNamespace(ns.Path)
+	if err != nil {
+		return "", notFound(ns, err)
+	}
+	m.opened = append(m.opened, f)
+	host, err := hostNamespace(ns.Type)
+	if err != nil {
+		return "", err
+	}
+	if f.id == host && m.sandbox.own[ns.Type] {
+		return "", refuse(ns, "is the host's, but the pod has one of its own")
+	}
+	return f.path(), nil
+}
+
+func notFound(ns specs.LinuxNamespace, err error) error {
+	return fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
+}
+
+// refuse says what is wrong. The kind is not ErrNotImplemented: containerd takes
+// that for a shim of an older API and tries again.
+func refuse(ns specs.LinuxNamespace, what string) error {
+	return fmt.Errorf("the container's %s namespace %s %s: %w", ns.Type, ns.Path, what, errdefs.ErrInvalidArgument)
 }

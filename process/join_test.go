@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -61,7 +62,8 @@ func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
 
 func bindUserNamespace(t *testing.T) string {
 	t.Helper()
-	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER})
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids})
 	return fmt.Sprintf("/proc/%d/ns/user", process)
 }
 

@@ -36,6 +36,35 @@ func statNamespace(path string) (nsID, error) {
 	return nsID{st.Dev, st.Ino}, nil
 }
 
+// nsFile is the open file of a namespace. Unlike a path it leads to the same
+// namespace as long as it is open, whatever becomes of the process or link that
+// it was found by; and the namespace stays.
+type nsFile struct {
+	*os.File
+	id nsID
+}
+
+func openNamespace(path string) (*nsFile, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return &nsFile{f, nsID{st.Dev, st.Ino}}, nil
+}
+
+// path is where others find the open file. runc takes a path to a user namespace
+// that begins with /proc/<number>/ for that of a process in it, and reads the ID
+// mappings of that process (GetUserNamespaceMappings in libcontainer); the dot
+// keeps it from that.
+func (f *nsFile) path() string {
+	return fmt.Sprintf("/proc/./%d/fd/%d", os.Getpid(), f.Fd())
+}
+
 // namespaces are the namespaces of a pod, held by a thread.
 type namespaces struct {
 	thread *Thread

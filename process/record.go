@@ -33,6 +33,15 @@ func writeRecord(bundle string, r bundleRecord) error {
 	return writeJSON(filepath.Join(bundle, recordFile), r)
 }
 
+// removeRecord is for a task of which nothing is left.
+func removeRecord(bundle string) error {
+	err := os.Remove(filepath.Join(bundle, recordFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 func readRecord(bundle string) (r bundleRecord, err error) {
 	err = readJSON(filepath.Join(bundle, recordFile), &r)
 	return r, err

@@ -18,26 +18,36 @@ import (
 // sandbox is the body of a task without any process: the namespaces of a pod,
 // held by a thread of the shim. To a client it looks like a container that runs
 // the pause program of Kubernetes as its init. Its pid is the shim's, so that
-// /proc/<pid>/ns/{net,ipc,uts} are the pod's.
+// /proc/<pid>/ns/{net,ipc,uts} are the pod's. The pod's user namespace, if it has
+// one, is held by an open file; its PID namespace needs a process, see [podInit].
 type sandbox struct {
-	task *Task
-	host *Supervisor
+	task    *Task
+	host    *Supervisor
+	options Options
+	pid     int // of the thread, which is the shim's main one
 	// initPID says that the sandbox has a PID namespace, in which the pause
 	// program would be the init.
 	initPID    bool
 	own        ownNamespaces
 	ids        map[specs.LinuxNamespaceType]nsID // of net, ipc and uts, own or not
 	namespaces *namespaces
+	userns     *nsFile // nil if it is the host's
 	fifos      []*os.File
+	hooks      *hooks // nil if there are none
 
 	// joins is held for reading while a container joins the namespaces, so that
 	// the thread does not leave them meanwhile: the paths would lead to the host's.
+	// It comes before bringUp, and that before mu.
 	joins sync.RWMutex
-	ended bool // guarded by joins, like namespaces and ids
+	ended bool // guarded by joins, like the fields above it
 	once  sync.Once
+
+	bringUp sync.Mutex // held while the pod's init is being started
+	mu      sync.Mutex
+	init    *podInit // guarded by mu; nil before a container needs it
 }
 
-func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (*Task, error) {
+func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec) (*Task, error) {
 	own, err := spec.ownNamespaces()
 	if err != nil {
 		return nil, err
@@ -46,24 +56,29 @@ func (h *Supervisor) newSandbox(r CreateRequest, spec *spec) (*Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	pid, err := h.thread.id()
+	if err != nil {
+		return nil, err
+	}
 	t := &Task{ID: r.ID, Bundle: r.Bundle}
-	s := &sandbox{task: t, host: h, own: own}
+	s := &sandbox{task: t, host: h, options: r.Options, pid: pid, own: own}
+	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
 	_, s.initPID = spec.namespace(specs.PIDNamespace)
 	t.body = s
 	t.init = newProcess(r.ID, "", r.Stdio, h.events, s)
-	t.init.setPID(os.Getpid())
+	t.init.setPID(pid)
 	if err := h.seat(s); err != nil {
 		return nil, err
 	}
-	err = s.setUp(r, spec, sysctls)
+	err = s.setUp(ctx, r, spec, sysctls)
 	s.joins.Unlock()
 	if err != nil {
-		return nil, joinErrors(err, s.discard(context.Background()))
+		return nil, joinErrors(err, s.discard(context.WithoutCancel(ctx)))
 	}
 	return t, nil
 }
 
-func (s *sandbox) setUp(r CreateRequest, spec *spec, sysctls []sysctl) (err error) {
+func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *spec, sysctls []sysctl) (err error) {
 	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath}
 	if err := writeRecord(r.Bundle, record); err != nil {
 		return err
@@ -74,7 +89,29 @@ func (s *sandbox) setUp(r CreateRequest, spec *spec, sysctls []sysctl) (err erro
 	if err := s.makeCgroup(spec, r.Options.SystemdCgroup); err != nil {
 		return err
 	}
-	s.namespaces, err = enterNamespaces(s.host.thread, spec.Linux.Namespaces, func() error {
+	if err := s.makeNamespaces(spec, sysctls); err != nil {
+		return err
+	}
+	s.host.reaper.hold()
+	defer s.host.reaper.release()
+	return s.hooks.created(ctx, s.host.thread)
+}
+
+// makeNamespaces puts the thread into the pod's namespaces and sets what the spec
+// sets in them.
+func (s *sandbox) makeNamespaces(spec *spec, sysctls []sysctl) (err error) {
+	list := spec.Linux.Namespaces
+	if userns, ok := spec.namespace(specs.UserNamespace); ok && s.own[specs.UserNamespace] {
+		s.host.reaper.hold()
+		defer s.host.reaper.release()
+		holder, err := startHolder(spec, userns, newNamespaces(list))
+		if err != nil {
+			return err
+		}
+		defer func() { s.userns = holder.take() }()
+		list = holder.fill(list)
+	}
+	s.namespaces, err = enterNamespaces(s.host.thread, list, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}
@@ -93,6 +130,12 @@ func (s *sandbox) setUp(r CreateRequest, spec *spec, sysctls []sysctl) (err erro
 func checkSandbox(s *spec, own ownNamespaces) ([]sysctl, error) {
 	if (s.Hostname != "" || s.Domainname != "") && !own[specs.UTSNamespace] {
 		return nil, fmt.Errorf("a host name or domain name cannot be set, because the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := checkUserNamespace(s); err != nil {
+		return nil, err
+	}
+	if err := checkHooks(s.Hooks); err != nil {
+		return nil, err
 	}
 	return sandboxSysctls(s.Linux.Sysctl, own)
 }
@@ -182,16 +225,35 @@ func holdFifos(sio Stdio) (held []*os.File, err error) {
 	return held, nil
 }
 
+// path is where CRI looks for the pod's namespace, by the name under
+// /proc/<pid>/ns.
+func (s *sandbox) path(name string) string { return fmt.Sprintf("/proc/%d/ns/%s", s.pid, name) }
+
 func (s *sandbox) watch() {}
 
-func (s *sandbox) start(context.Context, *Process) error { return nil }
+func (s *sandbox) start(ctx context.Context, _ *Process) error {
+	s.host.reaper.hold()
+	defer s.host.reaper.release()
+	err := s.hooks.started(ctx)
+	if err != nil {
+		go s.end(exitSignalBase + int(unix.SIGKILL))
+	}
+	return err
+}
 
 // signal does what the signal would do to the pause program. As init of a PID
 // namespace that takes SIGINT and SIGTERM for a wish to end, reaps on SIGCHLD,
 // and is not touched by any other signal but SIGKILL (pid_namespaces(7)). In the
-// host's PID namespace signals have their default action.
+// host's PID namespace signals have their default action. If there is an init,
+// it gets the signal, and the sandbox ends with it.
 // Source: kubernetes, build/pause/linux/pause.c.
 func (s *sandbox) signal(sig unix.Signal) error {
+	if i := s.podInit(); i != nil {
+		if sig == unix.SIGKILL {
+			return killInit(i.child, s.task.group())
+		}
+		return i.child.signal(sig)
+	}
 	switch {
 	case sig == unix.SIGKILL:
 		go s.end(exitSignalBase + int(sig))
@@ -228,27 +290,30 @@ func (s *sandbox) end(status int) {
 	})
 }
 
-// letGo frees the namespaces and fifos. A thread that cannot be brought back
-// keeps them, and holds no other sandbox.
+// letGo ends the pod's init and frees the namespaces and fifos. A thread that
+// cannot be brought back keeps them, and holds no other sandbox.
 func (s *sandbox) letGo() {
-	s.joins.Lock()
+	s.joins.Lock() // waits for those that are joining
 	s.ended = true
-	held := s.namespaces
-	s.namespaces = nil
-	var err error
-	if held != nil {
-		err = held.release()
-	}
 	s.joins.Unlock()
+	s.endPodInit()
 	closeAll(s.fifos...)
-	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
-		return
+	if s.userns != nil {
+		s.userns.Close()
+	}
+	if s.namespaces != nil {
+		if err := s.namespaces.release(); err != nil {
+			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
+			return
+		}
 	}
 	s.host.unseat(s)
 }
 
 func (s *sandbox) remove(ctx context.Context, _ *Process) error {
+	if err := s.removePodInit(ctx); err != nil {
+		return err
+	}
 	if cgroup := s.task.group(); cgroup != nil {
 		ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 		defer cancel()
@@ -256,8 +321,13 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
+	s.host.reaper.hold()
+	defer s.host.reaper.release()
+	if err := s.hooks.stopped(ctx); err != nil {
+		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")
+	}
 	s.host.forget(s)
-	return nil
+	return removeRecord(s.task.Bundle)
 }
 
 // removeTimeout bounds how long a cgroup may stay busy.
@@ -271,7 +341,11 @@ func (s *sandbox) discard(ctx context.Context) error {
 func (s *sandbox) signalAll(sig unix.Signal) error { return s.signal(sig) }
 
 func (s *sandbox) pids() ([]int, error) {
-	return []int{os.Getpid()}, nil
+	pids := []int{s.pid}
+	if i := s.podInit(); i != nil {
+		pids = append(pids, i.child.pid)
+	}
+	return pids, nil
 }
 
 func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {

@@ -35,8 +35,8 @@ func (n *node) pod(spec *specs.Spec) *Task {
 	task := n.make(n.request("pod", spec))
 	pid, err := task.init.Start(testContext(n.t))
 	must(n.t, err)
-	if pid != os.Getpid() {
-		n.t.Errorf("the sandbox's pid is %d, want %d", pid, os.Getpid())
+	if pid != podTID {
+		n.t.Errorf("the sandbox's pid is %d, want %d", pid, podTID)
 	}
 	return task
 }
@@ -56,7 +56,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	ctx := testContext(t)
 	task := n.make(n.request("pod", sandboxSpec()))
 	p := process(t, task, "")
-	if st := p.Status(); st != (Status{State: Created, Pid: os.Getpid()}) {
+	if st := p.Status(); st != (Status{State: Created, Pid: podTID}) {
 		t.Errorf("after create it is %+v", st)
 	}
 	if atHome(t, podTID) {
@@ -65,14 +65,14 @@ func TestLifeOfASandbox(t *testing.T) {
 	othersAtHome(t, podTID)
 
 	pid, err := p.Start(ctx)
-	if err != nil || pid != os.Getpid() || p.Status().State != Running {
+	if err != nil || pid != podTID || p.Status().State != Running {
 		t.Errorf("start: pid %d, error %v, state %s", pid, err, p.Status().State)
 	}
 	_, err = p.Start(ctx)
 	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = task.Delete(ctx, "")
 	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	if pids, err := task.Pids(); err != nil || !reflect.DeepEqual(pids, []Info{{Pid: os.Getpid()}}) {
+	if pids, err := task.Pids(); err != nil || !reflect.DeepEqual(pids, []Info{{Pid: podTID}}) {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
 
@@ -88,7 +88,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	if pids, err := task.Pids(); err != nil || len(pids) != 1 {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
-	if st := p.Status(); st.State != Stopped || st.Pid != os.Getpid() || st.Exit.At.IsZero() {
+	if st := p.Status(); st.State != Stopped || st.Pid != podTID || st.Exit.At.IsZero() {
 		t.Errorf("after the end it is %+v", st)
 	}
 
@@ -290,11 +290,11 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 		}, errdefs.IsInvalidArgument, "UTS"},
 		{"host name in the host's UTS namespace by path", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.UTSNamespace),
-				specs.LinuxNamespace{Type: specs.UTSNamespace, Path: fmt.Sprintf("/proc/%d/ns/uts", os.Getpid())})
+				specs.LinuxNamespace{Type: specs.UTSNamespace, Path: fmt.Sprintf("/proc/%d/ns/uts", podTID)})
 		}, errdefs.IsInvalidArgument, "UTS"},
 		{"sysctl in the host's network namespace by path", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.NetworkNamespace),
-				specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())})
+				specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/ns/net", podTID)})
 			s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
 		}, errdefs.IsInvalidArgument, "net.ipv4.ip_forward"},
 		{"host name too long", func(s *specs.Spec) { s.Hostname = strings.Repeat("x", 65) }, is(unix.EINVAL), "xxx"},

@@ -22,14 +22,25 @@ const (
 // acts upon itself. Decoding only this part keeps the garbage of a create small:
 // seccomp rules and mounts are most of the file, and none of our business.
 type spec struct {
+	Version     string            `json:"ociVersion"`
 	Hostname    string            `json:"hostname"`
 	Domainname  string            `json:"domainname"`
 	Annotations map[string]string `json:"annotations"`
-	Linux       struct {
+	Hooks       *specs.Hooks      `json:"hooks"`
+	Process     struct {
+		User            specs.User `json:"user"`
+		OOMScoreAdj     *int       `json:"oomScoreAdj"`
+		SelinuxLabel    string     `json:"selinuxLabel"`
+		ApparmorProfile string     `json:"apparmorProfile"`
+	} `json:"process"`
+	Linux struct {
 		Namespaces  []specs.LinuxNamespace `json:"namespaces"`
+		UIDMappings []specs.LinuxIDMapping `json:"uidMappings"`
+		GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
 		Sysctl      map[string]string      `json:"sysctl"`
 		CgroupsPath string                 `json:"cgroupsPath"`
 		Resources   *specs.LinuxResources  `json:"resources"`
+		MountLabel  string                 `json:"mountLabel"`
 	} `json:"linux"`
 }
 
@@ -45,6 +56,32 @@ func readSpec(bundle string) (*spec, error) {
 		return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
 	return &s, nil
+}
+
+// changeSpec sets fields of "linux" in the config.json of a bundle. All else stays
+// as it is, known or not.
+func changeSpec(bundle string, linux map[string]any) error {
+	path := filepath.Join(bundle, "config.json")
+	var whole, section map[string]json.RawMessage
+	if err := readJSON(path, &whole); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(whole["linux"], &section); err != nil {
+		return fmt.Errorf("cannot decode %s: %w", path, err)
+	}
+	for name, value := range linux {
+		data, err := json.Marshal(value)
+		if err != nil {
+			return err
+		}
+		section[name] = data
+	}
+	data, err := json.Marshal(section)
+	if err != nil {
+		return err
+	}
+	whole["linux"] = data
+	return writeJSON(path, whole)
 }
 
 func (s *spec) isSandbox() bool {

@@ -58,9 +58,9 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 		if r.Checkpoint != "" {
 			return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
 		}
-		return h.newSandbox(r, s)
+		return h.newSandbox(ctx, r, s)
 	}
-	leave, err := h.join(s)
+	leave, err := h.join(ctx, r.Bundle, s)
 	if err != nil {
 		return nil, err
 	}

@@ -10,13 +10,15 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // ipcSysctls are the keys that the kernel keeps per IPC namespace
 // (ipc_namespaces(7); kernel, ipc/ipc_sysctl.c), besides fs/mqueue/*.
 var ipcSysctls = []string{
-	"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall",
-	"kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced",
+	"kernel/auto_msgmni", "kernel/msg_next_id", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni",
+	"kernel/sem", "kernel/sem_next_id",
+	"kernel/shm_next_id", "kernel/shm_rmid_forced", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
 }
 
 // sysctl is one value to write, at a path below /proc/sys.
@@ -91,11 +93,48 @@ func writeSysctls(list []sysctl) error {
 	return nil
 }
 
+// writeSysctl writes one value. Those of an IPC namespace that belongs to a user
+// namespace can be written by its root only, not even by the host's (kernel,
+// ipc_permissions in ipc/ipc_sysctl.c); the file's owner tells who that is.
 func writeSysctl(s sysctl) error {
-	f, err := os.OpenFile(filepath.Join("/proc/sys", s.path), os.O_WRONLY, 0)
+	path := filepath.Join("/proc/sys", s.path)
+	if kind, _ := sysctlNamespace(s.path); kind != specs.IPCNamespace {
+		return writeValue(path, s.value)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return asUser(st.Uid, func() error { return writeValue(path, s.value) })
+}
+
+func writeValue(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(s.value)
+	_, err = f.WriteString(value)
 	return errors.Join(err, f.Close())
+}
+
+// asUser calls f with another effective user. Only the calling thread has it: it
+// is libraries that change the user of all threads of a process (setresuid(2)). A
+// thread that could not come back has no capabilities, so that it cannot leave
+// the pod's namespaces either, and is not used again.
+func asUser(uid uint32, f func() error) error {
+	if uid == 0 {
+		return f()
+	}
+	if err := setEffectiveUser(uid); err != nil {
+		return err
+	}
+	return errors.Join(f(), setEffectiveUser(0))
+}
+
+func setEffectiveUser(uid uint32) error {
+	const keep = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(uid), keep); errno != 0 {
+		return os.NewSyscallError("setresuid", errno)
+	}
+	return nil
 }

@@ -3,6 +3,8 @@ package process
 import (
 	"fmt"
 	"runtime"
+
+	"golang.org/x/sys/unix"
 )
 
 // Thread is an operating system thread that does nothing but what it is told
@@ -31,6 +33,16 @@ func (t *Thread) Serve() {
 	for call := range t.calls {
 		call()
 	}
+}
+
+// id returns the thread's ID, that of the process for the main thread. Under it
+// /proc shows the thread's namespaces (proc(5), /proc/tid).
+func (t *Thread) id() (tid int, err error) {
+	err = t.Do(func() error {
+		tid = unix.Gettid()
+		return nil
+	})
+	return tid, err
 }
 
 // Do runs f in the thread and returns its error, unless the thread is lost: what

@@ -1,0 +1,151 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// hooks are those in a sandbox's spec, which no OCI runtime sees. They run when
+// the runtime specification says so ("Lifecycle" in runtime.md):
+//
+//	prestart, createRuntime  when the namespaces are there, in the host's
+//	createContainer          then, in those that the sandbox's thread is in
+//	poststart                when the sandbox has started
+//	poststop                 when it has been deleted, or could not be created
+//
+// startContainer hooks are those of a program that is about to be executed in the
+// container's root file system; a sandbox has neither.
+type hooks struct {
+	specs.Hooks
+	state specs.State // but for its status
+}
+
+// newHooks returns the hooks of a sandbox, nil if it has none.
+func newHooks(s *spec, id, bundle string, pid int) *hooks {
+	if s.Hooks == nil {
+		return nil
+	}
+	return &hooks{Hooks: *s.Hooks, state: specs.State{
+		Version: s.Version, ID: id, Pid: pid, Bundle: bundle, Annotations: s.Annotations,
+	}}
+}
+
+// checkHooks refuses hooks that could never run.
+func checkHooks(h *specs.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime, h.CreateContainer, h.Poststart, h.Poststop} { //nolint:staticcheck // Prestart is deprecated, but in use
+		for _, hook := range list {
+			if !filepath.IsAbs(hook.Path) {
+				return fmt.Errorf("the path of hook %q is not absolute: %w", hook.Path, errdefs.ErrInvalidArgument)
+			}
+			if hook.Timeout != nil && *hook.Timeout <= 0 {
+				return fmt.Errorf("the timeout of hook %s is %d s, not more than zero: %w", hook.Path, *hook.Timeout, errdefs.ErrInvalidArgument)
+			}
+		}
+	}
+	return nil
+}
+
+// created runs the hooks of a create, up to the first that fails.
+func (h *hooks) created(ctx context.Context, thread *Thread) error {
+	if h == nil {
+		return nil
+	}
+	err := h.run(ctx, "prestart", h.Prestart, specs.StateCreating) //nolint:staticcheck // deprecated, but in use
+	if err == nil {
+		err = h.run(ctx, "createRuntime", h.CreateRuntime, specs.StateCreating)
+	}
+	if err == nil && len(h.CreateContainer) > 0 {
+		err = thread.Do(func() error {
+			return h.run(ctx, "createContainer", h.CreateContainer, specs.StateCreating)
+		})
+	}
+	return err
+}
+
+// started runs the poststart hooks, up to the first that fails.
+func (h *hooks) started(ctx context.Context) error {
+	if h == nil {
+		return nil
+	}
+	return h.run(ctx, "poststart", h.Poststart, specs.StateRunning)
+}
+
+// stopped runs the poststop hooks: all, whether they fail or not.
+func (h *hooks) stopped(ctx context.Context) error {
+	if h == nil {
+		return nil
+	}
+	h.state.Pid = 0
+	var errs []error
+	for _, hook := range h.Poststop {
+		errs = append(errs, h.run(ctx, "poststop", []specs.Hook{hook}, specs.StateStopped))
+	}
+	return joinErrors(errs...)
+}
+
+func (h *hooks) run(ctx context.Context, kind string, list []specs.Hook, status specs.ContainerState) error {
+	state := h.state
+	state.Status = status
+	data, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	for _, hook := range list {
+		if err := runHook(ctx, hook, data, h.state.Bundle); err != nil {
+			return fmt.Errorf("%s hook %s failed: %w", kind, hook.Path, err)
+		}
+	}
+	return nil
+}
+
+// runHook runs one hook in the calling thread's namespaces.
+func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error {
+	if h.Timeout != nil {
+		timeout := time.Duration(*h.Timeout) * time.Second
+		var cancel func()
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it ran past its timeout of %v", timeout))
+		defer cancel()
+	}
+	var out message
+	cmd := exec.CommandContext(ctx, h.Path)
+	if len(h.Args) > 0 {
+		cmd.Args = h.Args
+	}
+	cmd.Env = append([]string{}, h.Env...) // nil would be the shim's
+	cmd.Dir = dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(state), &out, &out
+	cmd.WaitDelay = time.Second // a process that the hook leaves may hold the output open
+	err := cmd.Run()
+	switch {
+	case err == nil, errors.Is(err, exec.ErrWaitDelay):
+		return nil
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	}
+	if text := strings.TrimSpace(string(out)); text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+// message keeps the beginning of what is written to it, for an error message.
+type message []byte
+
+func (m *message) Write(p []byte) (int, error) {
+	const limit = 4 << 10
+	*m = append(*m, p[:min(len(p), limit-len(*m))]...)
+	return len(p), nil
+}

@@ -1,0 +1,314 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"containerd-shim-pause-v2/process/program"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	"github.com/containerd/log"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// podInit is the init of the PID namespace that containers of a pod share. The
+// shim cannot be that: whoever may trace PID 1 would have the host's files by
+// /proc/1/root. So it is a program that can do nothing but reap, run by the OCI
+// runtime as a container that can do nothing either. Only pods that share their
+// PID namespace have one. It lives as long as the sandbox, and the sandbox as
+// long as it: the kernel kills all processes of a PID namespace without init.
+type podInit struct {
+	child *child
+	ns    *nsFile       // the PID namespace
+	ended chan struct{} // closed when it has been reaped
+}
+
+// podInitName is what ps(1) shows in the containers: that of the pause program.
+const podInitName = "/pause"
+
+// needPodInit returns the pod's init, which is brought up on first use. The
+// caller holds joins for reading: the sandbox does not end meanwhile.
+func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
+	s.bringUp.Lock()
+	defer s.bringUp.Unlock()
+	if i := s.podInit(); i != nil {
+		return i, nil
+	}
+	i, err := s.startPodInit(ctx)
+	if err != nil {
+		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)
+		return nil, joinErrors(err, s.removePodInit(context.WithoutCancel(ctx)))
+	}
+	s.mu.Lock()
+	s.init = i
+	s.mu.Unlock()
+	go s.awaitPodInit(i)
+	return i, nil
+}
+
+// podInit returns the pod's init, nil if there is none (yet).
+func (s *sandbox) podInit() *podInit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.init
+}
+
+func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
+	spec, err := readSpec(s.task.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	bundle := s.podInitBundle()
+	if err := os.MkdirAll(bundle, 0o711); err != nil {
+		return nil, err
+	}
+	if err := makePodInitRoot(s.rootfs(), spec.Linux.MountLabel); err != nil {
+		return nil, err
+	}
+	s.host.reaper.hold()
+	defer s.host.reaper.release()
+	pidFile := filepath.Join(bundle, "init.pid")
+	if err := s.runPodInit(ctx, spec, bundle, pidFile); err != nil {
+		return nil, err
+	}
+	pid, err := readPidFile(pidFile)
+	if err != nil {
+		return nil, err
+	}
+	i := &podInit{child: s.host.reaper.claim(pid), ended: make(chan struct{})}
+	if i.ns, err = openPodNamespace(fmt.Sprintf("/proc/%d/ns/pid", pid), specs.PIDNamespace); err != nil {
+		s.host.abandon(i.child)
+		return nil, err
+	}
+	return i, nil
+}
+
+// openPodNamespace opens a namespace that must not be the host's.
+func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*nsFile, error) {
+	f, err := openNamespace(path)
+	if err != nil {
+		return nil, err
+	}
+	host, err := hostNamespace(kind)
+	if err == nil && f.id == host {
+		err = fmt.Errorf("the OCI runtime has made no %s namespace", kind)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// runPodInit has the OCI runtime run the init. A runtime that was built without
+// seccomp refuses a spec with it; then the init's other bounds must do.
+func (s *sandbox) runPodInit(ctx context.Context, spec *spec, bundle, pidFile string) error {
+	rt := s.host.ociRuntime(bundle, s.options)
+	run := func(seccomp *specs.LinuxSeccomp) error {
+		config := s.podInitSpec(spec)
+		config.Linux.Seccomp = seccomp
+		if err := writeJSON(filepath.Join(bundle, "config.json"), config); err != nil {
+			return err
+		}
+		return rt.runDetached(ctx, s.task.ID, pidFile)
+	}
+	err := run(podInitSeccomp)
+	if err == nil || rt.hasSeccomp(ctx) {
+		return err
+	}
+	log.G(ctx).WithField("id", s.task.ID).Warn("the init of the pod's PID namespace runs without seccomp, which the OCI runtime lacks")
+	return joinErrors(rt.delete(ctx, s.task.ID, true), run(nil))
+}
+
+// podInitSpec describes a container without any rights, for a sandbox with the
+// given spec.
+func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
+	linux := spec.Linux
+	return &specs.Spec{
+		Version: "1.0.2", // nothing newer is used
+		Root:    &specs.Root{Path: s.rootfs(), Readonly: true},
+		Process: &specs.Process{
+			Args:            []string{podInitName},
+			Cwd:             "/",
+			User:            spec.Process.User,
+			Capabilities:    &specs.LinuxCapabilities{},
+			NoNewPrivileges: true,
+			OOMScoreAdj:     spec.Process.OOMScoreAdj,
+			SelinuxLabel:    spec.Process.SelinuxLabel,
+			ApparmorProfile: spec.Process.ApparmorProfile,
+		},
+		// OCI runtimes need /proc, and something to put device files into.
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "ro", "mode=755", "size=64k"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces:        s.podInitNamespaces(),
+			UIDMappings:       linux.UIDMappings,
+			GIDMappings:       linux.GIDMappings,
+			CgroupsPath:       linux.CgroupsPath,
+			Resources:         linux.Resources,
+			RootfsPropagation: "private",
+			MountLabel:        linux.MountLabel,
+			// A container that may trace the init can reach its /proc. What is kept
+			// from the container in its own must be kept from it there.
+			MaskedPaths: []string{
+				"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+				"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+			},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}
+}
+
+// podInitNamespaces are the pod's, and new ones of the other types.
+func (s *sandbox) podInitNamespaces() []specs.LinuxNamespace {
+	list := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
+	for _, t := range podNamespaceTypes {
+		if s.own[t.kind] {
+			list = append(list, specs.LinuxNamespace{Type: t.kind, Path: s.path(t.proc)})
+		}
+	}
+	if s.userns != nil {
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: s.userns.path()})
+	}
+	return list
+}
+
+// podInitSeccomp allows the init's own system calls, and those that runc and
+// crun, and the Go runtime in the former, make between applying the filter and
+// execve(2).
+var podInitSeccomp = &specs.LinuxSeccomp{
+	DefaultAction: specs.ActErrno,
+	Syscalls: []specs.LinuxSyscall{
+		{Action: specs.ActAllow, Names: []string{"close", "exit_group", "rt_sigprocmask", "rt_sigtimedwait", "wait4"}},
+		{Action: specs.ActAllow, Names: []string{
+			"capget", "capset", "clone", "clone3", "close_range", "epoll_ctl", "epoll_pwait", "eventfd2", "execve", "exit",
+			"fcntl", "fstat", "fstatfs", "futex", "getdents64", "getpid", "gettid", "lseek", "madvise", "mmap", "mprotect",
+			"munmap", "nanosleep", "newfstatat", "openat", "openat2", "prctl", "read", "readlinkat", "rseq", "rt_sigaction",
+			"rt_sigreturn", "sched_yield", "set_robust_list", "sigaltstack", "statx", "tgkill", "write",
+		}},
+	},
+}
+
+// makePodInitRoot mounts a file system that holds the init's program and nothing
+// else: of its own, so that neither a mount option of the host (noexec) nor a
+// file of the host can be met through it.
+func makePodInitRoot(dir, label string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	code, err := program.PodInit()
+	if err != nil {
+		return err
+	}
+	data := "mode=755,size=16k,nr_inodes=8"
+	if label != "" && selinuxEnabled() {
+		data += fmt.Sprintf(",context=%q", label)
+	}
+	if err := unix.Mount("pause", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
+		return fmt.Errorf("cannot mount %s: %w", dir, err)
+	}
+	for _, mountPoint := range []string{"dev", "proc"} {
+		if err := os.Mkdir(filepath.Join(dir, mountPoint), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, podInitName), code, 0o555); err != nil {
+		return err
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
+		return fmt.Errorf("cannot make %s read-only: %w", dir, err)
+	}
+	return nil
+}
+
+// selinuxEnabled says whether the kernel has SELinux at work: then its file
+// system is mounted (selinux(8)).
+func selinuxEnabled() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
+}
+
+// awaitPodInit lets the sandbox end with its init.
+func (s *sandbox) awaitPodInit(i *podInit) {
+	status, err := i.child.wait()
+	if err != nil {
+		log.L.WithError(err).WithField("id", s.task.ID).Error("the exit status of the pod's init is not known")
+	}
+	close(i.ended)
+	s.end(status)
+}
+
+// endPodInit kills the init, if there is one, and with it all processes in its
+// PID namespace.
+func (s *sandbox) endPodInit() {
+	i := s.podInit()
+	if i == nil {
+		return
+	}
+	if err := killInit(i.child, s.task.group()); err != nil && !errdefs.IsNotFound(err) {
+		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's init is not killed")
+		return
+	}
+	<-i.ended
+	i.ns.Close()
+}
+
+// removePodInit removes what is left of an init that has ended or failed to
+// start.
+func (s *sandbox) removePodInit(ctx context.Context) error {
+	bundle := s.podInitBundle()
+	if _, err := os.Stat(bundle); errors.Is(err, os.ErrNotExist) {
+		return nil // there was none
+	}
+	if err := s.host.ociRuntime(bundle, s.options).delete(ctx, s.task.ID, true); err != nil {
+		return err
+	}
+	if err := mount.UnmountRecursive(s.rootfs(), 0); err != nil {
+		return fmt.Errorf("cannot unmount %s: %w", s.rootfs(), err)
+	}
+	return os.RemoveAll(bundle)
+}
+
+// podInitBundle is the bundle of the pod's init.
+func (s *sandbox) podInitBundle() string { return filepath.Join(s.task.Bundle, podInitDir) }
+
+// podInitDir is the directory of that bundle in the sandbox's.
+const podInitDir = "init"
+
+// rootfs is the root directory of the pod's init. containerd makes it with the
+// sandbox's bundle, and unmounts whatever is there when it removes that.
+func (s *sandbox) rootfs() string { return filepath.Join(s.task.Bundle, "rootfs") }
+
+// runDetached has the runtime create and start a container.
+func (r *ociRuntime) runDetached(ctx context.Context, id, pidFile string) error {
+	null, err := runc.NewNullIO()
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	opts := &runc.CreateOpts{
+		IO: null, PidFile: pidFile, Detach: true, NoPivot: r.options.NoPivotRoot, NoNewKeyring: r.options.NoNewKeyring,
+	}
+	return r.run("run", runtimeLog, func(rt *runc.Runc) error {
+		_, err := rt.Run(ctx, id, r.bundle, opts)
+		return err
+	})
+}
+
+// hasSeccomp says whether the runtime was built with seccomp. One that does not
+// tell is taken to have been.
+func (r *ociRuntime) hasSeccomp(ctx context.Context) bool {
+	f, err := Features(ctx, r.options.BinaryName)
+	if err != nil || f.Linux == nil || f.Linux.Seccomp == nil || f.Linux.Seccomp.Enabled == nil {
+		return true
+	}
+	return *f.Linux.Seccomp.Enabled
+}

@@ -1,0 +1,214 @@
+package process
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"syscall"
+	"time"
+
+	"containerd-shim-pause-v2/process/program"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// holder is a process that lives for a moment in a pod's user namespace. What is
+// made there belongs to that namespace: of others, containers could neither
+// mount an mqueue file system nor set the host name (user_namespaces(7)). A
+// thread of the shim cannot make them, as it cannot enter a user namespace.
+type holder struct {
+	cmd    *exec.Cmd
+	stdin  *os.File
+	userns *nsFile
+}
+
+// holderTimeout bounds how long a holder may take for its system calls.
+const holderTimeout = 10 * time.Second
+
+// startHolder has a process enter the pod's user namespace, or a new one if the
+// spec gives no path, and make the given other namespaces there. The reaper must
+// be on hold until it has ended.
+func startHolder(s *spec, userns specs.LinuxNamespace, flags uint64) (_ *holder, err error) {
+	code, err := program.Holder()
+	if err != nil {
+		return nil, err
+	}
+	file, err := memoryFile("holder", code)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	h := &holder{cmd: exec.Command("/proc/self/fd/3")} // the first of ExtraFiles
+	h.cmd.ExtraFiles = []*os.File{file}
+	h.cmd.Env = []string{}
+	order := program.Order{UserNamespace: -1, Flags: flags}
+	if userns.Path != "" {
+		if h.userns, err = openNamespace(userns.Path); err != nil {
+			return nil, fmt.Errorf("cannot open the pod's user namespace: %w", err)
+		}
+		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, h.userns.File)
+		order.UserNamespace = 4
+	} else {
+		h.cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:                 unix.CLONE_NEWUSER,
+			UidMappings:                idMap(s.Linux.UIDMappings),
+			GidMappings:                idMap(s.Linux.GIDMappings),
+			GidMappingsEnableSetgroups: true,
+			// Only its root keeps the rights in a user namespace over execve(2).
+			Credential: &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: true},
+		}
+	}
+	if err := h.run(order); err != nil {
+		h.end()
+		return nil, err
+	}
+	if h.userns == nil {
+		if h.userns, err = openNamespace(h.path("user")); err != nil {
+			h.end()
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// run starts the process, gives it its order and waits for its report.
+func (h *holder) run(order program.Order) error {
+	in, stdin, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	h.stdin = stdin
+	stdout, out, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stdout.Close()
+	h.cmd.Stdin, h.cmd.Stdout = in, out
+	err = h.cmd.Start()
+	out.Close()
+	if err != nil {
+		h.cmd.Process = nil
+		return fmt.Errorf("cannot start a process in the pod's user namespace: %w", err)
+	}
+	var report program.Report
+	if err := binary.Write(stdin, binary.NativeEndian, order); err != nil {
+		return err
+	}
+	if err := stdout.SetReadDeadline(time.Now().Add(holderTimeout)); err != nil {
+		return err
+	}
+	if err := binary.Read(stdout, binary.NativeEndian, &report); err != nil {
+		return fmt.Errorf("no report from the process in the pod's user namespace: %w", err)
+	}
+	if err := report.Err(); err != nil {
+		return fmt.Errorf("cannot make namespaces in the pod's user namespace: %w", err)
+	}
+	return nil
+}
+
+// path is that of a namespace of the holder, by the name under /proc/<pid>/ns.
+func (h *holder) path(name string) string {
+	return fmt.Sprintf("/proc/%d/ns/%s", h.cmd.Process.Pid, name)
+}
+
+// fill gives paths to the namespaces that the holder has made.
+func (h *holder) fill(list []specs.LinuxNamespace) []specs.LinuxNamespace {
+	filled := slices.Clone(list)
+	for i, ns := range filled {
+		switch ns.Type {
+		case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
+			if ns.Path == "" {
+				filled[i].Path = h.path(procNames[ns.Type])
+			}
+		}
+	}
+	return filled
+}
+
+// take lets the holder end and returns the user namespace.
+func (h *holder) take() *nsFile {
+	userns := h.userns
+	h.userns = nil
+	h.end()
+	return userns
+}
+
+// end lets the holder end, and with it the namespaces that nobody has entered.
+func (h *holder) end() {
+	closeAll(h.stdin)
+	if h.cmd.Process != nil {
+		_ = h.cmd.Process.Kill() // it may have ended
+		_ = h.cmd.Wait()         // it was killed
+	}
+	if h.userns != nil {
+		h.userns.Close()
+	}
+}
+
+// memoryFile makes an executable file that is in no file system, since none of
+// the shim's directories is sure to be mounted without noexec. The flag MFD_EXEC
+// came with Linux 6.3, which may be told to make such files not executable by
+// default (memfd_create(2)).
+func memoryFile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if err == unix.EINVAL {
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.ReadFrom(bytes.NewReader(data)); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func idMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	ids := make([]syscall.SysProcIDMap, len(list))
+	for i, m := range list {
+		ids[i] = syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)}
+	}
+	return ids
+}
+
+// newNamespaces returns the flags of unshare(2) for the entries of a list that ask
+// for a new namespace, of those types that a sandbox's thread takes.
+func newNamespaces(list []specs.LinuxNamespace) (flags uint64) {
+	for _, t := range podNamespaceTypes {
+		if slices.Contains(list, specs.LinuxNamespace{Type: t.kind}) {
+			flags |= uint64(t.flag)
+		}
+	}
+	return flags
+}
+
+// checkUserNamespace refuses a new user namespace in which nobody would be root.
+func checkUserNamespace(s *spec) error {
+	ns, ok := s.namespace(specs.UserNamespace)
+	if !ok || ns.Path != "" {
+		return nil
+	}
+	for _, ids := range [][]specs.LinuxIDMapping{s.Linux.UIDMappings, s.Linux.GIDMappings} {
+		if !mapsRoot(ids) {
+			return fmt.Errorf("the spec asks for a user namespace, but maps no root user and group: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+func mapsRoot(ids []specs.LinuxIDMapping) bool {
+	for _, m := range ids {
+		if m.ContainerID == 0 && m.Size > 0 {
+			return true
+		}
+	}
+	return false
+}
