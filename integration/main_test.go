@@ -57,7 +57,7 @@ func run(m *testing.M) int {
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
 	var err error
-	theNode, err = node.Start(ctx, node.Options{Path: filepath.SplitList(path), OCIRuntime: ociRuntime, Handlers: brokenHandlers()})
+	theNode, err = node.Start(ctx, node.Options{Path: filepath.SplitList(path), OCIRuntime: ociRuntime, Handlers: append(brokenHandlers(), currentHandlers()...)})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -3,7 +3,7 @@
 #
 # usage: setup.sh [-t DIR] PART...
 #   packages  Debian packages: OCI runtimes, CNI plugins, busybox, criu, a C compiler (needs root)
-#   tools     containerd, ctr, the stock shim and crictl, built by the Go toolchain into DIR
+#   tools     containerd, ctr, the stock shim, crictl and a current runc, built by the Go toolchain into DIR
 #   lint      golangci-lint, likewise
 # DIR is bin/tools by default. A tool of the right version in DIR is not built again.
 set -euo pipefail
@@ -17,6 +17,7 @@ shift $((OPTIND - 1))
 
 go=${GO:-go}
 crictl_version=v1.36.0
+runc_version=v1.5.2
 lint_version=v2.15.0
 
 # quietly WHAT COMMAND...: says what is done and how long it took; shows the command's output if it fails.
@@ -49,8 +50,9 @@ packages() {
 	static_busybox || missing+=(busybox-static)
 	have ip || missing+=(iproute2)
 	have criu || missing+=(criu)
-	# The race detector needs cgo; the stock pause program is written in C.
+	# The race detector needs cgo; the stock pause program is written in C, and part of runc.
 	{ have gcc && [ -e /usr/include/stdlib.h ]; } || missing+=(gcc libc6-dev)
+	{ have pkg-config && [ -e /usr/include/seccomp.h ]; } || missing+=(pkg-config libseccomp-dev)
 	[ ${#missing[@]} -gt 0 ] || return 0
 	[ "$(id -u)" = 0 ] || { echo "setup: run as root, or install: ${missing[*]}" >&2; return 1; }
 	have apt-get || { echo "setup: not Debian; install: ${missing[*]}" >&2; return 1; }
@@ -61,10 +63,11 @@ packages() {
 	quietly "apt-get install ${missing[*]}" "${get[@]}"
 }
 
-# build NAME MODULE VERSION LDFLAGS PROGRAM...: builds programs of a module in its directory cmd.
-# A stamp in DIR says which version is there.
+# build NAME MODULE VERSION LDFLAGS PROGRAM...: builds programs of a module in its directory cmd,
+# or by compile_NAME. A stamp in DIR says which version is there.
 build() {
-	local name=$1 version=$3 stamp p
+	local name=$1 version=$3 stamp p compile=compile
+	! declare -F "compile_$name" >/dev/null || compile=compile_$name
 	stamp=$tools/.$name-$version
 	for p in "${@:5}"; do
 		[ -x "$tools/$p" ] || rm -f "$stamp"
@@ -72,22 +75,35 @@ build() {
 	[ ! -e "$stamp" ] || return 0
 	mkdir -p "$tools"
 	rm -f "$tools/.$name-"*
-	quietly "build $name $version" compile "${@:2}"
+	quietly "build $name $version" "$compile" "${@:2}"
 	touch "$stamp"
 }
 
-# compile MODULE VERSION LDFLAGS PROGRAM...: as `go install MODULE/cmd/PROGRAM@VERSION`, but by a
-# module of its own, which needs nothing from the proxy but the files of this version.
-compile() (
-	module=$1 version=$2 ldflags=$3
+# compile MODULE VERSION LDFLAGS PROGRAM...: as `go install MODULE/cmd/PROGRAM@VERSION`.
+compile() {
+	local module=$1 version=$2 ldflags=$3
 	shift 3
+	CGO_ENABLED=0 in_module "$module" "$version" -trimpath -ldflags "-s -w $ldflags" -o "$tools/" "${@/#/$module/cmd/}"
+}
+
+# compile_runc MODULE VERSION LDFLAGS PROGRAM: runc is not below cmd, needs cgo, and gets a name
+# that keeps it apart from the distribution's.
+compile_runc() {
+	CGO_ENABLED=1 in_module "$1" "$2" -trimpath -tags seccomp -ldflags "-s -w $3" -o "$tools/$4" "$1"
+}
+
+# in_module MODULE VERSION ARGS...: `go build ARGS...` in a module of its own that requires MODULE,
+# which needs nothing from the proxy but the files of this version.
+in_module() (
+	module=$1 version=$2
+	shift 2
 	dir=$(mktemp -d)
 	trap 'rm -rf "$dir"' EXIT
 	cd "$dir"
-	export CGO_ENABLED=0 GOFLAGS=-mod=mod
+	export GOFLAGS=-mod=mod
 	"$go" mod init setup
 	"$go" mod edit -require "$module@$version"
-	"$go" build -trimpath -ldflags "-s -w $ldflags" -o "$tools/" "${@/#/$module/cmd/}"
+	"$go" build "$@"
 )
 
 build_tools() {
@@ -96,6 +112,8 @@ build_tools() {
 	build containerd $module "$version" "-X $module/version.Version=$version" containerd ctr containerd-shim-runc-v2
 	module=sigs.k8s.io/cri-tools
 	build crictl $module $crictl_version "-X $module/pkg/version.Version=$crictl_version" crictl
+	module=github.com/opencontainers/runc
+	build runc $module $runc_version "-X main.version=${runc_version#v}" runc-current
 }
 
 for part; do

@@ -45,11 +45,26 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)
 		return nil, joinErrors(err, s.removePodInit(context.WithoutCancel(ctx)))
 	}
+	s.watchOOM()
 	s.mu.Lock()
 	s.init = i
 	s.mu.Unlock()
 	go s.awaitPodInit(i)
 	return i, nil
+}
+
+// watchOOM lets OOM kills be told, now that there is a process which the kernel
+// could kill.
+func (s *sandbox) watchOOM() {
+	cgroup := s.task.group()
+	if cgroup == nil {
+		return
+	}
+	stop, err := cgroup.WatchOOM(func() { s.host.events.OOM(s.task.ID) })
+	if err != nil {
+		log.L.WithError(err).WithField("id", s.task.ID).Error("OOM kills in the sandbox will not be told")
+	}
+	s.task.setCgroup(cgroup, stop)
 }
 
 // podInit returns the pod's init, nil if there is none (yet).

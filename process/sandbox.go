@@ -297,6 +297,7 @@ func (s *sandbox) letGo() {
 	s.ended = true
 	s.joins.Unlock()
 	s.endPodInit()
+	s.task.unwatchOOM()
 	closeAll(s.fifos...)
 	if s.userns != nil {
 		s.userns.Close()

@@ -26,12 +26,35 @@ func (n *Node) writeConfig() error {
 	if err := os.WriteFile(filepath.Join(n.Dir, "cni", "10-bridge.conflist"), []byte(network), 0o600); err != nil {
 		return err
 	}
-	return os.WriteFile(n.configFile(), []byte(n.config()), 0o600)
+	handlers, err := n.handlers()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(n.configFile(), []byte(n.config(handlers)), 0o600)
+}
+
+// handlers are all handlers of CRI that the node has, with absolute paths of shims.
+func (n *Node) handlers() ([]Handler, error) {
+	handlers := append([]Handler{
+		{Name: "runc", Type: StockType, OCIRuntime: n.options.OCIRuntime},
+		{Name: "pause", Type: PauseType, OCIRuntime: n.options.OCIRuntime},
+	}, n.options.Handlers...)
+	for i, h := range handlers {
+		if h.Shim == "" {
+			continue
+		}
+		path, err := n.LookPath(h.Shim)
+		if err != nil {
+			return nil, err
+		}
+		handlers[i].Shim = path
+	}
+	return handlers, nil
 }
 
 // config is containerd's configuration. Whatever is not named in it is read from,
 // or written to, a place outside the node.
-func (n *Node) config() string {
+func (n *Node) config(handlers []Handler) string {
 	var b strings.Builder
 	r := strings.NewReplacer(
 		"$dir", n.Dir,
@@ -80,16 +103,15 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
   default_runtime_name = 'runc'
 `))
-	handlers := append([]Handler{
-		{Name: "runc", Type: StockType, OCIRuntime: n.options.OCIRuntime},
-		{Name: "pause", Type: PauseType, OCIRuntime: n.options.OCIRuntime},
-	}, n.options.Handlers...)
 	for _, h := range handlers {
 		if h.Sandboxer == "" {
 			h.Sandboxer = "podsandbox"
 		}
 		key := "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'" + h.Name + "'"
 		fmt.Fprintf(&b, "\n[%s]\n  runtime_type = '%s'\n  sandboxer = '%s'\n", key, h.Type, h.Sandboxer)
+		if h.Shim != "" {
+			fmt.Fprintf(&b, "  runtime_path = '%s'\n", h.Shim)
+		}
 		fmt.Fprintf(&b, "[%s.options]\n  BinaryName = '%s'\n  Root = '%s'\n  SystemdCgroup = false\n", key, h.OCIRuntime, n.RuntimeRoot())
 	}
 	return b.String()

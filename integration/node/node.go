@@ -55,6 +55,7 @@ type Options struct {
 type Handler struct {
 	Name       string
 	Type       string // runtime type, such as PauseType
+	Shim       string // name of the shim's program, if not the one that belongs to Type
 	OCIRuntime string // BinaryName: a name in $PATH or a path
 	Sandboxer  string // "podsandbox" (the default) or "shim"
 }

@@ -68,9 +68,6 @@ func podInitEntry() unsafe.Pointer
 // holderEntry returns the address of holder's code.
 func holderEntry() unsafe.Pointer
 
-// machines are ELF's names of the architectures.
-var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
-
 // executable makes an executable file of the function at an address: a header,
 // and the code in one read-only segment. The stack is declared as not executable.
 // Source: elf(5).
@@ -87,7 +84,7 @@ func executable(entry unsafe.Pointer) ([]byte, error) {
 	segments[0].Memsz = segments[0].Filesz
 	header = elf.Header64{
 		Type:      uint16(elf.ET_EXEC),
-		Machine:   uint16(machines[runtime.GOARCH]),
+		Machine:   uint16(machine),
 		Version:   uint32(elf.EV_CURRENT),
 		Entry:     base + uint64(start),
 		Phoff:     uint64(binary.Size(header)),
