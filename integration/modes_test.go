@@ -75,6 +75,24 @@ func (m mode) handler(shim string) string {
 	return shim
 }
 
+// eachKind runs a test with pods that differ in what the sandbox is made of.
+func eachKind(t *testing.T, test func(t *testing.T, shim string, m mode)) {
+	t.Helper()
+	for name, m := range map[string]mode{
+		"usual":                          {pid: modeContainer},
+		"shared PID":                     {pid: modePod},
+		"host's PID":                     {pid: modeNode},
+		"host's network":                 {pid: modeContainer, net: modeNode},
+		"user namespace":                 {pid: modeContainer, user: true},
+		"user namespace, shared PID":     {pid: modePod, user: true},
+		"user namespace, host's network": {pid: modeContainer, net: modeNode, user: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachShim(t, func(t *testing.T, shim string) { test(t, shim, m) })
+		})
+	}
+}
+
 // apply changes the configuration of a pod to have the mode, with a sysctl for
 // each namespace that is its own.
 func (m mode) apply(c *runtime.PodSandboxConfig) {

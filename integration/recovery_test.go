@@ -20,8 +20,8 @@ import (
 var exitWhileAway = map[string]int32{"runc": 255, "pause": 9}
 
 func TestContainerdIsKilledWhilePodsRun(t *testing.T) {
-	eachShim(t, func(t *testing.T, shim string) {
-		p := runPod(t, shim, nil)
+	eachKind(t, func(t *testing.T, shim string, m mode) {
+		p := runPod(t, m.handler(shim), m.apply)
 		stays := p.start("stays", "sleep 1000")
 		ends := p.start("ends", "trap 'exit 9' TERM; touch /up; while :; do sleep 0.1; done")
 		eventually(t, "trap is set", func() bool {
@@ -90,10 +90,47 @@ func forgiveSocket(t *testing.T, shim string) {
 	}
 }
 
+// A pod that shares its PID namespace ends with PID 1, which its containers may
+// tell to, and the host may kill.
+func TestPodEndsWithItsInit(t *testing.T) {
+	for _, name := range []string{"told from inside", "killed from outside"} {
+		t.Run(name, func(t *testing.T) {
+			eachShim(t, func(t *testing.T, shim string) {
+				p := runPod(t, shim, mode{pid: modePod}.apply)
+				id := p.start("c", "sleep 1000")
+				expectEqual(t, "PID 1", p.exec(id, "tr '\\0' ' ' </proc/1/cmdline"), "/pause")
+				if name == "told from inside" {
+					_, err := theNode.Exec(p.ctx, id, "kill", "-TERM", "1")
+					must(t, err)
+				} else {
+					must(t, unix.Kill(p.podInit(id), unix.SIGKILL))
+				}
+				p.expectExited(id, 137)
+				p.expectNotReady()
+				p.removeInTheEnd()
+			})
+		})
+	}
+}
+
+// podInit is the pid of PID 1 in the PID namespace of a container.
+func (p *pod) podInit(id string) int {
+	p.t.Helper()
+	want := namespace(p.t, p.containerPid(id), "pid")
+	for _, process := range node.Processes() {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", process.Pid))
+		if err == nil && link == want && process.Args[0] == "/pause" {
+			return process.Pid
+		}
+	}
+	p.t.Fatal("there is no PID 1")
+	return 0
+}
+
 // containerd cleans up after a shim that was killed, by the shim's delete call.
 func TestShimOfPodIsKilled(t *testing.T) {
-	eachShim(t, func(t *testing.T, shim string) {
-		p := runPod(t, shim, nil)
+	eachKind(t, func(t *testing.T, shim string, m mode) {
+		p := runPod(t, m.handler(shim), m.apply)
 		id := p.start("c", "sleep 1000")
 		pid, err := p.ShimPid()
 		must(t, err)
@@ -133,8 +170,8 @@ func TestShimOfTaskIsKilled(t *testing.T) {
 
 // The shim is killed while containerd is dead: it is found on the next start.
 func TestShimAndContainerdAreKilled(t *testing.T) {
-	eachShim(t, func(t *testing.T, shim string) {
-		p := runPod(t, shim, nil)
+	eachKind(t, func(t *testing.T, shim string, m mode) {
+		p := runPod(t, m.handler(shim), m.apply)
 		id := p.start("c", "sleep 1000")
 		pid, err := p.ShimPid()
 		must(t, err)

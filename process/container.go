@@ -60,6 +60,9 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *spec)
 	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options}); err != nil {
 		return nil, err
 	}
+	if err := writeStockRecord(r.Bundle, r.Options); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = joinErrors(err, c.discard(context.WithoutCancel(ctx)))

@@ -33,6 +33,19 @@ func writeRecord(bundle string, r bundleRecord) error {
 	return writeJSON(filepath.Join(bundle, recordFile), r)
 }
 
+// writeStockRecord leaves in a container's bundle what the stock shim needs to
+// clean up. If this shim is selected by its path, with the stock shim's runtime
+// type, then a containerd that finds both itself and the shim killed calls the
+// stock shim for that: it remembers the path for the sandbox only (loadShim in
+// core/runtime/v2/shim_load.go).
+// Source of the files' names: containerd, cmd/containerd-shim-runc-v2/runc/container.go.
+func writeStockRecord(bundle string, o Options) error {
+	if err := writeJSON(filepath.Join(bundle, "options.json"), o); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(bundle, "runtime"), []byte(o.BinaryName), 0o600)
+}
+
 // removeRecord is for a task of which nothing is left.
 func removeRecord(bundle string) error {
 	err := os.Remove(filepath.Join(bundle, recordFile))
