@@ -279,11 +279,12 @@ func (s *sandbox) endPodInit() {
 // removePodInit removes what is left of an init that has ended or failed to
 // start.
 func (s *sandbox) removePodInit(ctx context.Context) error {
+	failed := s.podInit() == nil // then there may be a process; to look for it costs runc 0.1 s
 	bundle := s.podInitBundle()
 	if _, err := os.Stat(bundle); errors.Is(err, os.ErrNotExist) {
 		return nil // there was none
 	}
-	if err := s.host.ociRuntime(bundle, s.options).delete(ctx, s.task.ID, true); err != nil {
+	if err := s.host.ociRuntime(bundle, s.options).delete(ctx, s.task.ID, failed); err != nil {
 		return err
 	}
 	if err := mount.UnmountRecursive(s.rootfs(), 0); err != nil {
