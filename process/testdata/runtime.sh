@@ -11,6 +11,10 @@
 #   hang-VERB   never return
 #   gate-VERB   a fifo: go on when somebody has opened it for writing
 #   slow-VERB   return when the process that was made or started has ended
+#   no-seccomp  refuse a spec with seccomp, and say so in the features
+#
+# A container that is run at once (run) is real in two ways: its program is
+# executed, from its root directory, as the init of a PID namespace.
 set -eu
 
 here=$(dirname "$0")
@@ -42,6 +46,8 @@ alive() {
 }
 
 args() { sed -n 's/.*"args":\["\([^"]*\)".*/\1/p' "$1"; }
+
+root_path() { sed -n 's/.*"root":{"path":"\([^"]*\)".*/\1/p' "$1"; }
 
 cgroups() {
 	path=$(sed -n 's/.*"cgroupsPath":"\([^"]*\)".*/\1/p' "$1")
@@ -102,6 +108,27 @@ make() {
 	made "$(cat "$state/pid")"
 }
 
+run_init() {
+	[ ! -e "$state" ] || die "container with given ID already exists"
+	config=$bundle/config.json
+	if [ -e "$here/no-seccomp" ] && grep -q '"seccomp"' "$config"; then
+		die "seccomp is not supported"
+	fi
+	mkdir -p "$state"
+	cgroups "$config" >"$state/cgroups"
+	mkfifo "$state/entered-$$" "$state/init"
+	# The first child of a process that has unshared its PID namespace is the init.
+	(
+		enter
+		exec unshare --pid sh -c '"$1" & echo $! >"$2"' sh "$(root_path "$config")$(args "$config")" "$state/init"
+	) &
+	entered
+	read -r pid <"$state/init"
+	wait
+	echo "$pid" >"$state/pid"
+	made "$pid"
+}
+
 remove() {
 	if [ -z "$force" ] && alive "$(cat "$state/pid")"; then
 		die "cannot delete container $id that is not stopped"
@@ -117,7 +144,9 @@ remove() {
 }
 
 if [ "$verb" = features ]; then
-	echo '{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0"}'
+	enabled=true
+	[ ! -e "$here/no-seccomp" ] || enabled=false
+	echo '{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","linux":{"seccomp":{"enabled":'$enabled'}}}'
 	exit
 fi
 state=$root/$id
@@ -133,6 +162,7 @@ create | restore)
 	[ -z "$net" ] || stat -Lc %i "$net" >"$here/net"
 	make
 	;;
+run) run_init ;;
 start)
 	alive "$(cat "$state/pid")" || die "cannot start an already stopped container"
 	echo go 1<>"$state/start"
