@@ -57,7 +57,7 @@ func run(m *testing.M) int {
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
 	var err error
-	theNode, err = node.Start(ctx, node.Options{Path: filepath.SplitList(path), OCIRuntime: ociRuntime, Handlers: append(brokenHandlers(), currentHandlers()...)})
+	theNode, err = node.Start(ctx, node.Options{Path: filepath.SplitList(path), OCIRuntime: ociRuntime, Handlers: handlers()})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -79,6 +79,12 @@ func run(m *testing.M) int {
 		code = 1
 	}
 	return code
+}
+
+// handlers are those that the node has beside one for each shim.
+func handlers() []node.Handler {
+	list := append(brokenHandlers(), currentHandlers()...)
+	return append(list, node.Handler{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"})
 }
 
 // eachShim runs a test once with each shim, and fails it if something is left
@@ -104,6 +110,23 @@ func withPause(t *testing.T, test func(t *testing.T)) {
 		t.Cleanup(func() { checkLeftovers(t) })
 		test(t)
 	})
+}
+
+// sandboxHandler is the handler by which the shim under test makes pods through
+// the Sandbox API.
+const sandboxHandler = "pause-sandbox"
+
+// eachHandler is eachShim for tests of pods: those of the shim under test are made
+// in both ways that containerd has.
+func eachHandler(t *testing.T, test func(t *testing.T, handler string)) {
+	t.Helper()
+	eachShim(t, test)
+	if slices.Contains(shims, "pause") {
+		t.Run(sandboxHandler, func(t *testing.T) {
+			t.Cleanup(func() { checkLeftovers(t) })
+			test(t, sandboxHandler)
+		})
+	}
 }
 
 // runtimeType is the runtime type of a handler.

@@ -17,7 +17,7 @@ import (
 // exitWhileAway is what becomes of an exit code 9 that comes when containerd is
 // dead. On its start, containerd 2.4 takes a shim whose task has no process for
 // one that has leaked, and removes it; it then reports 255 for the container.
-var exitWhileAway = map[string]int32{"runc": 255, "pause": 9}
+var exitWhileAway = map[string]int32{"runc": 255, "pause": 9, sandboxHandler: 9}
 
 func TestContainerdIsKilledWhilePodsRun(t *testing.T) {
 	eachKind(t, func(t *testing.T, shim string, m mode) {
@@ -95,7 +95,7 @@ func forgiveSocket(t *testing.T, shim string) {
 func TestPodEndsWithItsInit(t *testing.T) {
 	for _, name := range []string{"told from inside", "killed from outside"} {
 		t.Run(name, func(t *testing.T) {
-			eachShim(t, func(t *testing.T, shim string) {
+			eachHandler(t, func(t *testing.T, shim string) {
 				p := runPod(t, shim, mode{pid: modePod}.apply)
 				id := p.start("c", "sleep 1000")
 				expectEqual(t, "PID 1", p.exec(id, "tr '\\0' ' ' </proc/1/cmdline"), "/pause")
@@ -143,7 +143,7 @@ func TestShimOfPodIsKilled(t *testing.T) {
 }
 
 func TestShimOfEmptyPodIsKilled(t *testing.T) {
-	eachShim(t, func(t *testing.T, shim string) {
+	eachHandler(t, func(t *testing.T, shim string) {
 		p := runPod(t, shim, nil)
 		pid, err := p.ShimPid()
 		must(t, err)

@@ -49,10 +49,14 @@ func openNamespace(path string) (*nsFile, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newNSFile(f)
+}
+
+func newNSFile(f *os.File) (*nsFile, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		f.Close()
-		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+		return nil, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
 	return &nsFile{f, nsID{st.Dev, st.Ino}}, nil
 }

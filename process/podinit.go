@@ -32,6 +32,20 @@ type podInit struct {
 // podInitName is what ps(1) shows in the containers: that of the pause program.
 const podInitName = "/pause"
 
+// startInit brings the pod's init up before a container needs it.
+func (s *sandbox) startInit(ctx context.Context) error {
+	s.joins.RLock()
+	defer s.joins.RUnlock()
+	if s.ended {
+		return fmt.Errorf("sandbox %s has ended: %w", s.task.ID, errdefs.ErrFailedPrecondition)
+	}
+	if !s.own[specs.PIDNamespace] {
+		return fmt.Errorf("sandbox %s has no PID namespace of its own: %w", s.task.ID, errdefs.ErrInvalidArgument)
+	}
+	_, err := s.needPodInit(ctx)
+	return err
+}
+
 // needPodInit returns the pod's init, which is brought up on first use. The
 // caller holds joins for reading: the sandbox does not end meanwhile.
 func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {

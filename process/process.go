@@ -28,6 +28,13 @@ type Events interface {
 	OOM(taskID string)
 }
 
+// silence is told, and tells nobody.
+type silence struct{}
+
+func (silence) Started(string, string, int)      {}
+func (silence) Exited(string, string, int, Exit) {}
+func (silence) OOM(string)                       {}
+
 // Process is one running thing: the init of a container, a process executed in
 // it, or a sandbox. Its states are those of [State]. All methods may be called
 // in any state, and at the same time.

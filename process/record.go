@@ -13,9 +13,10 @@ import (
 
 // bundleRecord is what a bundle must tell to clean up after a shim that died.
 type bundleRecord struct {
-	Options     Options `json:"options"`
-	Sandbox     bool    `json:"sandbox"`
-	CgroupsPath string  `json:"cgroups_path"`
+	Options     Options   `json:"options"`
+	Sandbox     bool      `json:"sandbox"`
+	CgroupsPath string    `json:"cgroups_path"`
+	Files       *PodFiles `json:"files,omitempty"`
 }
 
 // exitRecord is how the task in a bundle ended.

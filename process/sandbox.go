@@ -33,7 +33,8 @@ type sandbox struct {
 	namespaces *namespaces
 	userns     *nsFile // nil if it is the host's
 	fifos      []*os.File
-	hooks      *hooks // nil if there are none
+	files      *PodFiles // nil if they are the client's
+	hooks      *hooks    // nil if there are none
 
 	// joins is held for reading while a container joins the namespaces, so that
 	// the thread does not leave them meanwhile: the paths would lead to the host's.
@@ -65,7 +66,11 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
 	_, s.initPID = spec.namespace(specs.PIDNamespace)
 	t.body = s
-	t.init = newProcess(r.ID, "", r.Stdio, h.events, s)
+	events := h.events
+	if r.Sandbox {
+		events = silence{}
+	}
+	t.init = newProcess(r.ID, "", r.Stdio, events, s)
 	t.init.setPID(pid)
 	if err := h.seat(s); err != nil {
 		return nil, err
@@ -79,10 +84,14 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 }
 
 func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *spec, sysctls []sysctl) (err error) {
-	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath}
+	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, Files: r.Files}
 	if err := writeRecord(r.Bundle, record); err != nil {
 		return err
 	}
+	if err := r.Files.make(); err != nil {
+		return fmt.Errorf("cannot make the pod's files: %w", err)
+	}
+	s.files = r.Files
 	if s.fifos, err = holdFifos(r.Stdio); err != nil {
 		return err
 	}
@@ -101,10 +110,10 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *spec, sysctl
 // sets in them.
 func (s *sandbox) makeNamespaces(spec *spec, sysctls []sysctl) (err error) {
 	list := spec.Linux.Namespaces
-	if userns, ok := spec.namespace(specs.UserNamespace); ok && s.own[specs.UserNamespace] {
+	if s.own[specs.UserNamespace] {
 		s.host.reaper.hold()
 		defer s.host.reaper.release()
-		holder, err := startHolder(spec, userns, newNamespaces(list))
+		holder, err := startHolder(spec, newNamespaces(list))
 		if err != nil {
 			return err
 		}
@@ -299,6 +308,9 @@ func (s *sandbox) letGo() {
 	s.endPodInit()
 	s.task.unwatchOOM()
 	closeAll(s.fifos...)
+	if err := s.files.unmount(); err != nil {
+		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's /dev/shm is left")
+	}
 	if s.userns != nil {
 		s.userns.Close()
 	}
@@ -313,6 +325,9 @@ func (s *sandbox) letGo() {
 
 func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	if err := s.removePodInit(ctx); err != nil {
+		return err
+	}
+	if err := s.files.remove(); err != nil {
 		return err
 	}
 	if cgroup := s.task.group(); cgroup != nil {

@@ -54,7 +54,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 	if err := checkNamespaceList(s.Linux.Namespaces); err != nil {
 		return nil, err
 	}
-	if s.isSandbox() {
+	if r.Sandbox || s.isSandbox() {
 		if r.Checkpoint != "" {
 			return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
 		}

@@ -65,6 +65,11 @@ type CreateRequest struct {
 	// for a new one. ParentCheckpoint is that of the images it builds upon.
 	Checkpoint, ParentCheckpoint string
 	Options                      Options
+	// Sandbox asks for a sandbox, as the annotations in a spec may do. Such a one
+	// is no task to containerd, which is told nothing of it by events.
+	Sandbox bool
+	// Files are made for the sandbox; nil if the client makes them.
+	Files *PodFiles
 }
 
 // CheckpointOptions are those of containerd.runc.v1.CheckpointOptions.
@@ -78,6 +83,16 @@ type CheckpointOptions struct {
 	Terminal            bool
 	FileLocks           bool
 	EmptyNamespaces     []string
+}
+
+// StartInit brings up the init of a sandbox's PID namespace, which its containers
+// share, before one of them needs it.
+func (t *Task) StartInit(ctx context.Context) error {
+	s, ok := t.body.(*sandbox)
+	if !ok {
+		return fmt.Errorf("task %s is not a sandbox: %w", t.ID, errdefs.ErrInvalidArgument)
+	}
+	return s.startInit(ctx)
 }
 
 // Watch lets the task tell when its init ends. It is called once, after the

@@ -30,10 +30,9 @@ type holder struct {
 // holderTimeout bounds how long a holder may take for its system calls.
 const holderTimeout = 10 * time.Second
 
-// startHolder has a process enter the pod's user namespace, or a new one if the
-// spec gives no path, and make the given other namespaces there. The reaper must
-// be on hold until it has ended.
-func startHolder(s *spec, userns specs.LinuxNamespace, flags uint64) (_ *holder, err error) {
+// startHolder has a process enter the pod's user namespace, and make the given
+// other namespaces there. The reaper must be on hold until it has ended.
+func startHolder(s *spec, flags uint64) (_ *holder, err error) {
 	code, err := program.Holder()
 	if err != nil {
 		return nil, err
@@ -43,14 +42,15 @@ func startHolder(s *spec, userns specs.LinuxNamespace, flags uint64) (_ *holder,
 		return nil, err
 	}
 	defer file.Close()
-	h := &holder{cmd: exec.Command("/proc/self/fd/3")} // the first of ExtraFiles
+	userns, err := openUserNamespace(s)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the pod's user namespace: %w", err)
+	}
+	h := &holder{cmd: exec.Command("/proc/self/fd/3"), userns: userns} // the first of ExtraFiles
 	h.cmd.ExtraFiles = []*os.File{file}
 	h.cmd.Env = []string{}
 	order := program.Order{UserNamespace: -1, Flags: flags}
-	if userns.Path != "" {
-		if h.userns, err = openNamespace(userns.Path); err != nil {
-			return nil, fmt.Errorf("cannot open the pod's user namespace: %w", err)
-		}
+	if userns != nil {
 		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, h.userns.File)
 		order.UserNamespace = 4
 	} else {
@@ -74,6 +74,38 @@ func startHolder(s *spec, userns specs.LinuxNamespace, flags uint64) (_ *holder,
 		}
 	}
 	return h, nil
+}
+
+// openUserNamespace opens the user namespace that a spec gives by a path, or that
+// owns the network namespace which it gives by a path: CRI's Sandbox API makes
+// both, but hands only the latter over. Without either there is none yet.
+func openUserNamespace(s *spec) (*nsFile, error) {
+	if ns, _ := s.namespace(specs.UserNamespace); ns.Path != "" {
+		return openNamespace(ns.Path)
+	}
+	ns, _ := s.namespace(specs.NetworkNamespace)
+	if ns.Path == "" {
+		return nil, nil
+	}
+	network, err := openNamespace(ns.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer network.Close()
+	fd, err := unix.IoctlRetInt(int(network.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return nil, &os.PathError{Op: "find the owner of", Path: ns.Path, Err: err}
+	}
+	owner, err := newNSFile(os.NewFile(uintptr(fd), "owner of "+ns.Path))
+	if err != nil {
+		return nil, err
+	}
+	host, err := hostNamespace(specs.UserNamespace)
+	if err != nil || owner.id == host {
+		owner.Close()
+		return nil, err
+	}
+	return owner, nil
 }
 
 // run starts the process, gives it its order and waits for its report.

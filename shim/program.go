@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
@@ -69,6 +70,9 @@ type Process struct {
 	ID        string // of the container or sandbox for which the process was started
 	Bundle    string // absolute path of that one's bundle, the working directory
 	Debug     bool   // debug messages are logged
+
+	// Options are the runtime options that the process was started with; never nil.
+	Options *options.Options
 
 	Server *ttrpc.Server // to register services on
 	Events *Publisher    // to containerd

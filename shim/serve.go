@@ -126,8 +126,13 @@ func (c *call) newProcess(peers *connections) (*Process, <-chan struct{}, error)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
 	}
+	options, err := takeOptions()
+	if err != nil {
+		return nil, nil, err
+	}
 	ended := make(chan struct{})
 	return &Process{
+		Options:   options,
 		Namespace: c.namespace,
 		ID:        c.id,
 		Bundle:    bundle,

@@ -38,8 +38,12 @@ func (c *call) spawn(b *bootstrap, listener *net.UnixListener) (*exec.Cmd, error
 	if b.debug {
 		args = append(args, "-debug")
 	}
+	options, err := passOptions(b.options)
+	if err != nil {
+		return nil, err
+	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = serverEnvironment(os.Environ(), b.ttrpcAddress)
+	cmd.Env = serverEnvironment(os.Environ(), b.ttrpcAddress, options)
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 
@@ -60,9 +64,10 @@ func (c *call) spawn(b *bootstrap, listener *net.UnixListener) (*exec.Cmd, error
 
 // serverEnvironment returns the environment of a server that is started from
 // the environment env. The last of several values of a name counts.
-func serverEnvironment(env []string, ttrpcAddress string) []string {
+func serverEnvironment(env []string, ttrpcAddress, options string) []string {
 	return append(env[:len(env):len(env)],
 		ttrpcAddressEnv+"="+ttrpcAddress,
+		optionsEnv+"="+options,
 		// Its work is waiting, and what it does in system calls goes on in
 		// threads beside. Each P has caches of its own, a span for each class
 		// of sizes: a second one costs 0.4 MB.

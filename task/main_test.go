@@ -171,7 +171,7 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
-	NewService(supervisor, events, decodeOptions, func() { n.shutdowns <- struct{}{} }).Register(server)
+	NewService(supervisor, events, decodeOptions, &options.Options{}, func() { n.shutdowns <- struct{}{} }).Register(server)
 
 	// t.TempDir may exceed the limit of a socket's path.
 	dir, err := os.MkdirTemp("", "task")

@@ -37,6 +37,22 @@ func (s *Service) Register(server *ttrpc.Server) {
 	}
 }
 
+// RegisterSandbox serves the Sandbox service on the server.
+func (s *Service) RegisterSandbox(server *ttrpc.Server) {
+	server.RegisterService("containerd.runtime.sandbox.v1.Sandbox", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+		"CreateSandbox":   method(s.createSandbox),
+		"StartSandbox":    method(s.startSandbox),
+		"Platform":        method(s.platform),
+		"StopSandbox":     method(s.stopSandbox),
+		"WaitSandbox":     method(s.waitSandbox),
+		"SandboxStatus":   method(s.sandboxStatus),
+		"PingSandbox":     method(s.pingSandbox),
+		"ShutdownSandbox": method(s.shutdownSandbox),
+		"SandboxMetrics":  method(s.sandboxMetrics),
+		"UpdateSandbox":   method(s.updateSandbox),
+	}})
+}
+
 // method makes a ttrpc method of a function: it decodes the request, and turns
 // the error into a gRPC status of the code that errdefs assigns to its kind.
 func method[Request any, Response proto.Message, Message interface {

@@ -25,17 +25,19 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Service is the Task service of one shim process.
+// Service is the Task service and the Sandbox service of one shim process.
 //
-// mu guards the map alone and is never held while anything is done to a task.
+// mu guards the maps alone and is never held while anything is done to a task.
 type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
 	decode     DecodeOptions
+	options    *options.Options // of sandboxes, whose requests carry none
 	shutdown   func()
 
-	mu    sync.Mutex
-	tasks map[string]*process.Task // nil while the task is being created
+	mu        sync.Mutex
+	tasks     map[string]*process.Task // nil while the task is being created
+	sandboxes map[string]*podSandbox   // likewise
 }
 
 // DecodeOptions decodes the runtime options of a request, in whichever form the
@@ -43,15 +45,18 @@ type Service struct {
 type DecodeOptions func(*anypb.Any) (*options.Options, error)
 
 // NewService returns a service whose tasks are made by the supervisor, which
-// must tell its events to the same Events. The service calls shutdown when it is
-// asked to shut down and has no task.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, shutdown func()) *Service {
+// must tell its events to the same Events. o are the runtime options that the
+// shim was started with. The service calls shutdown when it is asked to shut down
+// and has neither task nor sandbox.
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *options.Options, shutdown func()) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
 		decode:     decode,
+		options:    o,
 		shutdown:   shutdown,
 		tasks:      make(map[string]*process.Task),
+		sandboxes:  make(map[string]*podSandbox),
 	}
 }
 
@@ -358,16 +363,18 @@ func (s *Service) connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
 	if p, err := s.process(r.ID, ""); err == nil {
 		resp.TaskPid = uint32(p.Status().Pid)
+	} else if sb, err := s.sandbox(r.ID); err == nil {
+		resp.TaskPid = uint32(sb.process().Status().Pid)
 	}
 	return resp, nil
 }
 
-// shutDown ends the shim unless it serves tasks: containerd asks it to after the
-// delete of every single one.
+// shutDown ends the shim unless it serves tasks or a sandbox: containerd asks it
+// to after the delete of every single task.
 func (s *Service) shutDown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.tasks) == 0 {
+	if len(s.tasks) == 0 && len(s.sandboxes) == 0 {
 		s.shutdown()
 	}
 	return empty, nil

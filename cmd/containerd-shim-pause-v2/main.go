@@ -51,7 +51,9 @@ func main() {
 func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
-	task.NewService(supervisor, events, shim.DecodeOptions, p.Shutdown).Register(p.Server)
+	service := task.NewService(supervisor, events, shim.DecodeOptions, p.Options, p.Shutdown)
+	service.Register(p.Server)
+	service.RegisterSandbox(p.Server)
 	return supervisor.Release
 }
 

@@ -109,6 +109,9 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
 		}
 		key := "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'" + h.Name + "'"
 		fmt.Fprintf(&b, "\n[%s]\n  runtime_type = '%s'\n  sandboxer = '%s'\n", key, h.Type, h.Sandboxer)
+		if h.Sandboxer == "shim" {
+			b.WriteString("  disable_pause_image_pull = true\n")
+		}
 		if h.Shim != "" {
 			fmt.Fprintf(&b, "  runtime_path = '%s'\n", h.Shim)
 		}

@@ -57,7 +57,7 @@ type Handler struct {
 	Type       string // runtime type, such as PauseType
 	Shim       string // name of the shim's program, if not the one that belongs to Type
 	OCIRuntime string // BinaryName: a name in $PATH or a path
-	Sandboxer  string // "podsandbox" (the default) or "shim"
+	Sandboxer  string // "podsandbox" (the default), or "shim", which needs no pause image
 }
 
 // Node is a running node. Its methods may be called from many goroutines, but

@@ -1,0 +1,424 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"time"
+
+	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process"
+
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// podSandbox is a sandbox that was made by the Sandbox service. It is the same
+// thing in package process as one that was made by the Task service; only what
+// containerd asks of it and is told of it differs.
+type podSandbox struct {
+	task    *process.Task
+	config  *podConfig // nil for a client that is not CRI
+	spec    *specs.Spec
+	netns   string    // path of the network namespace; empty for one that the sandbox has made, or the host's
+	started time.Time // guarded by Service.mu; zero before
+}
+
+// The states of a sandbox in CRI's words.
+const (
+	sandboxReady    = "SANDBOX_READY"
+	sandboxNotReady = "SANDBOX_NOTREADY"
+)
+
+func (s *Service) createSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
+	if err := s.reserveSandbox(r.SandboxID); err != nil {
+		return nil, err
+	}
+	sb, err := s.makeSandbox(ctx, r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		delete(s.sandboxes, r.SandboxID)
+		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
+	}
+	s.sandboxes[r.SandboxID] = sb
+	return &sandboxapi.CreateSandboxResponse{}, nil
+}
+
+func (s *Service) reserveSandbox(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.sandboxes[id]; ok {
+		return fmt.Errorf("sandbox %s exists: %w", id, errdefs.ErrAlreadyExists)
+	}
+	s.sandboxes[id] = nil
+	return nil
+}
+
+func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*podSandbox, error) {
+	config, err := decodePodConfig(r.Options)
+	if err != nil {
+		return nil, err
+	}
+	request := process.CreateRequest{ID: r.SandboxID, Bundle: r.BundlePath, Options: runtimeOptions(s.options), Sandbox: true}
+	if config != nil {
+		if request.Files, err = config.files(r.SandboxID, r.BundlePath); err != nil {
+			return nil, err
+		}
+	}
+	spec, err := sandboxSpec(r, config)
+	if err != nil {
+		return nil, err
+	}
+	task, err := s.supervisor.Create(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	task.Watch()
+	return &podSandbox{task: task, config: config, spec: spec, netns: r.NetnsPath}, nil
+}
+
+// sandboxSpec makes the spec of a sandbox and writes it into the bundle. CRI
+// sends a pod's configuration instead of one; other clients may have given one
+// when they made the bundle, or none, then the pod gets all namespaces anew.
+func sandboxSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*specs.Spec, error) {
+	path := filepath.Join(r.BundlePath, "config.json")
+	spec := new(specs.Spec)
+	switch data, err := os.ReadFile(path); {
+	case config != nil:
+		spec = config.spec(r.SandboxID, r.NetnsPath)
+	case err == nil:
+		if err := json.Unmarshal(data, spec); err != nil {
+			return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+		}
+		setNetwork(spec, r.NetnsPath)
+	case errors.Is(err, fs.ErrNotExist):
+		spec = new(podConfig).spec(r.SandboxID, r.NetnsPath)
+	default:
+		return nil, fmt.Errorf("cannot read the spec: %w", err)
+	}
+	if spec.Annotations == nil {
+		spec.Annotations = make(map[string]string)
+	}
+	maps.Copy(spec.Annotations, r.Annotations)
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		return nil, fmt.Errorf("cannot write the spec: %w", err)
+	}
+	return spec, nil
+}
+
+// setNetwork gives the path of the network namespace to a spec, if there is one.
+func setNetwork(spec *specs.Spec, path string) {
+	if path == "" {
+		return
+	}
+	if spec.Linux == nil {
+		spec.Linux = new(specs.Linux)
+	}
+	for i, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			spec.Linux.Namespaces[i].Path = path
+			return
+		}
+	}
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
+}
+
+// sandbox returns a sandbox that has been created.
+func (s *Service) sandbox(id string) (*podSandbox, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sb := s.sandboxes[id]; sb != nil {
+		return sb, nil
+	}
+	return nil, fmt.Errorf("there is no sandbox %s: %w", id, errdefs.ErrNotFound)
+}
+
+// process returns the sandbox as what can be started and waited for.
+func (sb *podSandbox) process() *process.Process {
+	p, err := sb.task.Process("")
+	if err != nil {
+		panic(err) // a task has an init as long as it exists
+	}
+	return p
+}
+
+func (s *Service) startSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest) (*sandboxapi.StartSandboxResponse, error) {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := sb.process().Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if sb.config.sharesPID() {
+		if err := sb.task.StartInit(ctx); err != nil {
+			return nil, fmt.Errorf("cannot start sandbox %s: %w", r.SandboxID, err)
+		}
+	}
+	spec, err := sb.reportedSpec(pid)
+	if err != nil {
+		return nil, err
+	}
+	started := time.Now()
+	s.mu.Lock()
+	sb.started = started
+	s.mu.Unlock()
+	return &sandboxapi.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(started), Spec: spec}, nil
+}
+
+// specType is the type of an OCI spec in an Any (typeurl in containerd's
+// client package).
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
+// reportedSpec is the spec with the paths at which the namespaces are.
+func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
+	names := map[specs.LinuxNamespaceType]string{
+		specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
+	}
+	for i, ns := range sb.spec.Linux.Namespaces {
+		if name, ok := names[ns.Type]; ok {
+			sb.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", pid, name)
+		}
+	}
+	data, err := json.Marshal(sb.spec)
+	if err != nil {
+		return nil, err
+	}
+	return &anypb.Any{TypeUrl: specType, Value: data}, nil
+}
+
+func (s *Service) platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
+	if _, err := s.sandbox(r.SandboxID); err != nil {
+		return nil, err
+	}
+	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
+}
+
+// stopSandbox ends the sandbox, but not its containers, which are CRI's to stop
+// first; and waits for the end.
+func (s *Service) stopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest) (*sandboxapi.StopSandboxResponse, error) {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	if r.TimeoutSecs > 0 {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(r.TimeoutSecs)*time.Second)
+		defer cancel()
+	}
+	if err := sb.stop(ctx); err != nil {
+		return nil, fmt.Errorf("cannot stop sandbox %s: %w", r.SandboxID, err)
+	}
+	return &sandboxapi.StopSandboxResponse{}, nil
+}
+
+func (sb *podSandbox) stop(ctx context.Context) error { return endTask(ctx, sb.task) }
+
+// endTask kills what is in a task and waits for its end. One that has ended
+// already is no error.
+func endTask(ctx context.Context, t *process.Task) error {
+	if err := t.Kill("", unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	p, err := t.Process("")
+	if err != nil {
+		return err
+	}
+	_, err = p.Wait(ctx)
+	return err
+}
+
+func (s *Service) waitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest) (*sandboxapi.WaitSandboxResponse, error) {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	exit, err := sb.process().Wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &sandboxapi.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
+}
+
+func (s *Service) sandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	started := sb.started
+	s.mu.Unlock()
+	st := sb.process().Status()
+	resp := &sandboxapi.SandboxStatusResponse{
+		SandboxID: r.SandboxID,
+		Pid:       uint32(st.Pid),
+		State:     sandboxNotReady,
+		ExitedAt:  timestamp(st.Exit),
+	}
+	if !started.IsZero() {
+		resp.CreatedAt = timestamppb.New(started)
+	}
+	if st.State == process.Running || st.State == process.Paused {
+		resp.State = sandboxReady
+	}
+	if r.Verbose {
+		if resp.Info, err = s.sandboxInfo(sb, st); err != nil {
+			return nil, err
+		}
+	}
+	return resp, nil
+}
+
+// sandboxInfo is what `crictl inspectp` shows: the same as of a sandbox that is a
+// container, but for the image that there is not (SandboxInfo in containerd's
+// internal/cri/server/podsandbox/types).
+func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]string, error) {
+	info := struct {
+		Pid            int         `json:"pid"`
+		Status         string      `json:"processStatus"`
+		NetNSClosed    bool        `json:"netNamespaceClosed"`
+		RuntimeType    string      `json:"runtimeType"`
+		RuntimeOptions any         `json:"runtimeOptions"`
+		Config         *podConfig  `json:"config"`
+		RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
+	}{
+		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options, Config: sb.config, RuntimeSpec: sb.spec,
+	}
+	if sb.netns != "" {
+		_, err := os.Stat(sb.netns)
+		info.NetNSClosed = errors.Is(err, fs.ErrNotExist)
+	}
+	data, err := json.Marshal(info)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"info": string(data)}, nil
+}
+
+// runtimeType is the runtime type that this shim is for.
+const runtimeType = "io.containerd.pause.v2"
+
+func (s *Service) pingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
+	if _, err := s.sandbox(r.SandboxID); err != nil {
+		return nil, err
+	}
+	return &sandboxapi.PingResponse{}, nil
+}
+
+// shutdownSandbox removes the sandbox, with all that is left in it, and ends the
+// shim. containerd calls it for a sandbox that could not be created, too.
+func (s *Service) shutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
+	if err := s.removeTasks(ctx); err != nil {
+		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
+	}
+	sb, err := s.sandbox(r.SandboxID)
+	if err == nil {
+		err = s.removeSandbox(ctx, sb)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
+	}
+	s.shutdown()
+	return &sandboxapi.ShutdownSandboxResponse{}, nil
+}
+
+// removeTasks removes containers that the client has left in the pod.
+func (s *Service) removeTasks(ctx context.Context) error {
+	s.mu.Lock()
+	tasks := slices.DeleteFunc(slices.Collect(maps.Values(s.tasks)), func(t *process.Task) bool { return t == nil })
+	s.mu.Unlock()
+	for _, t := range tasks {
+		if err := endTask(ctx, t); err != nil {
+			return err
+		}
+		if _, err := t.Delete(ctx, ""); err != nil && !errdefs.IsFailedPrecondition(err) {
+			return err // else it has been deleted meanwhile
+		}
+		s.forget(t.ID)
+	}
+	return nil
+}
+
+func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
+	if err := sb.stop(ctx); err != nil {
+		return err
+	}
+	if _, err := sb.task.Delete(ctx, ""); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.sandboxes, sb.task.ID)
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Service) sandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest) (*sandboxapi.SandboxMetricsResponse, error) {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	data, err := sb.metrics()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the metrics of sandbox %s: %w", r.SandboxID, err)
+	}
+	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{
+		Timestamp: timestamppb.Now(), ID: r.SandboxID, Data: data,
+	}}, nil
+}
+
+// metrics are those of the pod's cgroup, in which the sandbox's is one beside
+// those of the containers: CRI shows them as the pod's.
+func (sb *podSandbox) metrics() (*anypb.Any, error) {
+	if sb.config == nil || sb.config.Linux.CgroupParent == "" {
+		return sb.task.Stats()
+	}
+	pod, err := cgroups.Load(sb.config.Linux.CgroupParent, false)
+	if err != nil {
+		return nil, err
+	}
+	return pod.StatAny()
+}
+
+// updateSandbox is told of changes in containerd's record of the sandbox. Labels
+// and extensions are only kept there: CRI puts the resources of a pod that was
+// resized into the latter for those who ask, while the kubelet sets the limits of
+// the pod's cgroup itself. Nothing else can change in a sandbox that runs.
+func (s *Service) updateSandbox(ctx context.Context, r *sandboxapi.UpdateSandboxRequest) (*sandboxapi.UpdateSandboxResponse, error) {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	for _, field := range r.Fields {
+		if field != "labels" && field != "extensions" {
+			return nil, fmt.Errorf("cannot update sandbox %s: field %q of a running sandbox cannot change: %w", r.SandboxID, field, errdefs.ErrInvalidArgument)
+		}
+	}
+	if data := r.Resources.GetValue(); data != nil { //nolint:staticcheck // deprecated, but a client may send it
+		var resources specs.LinuxResources
+		if err := json.Unmarshal(data, &resources); err != nil {
+			return nil, fmt.Errorf("cannot decode the resources for sandbox %s: %w: %w", r.SandboxID, err, errdefs.ErrInvalidArgument)
+		}
+		if err := sb.task.Update(ctx, &resources); err != nil {
+			return nil, err
+		}
+	}
+	return &sandboxapi.UpdateSandboxResponse{}, nil
+}
