@@ -17,6 +17,7 @@ import (
 	"containerd-shim-pause-v2/process"
 
 	eventsapi "github.com/containerd/containerd/api/events"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -34,8 +35,9 @@ const deadline = 60 * time.Second
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
-	reaper *process.Reaper
-	thread *process.Thread
+	reaper   *process.Reaper
+	thread   *process.Thread
+	threadID uint32 // under which the sandbox is seen
 )
 
 // The main thread is the tests' own, so that it is not taken for a pod's.
@@ -47,10 +49,13 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	reaper, thread = process.NewReaper(context.Background()), process.NewThread()
+	tid := make(chan int)
 	go func() {
 		runtime.LockOSThread()
+		tid <- unix.Gettid()
 		thread.Serve()
 	}()
+	threadID = uint32(<-tid)
 	os.Exit(m.Run())
 }
 
@@ -142,6 +147,7 @@ type node struct {
 	control   string // see process/testdata/runtime.sh
 	options   *options.Options
 	shutdowns chan struct{}
+	sandboxes sandboxapi.TTRPCSandboxService
 }
 
 // decodeOptions takes only runc's options; package shim has the real one.
@@ -171,7 +177,9 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
-	NewService(supervisor, events, decodeOptions, &options.Options{}, func() { n.shutdowns <- struct{}{} }).Register(server)
+	service := NewService(supervisor, events, decodeOptions, n.options, func() { n.shutdowns <- struct{}{} })
+	service.Register(server)
+	service.RegisterSandbox(server)
 
 	// t.TempDir may exceed the limit of a socket's path.
 	dir, err := os.MkdirTemp("", "task")
@@ -184,6 +192,7 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	client := ttrpc.NewClient(conn)
 	n.TTRPCTaskService, n.v2 = taskapi.NewTTRPCTaskClient(client), taskv2.NewTTRPCTaskClient(client)
+	n.sandboxes = sandboxapi.NewTTRPCSandboxClient(client)
 	t.Cleanup(func() {
 		client.Close()
 		server.Close()

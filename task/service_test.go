@@ -134,21 +134,21 @@ func TestLifeOfAContainer(t *testing.T) {
 func TestLifeOfASandbox(t *testing.T) {
 	n := newNode(t)
 	ctx := testContext(t)
-	if pid := n.make(n.sandboxRequest("pod")); pid != uint32(os.Getpid()) {
-		t.Errorf("pid is %d, want %d", pid, os.Getpid())
+	if pid := n.make(n.sandboxRequest("pod")); pid != threadID {
+		t.Errorf("pid is %d, want %d", pid, threadID)
 	}
 	_, err := n.Create(ctx, n.sandboxRequest("second"))
 	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	start := result[*taskapi.StartResponse](t)(n.Start(ctx, &taskapi.StartRequest{ID: "pod"}))
-	if start.Pid != uint32(os.Getpid()) {
+	if start.Pid != threadID {
 		t.Errorf("start: %v", start)
 	}
 	pids := result[*taskapi.PidsResponse](t)(n.Pids(ctx, &taskapi.PidsRequest{ID: "pod"}))
-	if len(pids.Processes) != 1 || pids.Processes[0].Pid != uint32(os.Getpid()) {
+	if len(pids.Processes) != 1 || pids.Processes[0].Pid != threadID {
 		t.Errorf("pids are %v", pids)
 	}
 	connect := result[*taskapi.ConnectResponse](t)(n.Connect(ctx, &taskapi.ConnectRequest{ID: "pod"}))
-	if connect.ShimPid != uint32(os.Getpid()) || connect.TaskPid != connect.ShimPid {
+	if connect.ShimPid != uint32(os.Getpid()) || connect.TaskPid != threadID {
 		t.Errorf("connect: %v", connect)
 	}
 	metrics, err := typeurl.UnmarshalAny(result[*taskapi.StatsResponse](t)(n.Stats(ctx, &taskapi.StatsRequest{ID: "pod"})).Stats)

@@ -1,0 +1,473 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// home is where containerd keeps its files, for one sandbox.
+type home struct{ bundle, files, shm string }
+
+func newHome(t *testing.T, id string) home {
+	t.Helper()
+	dir := t.TempDir()
+	const plugin = "io.containerd.sandbox.controller.v1.shim/k8s.io"
+	h := home{
+		bundle: filepath.Join(dir, "state", plugin, id),
+		files:  filepath.Join(dir, "root/io.containerd.grpc.v1.cri/sandboxes", id),
+		shm:    filepath.Join(dir, "state/io.containerd.grpc.v1.cri/sandboxes", id, "shm"),
+	}
+	work := filepath.Join(dir, "root", plugin, id)
+	must(t, os.MkdirAll(work, 0o711))
+	must(t, os.MkdirAll(h.bundle, 0o711))
+	must(t, os.Symlink(work, filepath.Join(h.bundle, "work")))
+	return h
+}
+
+// config is of a pod with network, IPC and PID namespaces of its own.
+func config(t *testing.T) *cri.PodSandboxConfig {
+	t.Helper()
+	return &cri.PodSandboxConfig{
+		Metadata:  &cri.PodSandboxMetadata{Name: "name", Uid: "uid", Namespace: "ns", Attempt: 3},
+		Hostname:  "host-of-pod",
+		DnsConfig: &cri.DNSConfig{Servers: []string{"1.2.3.4", "::1"}, Searches: []string{"a.b", "c"}, Options: []string{"ndots:5"}},
+		Labels:    map[string]string{"l": "1"},
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent: cgroupPath(t),
+			Sysctls:      map[string]string{"kernel.msgmax": "9001"},
+			SecurityContext: &cri.LinuxSandboxSecurityContext{
+				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
+			},
+		},
+	}
+}
+
+func (n *node) createRequest(h home, c *cri.PodSandboxConfig) *sandboxapi.CreateSandboxRequest {
+	n.t.Helper()
+	r := &sandboxapi.CreateSandboxRequest{SandboxID: filepath.Base(h.bundle), BundlePath: h.bundle}
+	if c != nil {
+		options, err := typeurl.MarshalAnyToProto(c)
+		must(n.t, err)
+		r.Options = options
+	}
+	return r
+}
+
+// createSandbox creates a sandbox that is shut down at the end of the test.
+func (n *node) createSandbox(r *sandboxapi.CreateSandboxRequest) {
+	n.t.Helper()
+	_, err := n.sandboxes.CreateSandbox(testContext(n.t), r)
+	must(n.t, err)
+	n.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		defer cancel()
+		_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: r.SandboxID})
+		must(n.t, err)
+	})
+}
+
+func (n *node) startSandbox(id string) *sandboxapi.StartSandboxResponse {
+	n.t.Helper()
+	resp, err := n.sandboxes.StartSandbox(testContext(n.t), &sandboxapi.StartSandboxRequest{SandboxID: id})
+	must(n.t, err)
+	return resp
+}
+
+func (n *node) status(id string) *sandboxapi.SandboxStatusResponse {
+	n.t.Helper()
+	resp, err := n.sandboxes.SandboxStatus(testContext(n.t), &sandboxapi.SandboxStatusRequest{SandboxID: id, Verbose: true})
+	must(n.t, err)
+	return resp
+}
+
+func TestLifeThroughTheSandboxService(t *testing.T) {
+	n, h, ctx := newNode(t), newHome(t, "pod"), testContext(t)
+	n.createSandbox(n.createRequest(h, config(t)))
+	if state := n.status("pod").State; state != sandboxNotReady {
+		t.Errorf("created, it is %s", state)
+	}
+	start := n.startSandbox("pod")
+	if start.Pid != threadID || start.CreatedAt.AsTime().IsZero() {
+		t.Errorf("start: %v", start)
+	}
+	var spec specs.Spec
+	must(t, json.Unmarshal(start.Spec.Value, &spec))
+	if paths := len(slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Path == "" })); paths != 3 {
+		t.Errorf("the spec has paths of %d namespaces: %+v", paths, spec.Linux.Namespaces)
+	}
+	st := n.status("pod")
+	if st.State != sandboxReady || st.Pid != threadID || !st.CreatedAt.AsTime().Equal(start.CreatedAt.AsTime()) || st.ExitedAt != nil {
+		t.Errorf("started, it is %v", st)
+	}
+	platform, err := n.sandboxes.Platform(ctx, &sandboxapi.PlatformRequest{SandboxID: "pod"})
+	must(t, err)
+	if platform.Platform.OS != "linux" || platform.Platform.Architecture == "" {
+		t.Errorf("platform %v", platform)
+	}
+	_, err = n.sandboxes.PingSandbox(ctx, &sandboxapi.PingRequest{SandboxID: "pod"})
+	must(t, err)
+	metrics, err := n.sandboxes.SandboxMetrics(ctx, &sandboxapi.SandboxMetricsRequest{SandboxID: "pod"})
+	must(t, err)
+	if _, err := typeurl.UnmarshalAny(metrics.Metrics.Data); err != nil || metrics.Metrics.ID != "pod" {
+		t.Errorf("metrics %v, error %v", metrics, err)
+	}
+	// Task Shutdown is asked for after each container.
+	_, err = n.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c"})
+	must(t, err)
+	if len(n.shutdowns) != 0 {
+		t.Error("the shim ends with a sandbox in it")
+	}
+	for range 2 {
+		_, err = n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: "pod", TimeoutSecs: 10})
+		must(t, err)
+	}
+	wait, err := n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: "pod"})
+	must(t, err)
+	if st := n.status("pod"); wait.ExitStatus != 137 || st.State != sandboxNotReady || !st.ExitedAt.AsTime().Equal(wait.ExitedAt.AsTime()) {
+		t.Errorf("stopped, it is %v, exit %v", st, wait)
+	}
+	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
+	must(t, err)
+	if len(n.shutdowns) != 1 {
+		t.Errorf("the shim was asked to end %d times", len(n.shutdowns))
+	}
+	if events := n.events.all(); len(events) > 0 {
+		t.Errorf("events were told: %v", events)
+	}
+}
+
+func TestFilesOfAPod(t *testing.T) {
+	hosts, err := os.ReadFile("/etc/hosts")
+	must(t, err)
+	resolv, err := os.ReadFile("/etc/resolv.conf")
+	must(t, err)
+	hostname, err := os.Hostname()
+	must(t, err)
+	for name, tc := range map[string]struct {
+		change           func(*cri.PodSandboxConfig)
+		hostname, resolv string
+		ownIPC           bool
+	}{
+		"own":        {func(*cri.PodSandboxConfig) {}, "host-of-pod", "search a.b c\nnameserver 1.2.3.4\nnameserver ::1\noptions ndots:5\n", true},
+		"the host's": {func(c *cri.PodSandboxConfig) { c.Hostname, c.DnsConfig = "", nil }, hostname, string(resolv), true},
+		"empty DNS":  {func(c *cri.PodSandboxConfig) { c.DnsConfig = &cri.DNSConfig{} }, "host-of-pod", "", true},
+		"IPC of the host": {func(c *cri.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Ipc = cri.NamespaceMode_NODE
+			c.Linux.Sysctls = nil
+		}, "host-of-pod", "search a.b c\nnameserver 1.2.3.4\nnameserver ::1\noptions ndots:5\n", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, h := newNode(t), newHome(t, "pod")
+			c := config(t)
+			tc.change(c)
+			n.createSandbox(n.createRequest(h, c))
+			for file, want := range map[string]string{"hostname": tc.hostname + "\n", "hosts": string(hosts), "resolv.conf": tc.resolv} {
+				path := filepath.Join(h.files, file)
+				got, err := os.ReadFile(path)
+				must(t, err)
+				if string(got) != want {
+					t.Errorf("%s is %q, want %q", file, got, want)
+				}
+				if st, err := os.Stat(path); err != nil || st.Mode() != 0o644 {
+					t.Errorf("%s: %v, error %v", file, st.Mode(), err)
+				}
+			}
+			var st unix.Statfs_t
+			err := unix.Statfs(h.shm, &st)
+			if tc.ownIPC != (err == nil) {
+				t.Fatalf("shm: %v", err)
+			}
+			if tc.ownIPC && (st.Type != unix.TMPFS_MAGIC || st.Blocks*uint64(st.Bsize) != 64<<20 || st.Flags&unix.ST_NOEXEC == 0) {
+				t.Errorf("shm is %+v", st)
+			}
+			_, err = n.sandboxes.StopSandbox(testContext(t), &sandboxapi.StopSandboxRequest{SandboxID: "pod"})
+			must(t, err)
+			if mounted, _ := mountinfo.Mounted(h.shm); mounted {
+				t.Error("shm is mounted when the sandbox has stopped")
+			}
+			_, err = n.sandboxes.ShutdownSandbox(testContext(t), &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
+			must(t, err)
+			for _, dir := range []string{h.files, filepath.Dir(h.shm)} {
+				if _, err := os.Stat(dir); !os.IsNotExist(err) {
+					t.Errorf("%s is left", dir)
+				}
+			}
+		})
+	}
+}
+
+func TestFilesOfOthersAreLeftAlone(t *testing.T) {
+	elsewhere := t.TempDir()
+	for name, prepare := range map[string]func(h home) error{
+		"directory of files": func(h home) error { return os.MkdirAll(h.files, 0o700) },
+		"link for files":     func(h home) error { return linkTo(elsewhere, h.files) },
+		"link for shm":       func(h home) error { return linkTo(elsewhere, filepath.Dir(h.shm)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, h := newNode(t), newHome(t, "pod")
+			must(t, prepare(h))
+			_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, config(t)))
+			if err == nil {
+				t.Error("no error")
+			}
+			if entries, _ := os.ReadDir(elsewhere); len(entries) > 0 {
+				t.Errorf("written elsewhere: %v", entries)
+			}
+			if name == "directory of files" {
+				if _, err := os.Stat(h.files); err != nil {
+					t.Error(err)
+				}
+			}
+			if mounted, _ := mountinfo.Mounted(h.shm); mounted {
+				t.Error("shm is mounted")
+			}
+		})
+	}
+}
+
+func linkTo(target, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return os.Symlink(target, path)
+}
+
+func TestInfoOfASandbox(t *testing.T) {
+	n, h := newNode(t), newHome(t, "pod")
+	c := config(t)
+	n.createSandbox(n.createRequest(h, c))
+	n.startSandbox("pod")
+	var info struct {
+		Pid     uint32                `json:"pid"`
+		Status  string                `json:"processStatus"`
+		Config  *cri.PodSandboxConfig `json:"config"`
+		Spec    *specs.Spec           `json:"runtimeSpec"`
+		Options map[string]any        `json:"runtimeOptions"`
+	}
+	must(t, json.Unmarshal([]byte(n.status("pod").Info["info"]), &info))
+	if info.Pid != threadID || info.Status != "running" || info.Options["binary_name"] != n.options.BinaryName {
+		t.Errorf("info is %+v", info)
+	}
+	if info.Config.String() != c.String() {
+		t.Errorf("the configuration is\n%v, was\n%v", info.Config, c)
+	}
+	if info.Spec.Hostname != "host-of-pod" || info.Spec.Linux.CgroupsPath != cgroupPath(t)+"/pod" {
+		t.Errorf("the spec is %+v", info.Spec)
+	}
+}
+
+func TestSpecOfAPod(t *testing.T) {
+	const node = cri.NamespaceMode_NODE
+	for name, tc := range map[string]struct {
+		change func(*cri.PodSandboxConfig, *cri.NamespaceOption)
+		want   string // types of namespaces
+		check  func(*specs.Spec) bool
+	}{
+		"usual": {nil, "mount pid ipc network uts", func(s *specs.Spec) bool {
+			return s.Hostname == "host-of-pod" && s.Linux.Sysctl["net.ipv4.ip_unprivileged_port_start"] == "0" && s.Process.User.UID == 65535
+		}},
+		"network of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Network = node }, "mount pid ipc", func(s *specs.Spec) bool {
+			return s.Hostname == "" && len(s.Linux.Sysctl) == 1
+		}},
+		"PID and IPC of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Pid, o.Ipc = node, node }, "mount network uts", nil},
+		"user namespace": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) {
+			ids := []*cri.IDMapping{{HostId: 7, ContainerId: 1, Length: 9}}
+			o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
+		}, "mount pid ipc network uts user", func(s *specs.Spec) bool {
+			_, ping := s.Linux.Sysctl["net.ipv4.ping_group_range"]
+			return !ping && reflect.DeepEqual(s.Linux.GIDMappings, []specs.LinuxIDMapping{{HostID: 7, ContainerID: 1, Size: 9}})
+		}},
+		"user namespace of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) {
+			o.UsernsOptions = &cri.UserNamespace{Mode: node}
+		}, "mount pid ipc network uts", nil},
+		"slice": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "/a.slice/a-b.slice" }, "mount pid ipc network uts", func(s *specs.Spec) bool {
+			return s.Linux.CgroupsPath == "a-b.slice:cri-containerd:pod"
+		}},
+		"no cgroup": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "" }, "mount pid ipc network uts", func(s *specs.Spec) bool {
+			return s.Linux.CgroupsPath == ""
+		}},
+		"user and groups": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) {
+			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 5}
+			c.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: 6}
+			c.Linux.SecurityContext.SupplementalGroups = []int64{7, 8}
+		}, "mount pid ipc network uts", func(s *specs.Spec) bool {
+			return reflect.DeepEqual(s.Process.User, specs.User{UID: 5, GID: 6, AdditionalGids: []uint32{7, 8}})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := config(t)
+			if tc.change != nil {
+				tc.change(c, c.Linux.SecurityContext.NamespaceOptions)
+			}
+			options, err := typeurl.MarshalAnyToProto(c)
+			must(t, err)
+			decoded, err := decodePodConfig(options)
+			must(t, err)
+			spec := decoded.spec("pod", "/netns")
+			var kinds []string
+			for _, ns := range spec.Linux.Namespaces {
+				kinds = append(kinds, string(ns.Type))
+				if (ns.Path == "/netns") != (ns.Type == specs.NetworkNamespace) {
+					t.Errorf("the path of %s is %q", ns.Type, ns.Path)
+				}
+			}
+			if got := strings.Join(kinds, " "); got != tc.want {
+				t.Errorf("namespaces %s, want %s", got, tc.want)
+			}
+			if tc.check != nil && !tc.check(spec) {
+				t.Errorf("spec %+v, linux %+v", spec, spec.Linux)
+			}
+		})
+	}
+}
+
+func TestSandboxWithoutAPodConfiguration(t *testing.T) {
+	t.Run("with a spec", func(t *testing.T) {
+		n, h := newNode(t), newHome(t, "pod")
+		must(t, os.WriteFile(filepath.Join(h.bundle, "config.json"), []byte(`{"hostname":"by-spec","linux":{"namespaces":[{"type":"uts"}]}}`), 0o600))
+		n.createSandbox(n.createRequest(h, nil))
+		if !strings.Contains(n.status("pod").Info["info"], "by-spec") {
+			t.Error("the spec is not used")
+		}
+	})
+	t.Run("with nothing", func(t *testing.T) {
+		n, h := newNode(t), newHome(t, "pod")
+		n.createSandbox(n.createRequest(h, nil))
+		n.startSandbox("pod")
+		if _, err := os.Stat(h.files); !os.IsNotExist(err) {
+			t.Error("files are made that nobody has asked for")
+		}
+	})
+}
+
+func TestSandboxesThatCannotBe(t *testing.T) {
+	n := newNode(t)
+	for name, options := range map[string]*anypb.Any{
+		"unknown type": {TypeUrl: "type.googleapis.com/google.protobuf.Empty"},
+		"garbage":      {TypeUrl: podConfigType, Value: []byte{0x0a, 0xff}},
+		"wrong kind":   {TypeUrl: podConfigType, Value: []byte{0x10, 0x01}},
+	} {
+		h := newHome(t, "pod")
+		_, err := n.sandboxes.CreateSandbox(testContext(t), &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: h.bundle, Options: options})
+		if err = errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: got error %v", name, err)
+		}
+	}
+	c := config(t)
+	c.Linux.Sysctls = map[string]string{"kernel.panic": "1"}
+	h := newHome(t, "pod")
+	_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, c))
+	if err == nil || !strings.Contains(err.Error(), "kernel.panic") {
+		t.Errorf("got error %v", err)
+	}
+	if _, err := os.Stat(h.files); !os.IsNotExist(err) {
+		t.Error("files are left")
+	}
+	r := n.createRequest(newHome(t, "pod"), config(t))
+	n.createSandbox(r)
+	_, err = n.sandboxes.CreateSandbox(testContext(t), r)
+	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+}
+
+func TestUnknownSandbox(t *testing.T) {
+	n, ctx := newNode(t), testContext(t)
+	const id = "nobody"
+	for name, call := range map[string]func() error{
+		"start": func() error {
+			_, err := n.sandboxes.StartSandbox(ctx, &sandboxapi.StartSandboxRequest{SandboxID: id})
+			return err
+		},
+		"stop": func() error {
+			_, err := n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: id})
+			return err
+		},
+		"wait": func() error {
+			_, err := n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: id})
+			return err
+		},
+		"status": func() error {
+			_, err := n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: id})
+			return err
+		},
+		"ping": func() error {
+			_, err := n.sandboxes.PingSandbox(ctx, &sandboxapi.PingRequest{SandboxID: id})
+			return err
+		},
+		"metrics": func() error {
+			_, err := n.sandboxes.SandboxMetrics(ctx, &sandboxapi.SandboxMetricsRequest{SandboxID: id})
+			return err
+		},
+		"update": func() error {
+			_, err := n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: id})
+			return err
+		},
+	} {
+		if err := errgrpc.ToNative(call()); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: got error %v", name, err)
+		}
+	}
+	// containerd does this after a create that has failed.
+	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id})
+	must(t, err)
+	if len(n.shutdowns) != 1 {
+		t.Error("the shim stays")
+	}
+}
+
+func TestUpdateOfASandbox(t *testing.T) {
+	n, h, ctx := newNode(t), newHome(t, "pod"), testContext(t)
+	n.createSandbox(n.createRequest(h, config(t)))
+	n.startSandbox("pod")
+	_, err := n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Sandbox: &types.Sandbox{}, Fields: []string{"labels", "extensions"}})
+	must(t, err)
+	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Fields: []string{"runtime"}})
+	if err = errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "runtime") {
+		t.Errorf("got error %v", err)
+	}
+	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Resources: &anypb.Any{Value: []byte(`{"cpu":{"shares":77}}`)}}) //nolint:staticcheck // deprecated
+	must(t, err)
+	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Resources: &anypb.Any{Value: []byte(`{`)}}) //nolint:staticcheck // deprecated
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+}
+
+func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
+	n, h, ctx := newNode(t), newHome(t, "pod"), testContext(t)
+	n.createSandbox(n.createRequest(h, config(t)))
+	n.startSandbox("pod")
+	n.container(forever)
+	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
+	must(t, err)
+	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+}
+
+func TestSharedPIDNamespaceIsThereAtOnce(t *testing.T) {
+	n, h := newNode(t), newHome(t, "pod")
+	c := config(t)
+	c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+	n.createSandbox(n.createRequest(h, c))
+	n.startSandbox("pod")
+	calls, err := os.ReadFile(filepath.Join(n.control, "calls"))
+	must(t, err)
+	if !strings.Contains(string(calls), "run pod\n") {
+		t.Errorf("the OCI runtime was called for %q", calls)
+	}
+}
