@@ -9,10 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // hooks are those in a sandbox's spec, which no OCI runtime sees. They run when
@@ -126,6 +128,8 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 	}
 	cmd.Env = append([]string{}, h.Env...) // nil would be the shim's
 	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // with its children
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(state), &out, &out
 	cmd.WaitDelay = time.Second // a process that the hook leaves may hold the output open
 	err := cmd.Run()

@@ -97,7 +97,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := os.MkdirAll(bundle, 0o711); err != nil {
 		return nil, err
 	}
-	if err := makePodInitRoot(s.rootfs(), spec.Linux.MountLabel); err != nil {
+	if err := makePodInitRoot(s.rootfs(), enabledLabels(spec).mount); err != nil {
 		return nil, err
 	}
 	s.host.reaper.hold()
@@ -159,6 +159,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *spec, bundle, pidFile st
 // given spec.
 func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 	linux := spec.Linux
+	labels := enabledLabels(spec)
 	return &specs.Spec{
 		Version: "1.0.2", // nothing newer is used
 		Root:    &specs.Root{Path: s.rootfs(), Readonly: true},
@@ -169,8 +170,8 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 			Capabilities:    &specs.LinuxCapabilities{},
 			NoNewPrivileges: true,
 			OOMScoreAdj:     spec.Process.OOMScoreAdj,
-			SelinuxLabel:    spec.Process.SelinuxLabel,
-			ApparmorProfile: spec.Process.ApparmorProfile,
+			SelinuxLabel:    labels.process,
+			ApparmorProfile: labels.profile,
 		},
 		// OCI runtimes need /proc, and something to put device files into.
 		Mounts: []specs.Mount{
@@ -184,7 +185,7 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 			CgroupsPath:       linux.CgroupsPath,
 			Resources:         linux.Resources,
 			RootfsPropagation: "private",
-			MountLabel:        linux.MountLabel,
+			MountLabel:        labels.mount,
 			// A container that may trace the init can reach its /proc. What is kept
 			// from the container in its own must be kept from it there.
 			MaskedPaths: []string{
@@ -238,7 +239,7 @@ func makePodInitRoot(dir, label string) error {
 		return err
 	}
 	data := "mode=755,size=16k,nr_inodes=8"
-	if label != "" && selinuxEnabled() {
+	if label != "" {
 		data += fmt.Sprintf(",context=%q", label)
 	}
 	if err := unix.Mount("pause", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
@@ -258,11 +259,19 @@ func makePodInitRoot(dir, label string) error {
 	return nil
 }
 
-// selinuxEnabled says whether the kernel has SELinux at work: then its file
-// system is mounted (selinux(8)).
-func selinuxEnabled() bool {
-	_, err := os.Stat("/sys/fs/selinux/enforce")
-	return err == nil
+// labels are of SELinux, and the profile of AppArmor.
+type labels struct{ process, mount, profile string }
+
+// enabledLabels are those in a sandbox's spec that the kernel knows of. OCI
+// runtimes refuse others, which a sandbox takes as long as it has no process.
+func enabledLabels(s *spec) (l labels) {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		l.process, l.mount = s.Process.SelinuxLabel, s.Linux.MountLabel
+	}
+	if enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && enabled[0] == 'Y' {
+		l.profile = s.Process.ApparmorProfile
+	}
+	return l
 }
 
 // awaitPodInit lets the sandbox end with its init.

@@ -136,10 +136,13 @@ func TestInitHasNoRights(t *testing.T) {
 	var got specs.Spec
 	must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	p := got.Process
+	read, err := readSpec(pod.Bundle)
+	must(t, err)
+	want := enabledLabels(read)
 	if !p.NoNewPrivileges || p.Capabilities == nil || !reflect.DeepEqual(*p.Capabilities, specs.LinuxCapabilities{}) {
 		t.Errorf("rights are %+v, no new privileges %t", p.Capabilities, p.NoNewPrivileges)
 	}
-	if p.User.UID != 12 || p.User.GID != 34 || *p.OOMScoreAdj != score || p.SelinuxLabel != "l" || p.ApparmorProfile != "p" || got.Linux.MountLabel != "m" {
+	if p.User.UID != 12 || p.User.GID != 34 || *p.OOMScoreAdj != score || p.SelinuxLabel != want.process || p.ApparmorProfile != want.profile || got.Linux.MountLabel != want.mount {
 		t.Errorf("it is not run as the sandbox's spec says: %+v", p)
 	}
 	if got.Linux.Seccomp.DefaultAction != specs.ActErrno || !got.Root.Readonly {
