@@ -250,3 +250,87 @@ func grown(before, after map[string]int) bool {
 	}
 	return false
 }
+
+// stepsOfLife are what happens to a pod, in this order.
+var stepsOfLife = []string{"sandbox run", "container created", "container started", "container stopped", "sandbox stopped"}
+
+// live lets a pod live up to a step.
+func live(t *testing.T, p *pod, step string) (id string) {
+	t.Helper()
+	for _, s := range stepsOfLife {
+		var err error
+		switch s {
+		case "container created":
+			id, err = p.CreateContainer(p.ctx, "c", []string{"sleep", "1000"}, nil)
+		case "container started":
+			err = theNode.StartContainer(p.ctx, id)
+		case "container stopped":
+			err = theNode.StopContainer(p.ctx, id, 0)
+		case "sandbox stopped":
+			err = p.Stop(p.ctx)
+		}
+		must(t, err)
+		if s == step {
+			return id
+		}
+	}
+	t.Fatalf("there is no step %q", step)
+	return ""
+}
+
+func TestContainerdIsKilledAtEachStep(t *testing.T) {
+	eachStep(t, func(t *testing.T, handler, step string) {
+		p := runPod(t, handler, nil)
+		id := live(t, p, step)
+		must(t, theNode.Kill())
+		must(t, theNode.Restart(p.ctx))
+		ready := runtime.PodSandboxState_SANDBOX_READY
+		if step == "sandbox stopped" {
+			ready = runtime.PodSandboxState_SANDBOX_NOTREADY
+		}
+		expectEqual(t, "state of the pod", p.status().State, ready)
+		switch step {
+		case "sandbox run":
+			p.exec(p.start("new", "sleep 1000"), "true")
+		case "container created":
+			if handler == sandboxHandler {
+				// When it starts, CRI removes the files that the container was to
+				// have; the next one finds them again.
+				id = p.start("again", "sleep 1000")
+			} else {
+				must(t, theNode.StartContainer(p.ctx, id))
+			}
+			expectEqual(t, "host name", p.exec(id, "cat /etc/hostname"), p.Config.Hostname)
+		case "container started":
+			// The new one's files are those of the old one.
+			p.exec(id, "echo shared >/dev/shm/x")
+			expectEqual(t, "/dev/shm/x", p.exec(p.start("new", "sleep 1000"), "cat /dev/shm/x"), "shared")
+		case "container stopped":
+			expectEqual(t, "exit code", p.container(id).ExitCode, 137)
+		}
+	})
+}
+
+func TestShimIsKilledAtEachStep(t *testing.T) {
+	eachStep(t, func(t *testing.T, handler, step string) {
+		p := runPod(t, handler, nil)
+		pid, err := p.ShimPid()
+		must(t, err)
+		live(t, p, step)
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && (err != unix.ESRCH || step != "sandbox stopped") {
+			t.Fatal(err)
+		}
+		p.expectNotReady()
+		p.removeInTheEnd()
+		forgiveSocket(t, handler)
+	})
+}
+
+func eachStep(t *testing.T, test func(t *testing.T, handler, step string)) {
+	t.Helper()
+	for _, step := range stepsOfLife {
+		t.Run(step, func(t *testing.T) {
+			eachHandler(t, func(t *testing.T, handler string) { test(t, handler, step) })
+		})
+	}
+}

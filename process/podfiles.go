@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,11 @@ type PodFiles struct {
 	ShmDir   string // to mount the pod's /dev/shm on; empty if the pod uses the host's
 	Hostname string // the host's name if empty
 	DNS      *DNS   // nil for the host's resolv.conf
+
+	mu sync.Mutex
+	// shm is a second mount of the pod's /dev/shm, which is at no path: so what is
+	// in it stays when the first goes. Guarded by mu; nil without.
+	shm *os.File
 }
 
 // DNS is the content of a resolv.conf (resolv.conf(5)).
@@ -35,6 +41,12 @@ func (f *PodFiles) make() error {
 	if f == nil {
 		return nil
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.makeAll()
+}
+
+func (f *PodFiles) makeAll() error {
 	dirs := f.dirs()
 	for i, dir := range dirs {
 		if err := makeDir(dir); err != nil {
@@ -102,9 +114,54 @@ func (f *PodFiles) mountShm() error {
 	if err := os.Mkdir(f.ShmDir, 0o700); err != nil {
 		return err
 	}
+	if f.shm != nil {
+		return f.moveShm()
+	}
 	options := fmt.Sprintf("mode=1777,size=%d", shmSize)
 	if err := unix.Mount("shm", f.ShmDir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("cannot mount %s: %w", f.ShmDir, err)
+	}
+	return f.holdShm()
+}
+
+// holdShm keeps a mount of the pod's /dev/shm for moveShm. Linux before 5.2 has
+// none that is at no path.
+func (f *PodFiles) holdShm() error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, f.ShmDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "open_tree", Path: f.ShmDir, Err: err}
+	}
+	f.shm = os.NewFile(uintptr(fd), f.ShmDir)
+	return nil
+}
+
+// moveShm puts the mount that is held in the place of one that is gone.
+func (f *PodFiles) moveShm() error {
+	err := unix.MoveMount(int(f.shm.Fd()), "", unix.AT_FDCWD, f.ShmDir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err != nil {
+		return &os.PathError{Op: "move_mount", Path: f.ShmDir, Err: err}
+	}
+	f.shm.Close()
+	f.shm = nil
+	return f.holdShm()
+}
+
+// restore makes the files again if they are gone: when it starts, CRI takes the
+// directories of sandboxes that are no containers for orphans, and removes them
+// (cleanupOrphanedIDDirs in containerd's internal/cri/server/restart.go).
+func (f *PodFiles) restore() error {
+	if f == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, dir := range f.dirs() {
+		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+			return f.makeAll()
+		}
 	}
 	return nil
 }
@@ -132,6 +189,10 @@ func (f *PodFiles) unmount() error {
 	if f == nil || f.ShmDir == "" {
 		return nil
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	closeAll(f.shm)
+	f.shm = nil
 	err := mount.UnmountAll(f.ShmDir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot unmount %s: %w", f.ShmDir, err)

@@ -95,6 +95,24 @@ func (t *Task) StartInit(ctx context.Context) error {
 	return s.startInit(ctx)
 }
 
+// RestoreFiles makes the files of a sandbox again, see [CreateRequest.Files], if
+// somebody has removed them while it runs.
+func (t *Task) RestoreFiles() error {
+	s, ok := t.body.(*sandbox)
+	if !ok {
+		return nil
+	}
+	s.joins.RLock()
+	defer s.joins.RUnlock()
+	if s.ended {
+		return nil
+	}
+	if err := s.files.restore(); err != nil {
+		return fmt.Errorf("cannot restore the files of sandbox %s: %w", t.ID, err)
+	}
+	return nil
+}
+
 // Watch lets the task tell when its init ends. It is called once, after the
 // creation has been announced; an end before that is not lost.
 func (t *Task) Watch() { t.body.watch() }

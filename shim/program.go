@@ -55,6 +55,10 @@ type Program struct {
 	// level of a warning is not shown, unless -debug is given.
 	Delete func(ctx context.Context, r DeleteRequest) (Exit, error)
 
+	// SandboxImage writes an archive of an image by which containerd can make
+	// sandboxes, of the given name.
+	SandboxImage func(w io.Writer, name string) error
+
 	// JoinCgroup puts a shim process that was started into an existing cgroup,
 	// which the option ShimCgroup names by its path below the root.
 	JoinCgroup func(path string, pid int) error
@@ -131,6 +135,7 @@ type flags struct {
 	bundle    string // for delete
 	socket    string // path to serve on, instead of the inherited listener
 	debug     bool
+	image     *string // name of a sandbox image to write; nil without
 	version   bool
 	info      bool
 	action    string
@@ -145,6 +150,8 @@ func (c *call) run(ctx context.Context, args []string) error {
 		return c.printVersion()
 	case c.info:
 		return c.printInfo(ctx)
+	case c.image != nil:
+		return c.program.SandboxImage(c.stdout, *c.image)
 	case c.namespace == "":
 		return errors.New("no containerd namespace: -namespace is missing")
 	case c.id == "":
@@ -171,6 +178,10 @@ func (f *flags) parse(args []string, usage io.Writer) error {
 	set.BoolVar(&f.version, "v", false, "show the version and exit")
 	set.BoolVar(&f.version, "version", false, "show the version and exit")
 	set.BoolVar(&f.info, "info", false, "read runtime options from stdin, write RuntimeInfo to stdout, and exit")
+	set.Func("sandbox-image", "write an archive of a sandbox image of this `name` to stdout, for ctr -n k8s.io images import -, and exit", func(name string) error {
+		f.image = &name
+		return nil
+	})
 	set.StringVar(&f.namespace, "namespace", "", "containerd namespace")
 	set.StringVar(&f.id, "id", "", "id of the container or sandbox")
 	set.StringVar(&f.socket, "socket", "", "path of the socket to serve on")

@@ -205,8 +205,14 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 	return &anypb.Any{TypeUrl: specType, Value: data}, nil
 }
 
+// platform is asked for before each container, just before CRI looks for the
+// pod's files.
 func (s *Service) platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
-	if _, err := s.sandbox(r.SandboxID); err != nil {
+	sb, err := s.sandbox(r.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	if err := sb.task.RestoreFiles(); err != nil {
 		return nil, err
 	}
 	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil

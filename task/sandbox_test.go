@@ -26,8 +26,9 @@ import (
 // home is where containerd keeps its files, for one sandbox.
 type home struct{ bundle, files, shm string }
 
-func newHome(t *testing.T, id string) home {
+func newHome(t *testing.T) home {
 	t.Helper()
+	const id = "pod"
 	dir := t.TempDir()
 	const plugin = "io.containerd.sandbox.controller.v1.shim/k8s.io"
 	h := home{
@@ -84,27 +85,27 @@ func (n *node) createSandbox(r *sandboxapi.CreateSandboxRequest) {
 	})
 }
 
-func (n *node) startSandbox(id string) *sandboxapi.StartSandboxResponse {
+func (n *node) startSandbox() *sandboxapi.StartSandboxResponse {
 	n.t.Helper()
-	resp, err := n.sandboxes.StartSandbox(testContext(n.t), &sandboxapi.StartSandboxRequest{SandboxID: id})
+	resp, err := n.sandboxes.StartSandbox(testContext(n.t), &sandboxapi.StartSandboxRequest{SandboxID: "pod"})
 	must(n.t, err)
 	return resp
 }
 
-func (n *node) status(id string) *sandboxapi.SandboxStatusResponse {
+func (n *node) status() *sandboxapi.SandboxStatusResponse {
 	n.t.Helper()
-	resp, err := n.sandboxes.SandboxStatus(testContext(n.t), &sandboxapi.SandboxStatusRequest{SandboxID: id, Verbose: true})
+	resp, err := n.sandboxes.SandboxStatus(testContext(n.t), &sandboxapi.SandboxStatusRequest{SandboxID: "pod", Verbose: true})
 	must(n.t, err)
 	return resp
 }
 
 func TestLifeThroughTheSandboxService(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t, "pod"), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), testContext(t)
 	n.createSandbox(n.createRequest(h, config(t)))
-	if state := n.status("pod").State; state != sandboxNotReady {
+	if state := n.status().State; state != sandboxNotReady {
 		t.Errorf("created, it is %s", state)
 	}
-	start := n.startSandbox("pod")
+	start := n.startSandbox()
 	if start.Pid != threadID || start.CreatedAt.AsTime().IsZero() {
 		t.Errorf("start: %v", start)
 	}
@@ -113,7 +114,7 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 	if paths := len(slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Path == "" })); paths != 3 {
 		t.Errorf("the spec has paths of %d namespaces: %+v", paths, spec.Linux.Namespaces)
 	}
-	st := n.status("pod")
+	st := n.status()
 	if st.State != sandboxReady || st.Pid != threadID || !st.CreatedAt.AsTime().Equal(start.CreatedAt.AsTime()) || st.ExitedAt != nil {
 		t.Errorf("started, it is %v", st)
 	}
@@ -141,7 +142,7 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 	}
 	wait, err := n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: "pod"})
 	must(t, err)
-	if st := n.status("pod"); wait.ExitStatus != 137 || st.State != sandboxNotReady || !st.ExitedAt.AsTime().Equal(wait.ExitedAt.AsTime()) {
+	if st := n.status(); wait.ExitStatus != 137 || st.State != sandboxNotReady || !st.ExitedAt.AsTime().Equal(wait.ExitedAt.AsTime()) {
 		t.Errorf("stopped, it is %v, exit %v", st, wait)
 	}
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
@@ -175,7 +176,7 @@ func TestFilesOfAPod(t *testing.T) {
 		}, "host-of-pod", "search a.b c\nnameserver 1.2.3.4\nnameserver ::1\noptions ndots:5\n", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, h := newNode(t), newHome(t, "pod")
+			n, h := newNode(t), newHome(t)
 			c := config(t)
 			tc.change(c)
 			n.createSandbox(n.createRequest(h, c))
@@ -222,7 +223,7 @@ func TestFilesOfOthersAreLeftAlone(t *testing.T) {
 		"link for shm":       func(h home) error { return linkTo(elsewhere, filepath.Dir(h.shm)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, h := newNode(t), newHome(t, "pod")
+			n, h := newNode(t), newHome(t)
 			must(t, prepare(h))
 			_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, config(t)))
 			if err == nil {
@@ -251,10 +252,10 @@ func linkTo(target, path string) error {
 }
 
 func TestInfoOfASandbox(t *testing.T) {
-	n, h := newNode(t), newHome(t, "pod")
+	n, h := newNode(t), newHome(t)
 	c := config(t)
 	n.createSandbox(n.createRequest(h, c))
-	n.startSandbox("pod")
+	n.startSandbox()
 	var info struct {
 		Pid     uint32                `json:"pid"`
 		Status  string                `json:"processStatus"`
@@ -262,7 +263,7 @@ func TestInfoOfASandbox(t *testing.T) {
 		Spec    *specs.Spec           `json:"runtimeSpec"`
 		Options map[string]any        `json:"runtimeOptions"`
 	}
-	must(t, json.Unmarshal([]byte(n.status("pod").Info["info"]), &info))
+	must(t, json.Unmarshal([]byte(n.status().Info["info"]), &info))
 	if info.Pid != threadID || info.Status != "running" || info.Options["binary_name"] != n.options.BinaryName {
 		t.Errorf("info is %+v", info)
 	}
@@ -341,17 +342,17 @@ func TestSpecOfAPod(t *testing.T) {
 
 func TestSandboxWithoutAPodConfiguration(t *testing.T) {
 	t.Run("with a spec", func(t *testing.T) {
-		n, h := newNode(t), newHome(t, "pod")
+		n, h := newNode(t), newHome(t)
 		must(t, os.WriteFile(filepath.Join(h.bundle, "config.json"), []byte(`{"hostname":"by-spec","linux":{"namespaces":[{"type":"uts"}]}}`), 0o600))
 		n.createSandbox(n.createRequest(h, nil))
-		if !strings.Contains(n.status("pod").Info["info"], "by-spec") {
+		if !strings.Contains(n.status().Info["info"], "by-spec") {
 			t.Error("the spec is not used")
 		}
 	})
 	t.Run("with nothing", func(t *testing.T) {
-		n, h := newNode(t), newHome(t, "pod")
+		n, h := newNode(t), newHome(t)
 		n.createSandbox(n.createRequest(h, nil))
-		n.startSandbox("pod")
+		n.startSandbox()
 		if _, err := os.Stat(h.files); !os.IsNotExist(err) {
 			t.Error("files are made that nobody has asked for")
 		}
@@ -365,7 +366,7 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 		"garbage":      {TypeUrl: podConfigType, Value: []byte{0x0a, 0xff}},
 		"wrong kind":   {TypeUrl: podConfigType, Value: []byte{0x10, 0x01}},
 	} {
-		h := newHome(t, "pod")
+		h := newHome(t)
 		_, err := n.sandboxes.CreateSandbox(testContext(t), &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: h.bundle, Options: options})
 		if err = errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: got error %v", name, err)
@@ -373,7 +374,7 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 	}
 	c := config(t)
 	c.Linux.Sysctls = map[string]string{"kernel.panic": "1"}
-	h := newHome(t, "pod")
+	h := newHome(t)
 	_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, c))
 	if err == nil || !strings.Contains(err.Error(), "kernel.panic") {
 		t.Errorf("got error %v", err)
@@ -381,7 +382,7 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 	if _, err := os.Stat(h.files); !os.IsNotExist(err) {
 		t.Error("files are left")
 	}
-	r := n.createRequest(newHome(t, "pod"), config(t))
+	r := n.createRequest(newHome(t), config(t))
 	n.createSandbox(r)
 	_, err = n.sandboxes.CreateSandbox(testContext(t), r)
 	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
@@ -433,9 +434,9 @@ func TestUnknownSandbox(t *testing.T) {
 }
 
 func TestUpdateOfASandbox(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t, "pod"), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), testContext(t)
 	n.createSandbox(n.createRequest(h, config(t)))
-	n.startSandbox("pod")
+	n.startSandbox()
 	_, err := n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Sandbox: &types.Sandbox{}, Fields: []string{"labels", "extensions"}})
 	must(t, err)
 	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Fields: []string{"runtime"}})
@@ -449,9 +450,9 @@ func TestUpdateOfASandbox(t *testing.T) {
 }
 
 func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t, "pod"), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), testContext(t)
 	n.createSandbox(n.createRequest(h, config(t)))
-	n.startSandbox("pod")
+	n.startSandbox()
 	n.container(forever)
 	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
 	must(t, err)
@@ -460,11 +461,11 @@ func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
 }
 
 func TestSharedPIDNamespaceIsThereAtOnce(t *testing.T) {
-	n, h := newNode(t), newHome(t, "pod")
+	n, h := newNode(t), newHome(t)
 	c := config(t)
 	c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
 	n.createSandbox(n.createRequest(h, c))
-	n.startSandbox("pod")
+	n.startSandbox()
 	calls, err := os.ReadFile(filepath.Join(n.control, "calls"))
 	must(t, err)
 	if !strings.Contains(string(calls), "run pod\n") {

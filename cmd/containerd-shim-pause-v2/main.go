@@ -38,10 +38,11 @@ func main() {
 			"io.containerd.runc.v2.group",
 			"io.kubernetes.cri.sandbox-id",
 		},
-		Serve:      func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
-		Delete:     deleteTask,
-		JoinCgroup: joinCgroup,
-		Features:   process.Features,
+		SandboxImage: writeSandboxImage,
+		Serve:        func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
+		Delete:       deleteTask,
+		JoinCgroup:   joinCgroup,
+		Features:     process.Features,
 	}
 	go func() { os.Exit(shim.Run(context.Background(), program, os.Args[1:])) }()
 	thread.Serve()

@@ -33,7 +33,7 @@ int main(void) {
 }
 `
 
-// importImages makes the two images, and waits until CRI knows them.
+// importImages makes the images, and waits until CRI knows them.
 func (n *Node) importImages(ctx context.Context) error {
 	busybox, err := busyboxRoot()
 	if err != nil {
@@ -43,14 +43,18 @@ func (n *Node) importImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, image := range []struct {
+	images := []struct {
 		name   string
 		root   []file
 		config ocispec.ImageConfig
 	}{
 		{n.BusyboxImage, busybox, ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sh"}}},
 		{n.PauseImage, pause, ocispec.ImageConfig{User: "65535:65535", Entrypoint: []string{"/pause"}}},
-	} {
+	}
+	if n.options.NoPauseImage {
+		images = images[:1]
+	}
+	for _, image := range images {
 		archive, err := imageArchive(image.name, image.root, image.config)
 		if err != nil {
 			return fmt.Errorf("cannot make image %s: %w", image.name, err)

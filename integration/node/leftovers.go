@@ -45,7 +45,7 @@ func (n *Node) leftovers() (left []string) {
 			}
 		}
 	}
-	for _, p := range nodeProcesses(n.Dir, os.Getpid(), n.DaemonPid(), n.guard.pid()) {
+	for _, p := range nodeProcesses(n.Dir, os.Getpid(), ownProcesses()...) {
 		if p.State != "Z" || p.Parent != os.Getpid() { // those are about to be reaped
 			add("process", p.String())
 		}

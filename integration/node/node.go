@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -49,6 +50,9 @@ type Options struct {
 
 	// Env is added to the daemon's environment, as "NAME=value".
 	Env []string
+
+	// NoPauseImage leaves the pause image out.
+	NoPauseImage bool
 }
 
 // Handler is a runtime handler of CRI.
@@ -88,6 +92,33 @@ type Node struct {
 	reported map[string]bool // by Leftovers
 }
 
+// nodes are those that this process has made and not closed yet.
+var nodes struct {
+	sync.Mutex
+	running map[*Node]bool
+}
+
+func setRunning(n *Node, running bool) {
+	nodes.Lock()
+	defer nodes.Unlock()
+	if nodes.running == nil {
+		nodes.running = make(map[*Node]bool)
+	}
+	nodes.running[n] = running
+}
+
+// ownProcesses are the pids of the daemons, and of what watches over the nodes.
+func ownProcesses() (pids []int) {
+	nodes.Lock()
+	defer nodes.Unlock()
+	for n, running := range nodes.running {
+		if running {
+			pids = append(pids, n.DaemonPid(), n.guard.pid())
+		}
+	}
+	return pids
+}
+
 // Start makes a node and waits until pods can be run on it. If it fails, nothing
 // is left.
 func Start(ctx context.Context, o Options) (_ *Node, err error) {
@@ -124,6 +155,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	if n.guard, err = startGuard(dir); err != nil {
 		return nil, err
 	}
+	setRunning(n, true)
 	if err = adoptOrphans(); err != nil {
 		return nil, err
 	}
@@ -242,6 +274,7 @@ func (n *Node) Close() error {
 	err = errors.Join(err, purge(n.Dir))
 	if err == nil {
 		n.guard.dismiss()
+		setRunning(n, false)
 	}
 	return err
 }
