@@ -1,6 +1,6 @@
-// Command demo runs the same pod of two containers on a private containerd, once
-// with the stock shim and a pause process and once with this project's shim, and
-// shows side by side what there is of each. `make demo` runs it. It needs root,
+// Command demo runs the same pod of two containers on a private containerd: with
+// the stock shim and a pause process, with this project's shim, and with that by
+// the Sandbox API; and shows side by side what there is of each. `make demo` runs it. It needs root,
 // leaves the host's own containerd alone, and removes all that it made.
 package main
 
@@ -61,7 +61,10 @@ type demo struct {
 
 func (d *demo) run(ctx context.Context) (err error) {
 	d.progress.step("starting a private containerd")
-	if d.node, err = node.Start(ctx, node.Options{Path: d.path}); err != nil {
+	if d.node, err = node.Start(ctx, node.Options{
+		Path:     d.path,
+		Handlers: []node.Handler{{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: "runc", Sandboxer: "shim"}},
+	}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close(ctx)) }()
@@ -147,7 +150,7 @@ func (d *demo) title(ctx context.Context) text {
 			runc = strings.Replace(first, " version", "", 1)
 		}
 	}
-	return join(styled(bold, "The same pod twice"),
+	return join(styled(bold, "The same pod in three ways"),
 		styled(dim, "  two containers; %s, %s, %s, %d CPUs", containerd, runc, kernel(), goruntime.NumCPU()))
 }
 

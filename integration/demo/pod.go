@@ -25,7 +25,11 @@ type column struct {
 var columns = []column{
 	{title: "stock shim and pause", handler: "runc", runtime: node.StockType},
 	{title: "no pause process", handler: "pause", runtime: node.PauseType},
+	{title: "nor pause image", handler: sandboxHandler, runtime: node.PauseType + ", Sandbox API"},
 }
+
+// sandboxHandler is the handler by which containerd leaves the sandbox to the shim.
+const sandboxHandler = "pause-sandbox"
 
 // app is what the pod is for: two containers, each one process.
 var app = []struct{ name, script string }{
