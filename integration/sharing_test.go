@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -11,31 +12,24 @@ import (
 // A container that comes after a restart of containerd is in the same namespaces
 // as those from before, or as the pod's first one is without a restart.
 func TestContainersJoinTheSamePodAfterRestart(t *testing.T) {
-	for _, early := range []bool{true, false} {
-		name := "into an empty pod"
-		if early {
-			name = "beside another container"
-		}
-		t.Run(name, func(t *testing.T) {
-			eachKind(t, func(t *testing.T, shim string, m mode) {
-				p := runPod(t, m.handler(shim), m.apply)
-				var containers []string
-				if early {
-					containers = append(containers, p.startAs("early", reaping, admin))
-				}
-				must(t, theNode.Kill())
-				must(t, theNode.Restart(p.ctx))
-				for _, name := range []string{"a", "b"} {
-					containers = append(containers, p.startAs(name, reaping, admin))
-				}
-				checkNamespaces(t, p, m, containers...)
-				checkSharing(t, p, m, containers[0], containers[len(containers)-1])
-				checkReaping(t, p, m, containers[len(containers)-1])
-				if shim != "runc" {
-					checkProcesses(t, p, m, containers...)
-				}
-			})
-		})
+	eachKind(t, func(t *testing.T, shim string, m mode) {
+		used, empty := runPod(t, m.handler(shim), m.apply), runPod(t, m.handler(shim), m.apply)
+		early := used.startAs("early", reaping, admin)
+		must(t, theNode.Kill())
+		must(t, theNode.Restart(used.ctx))
+		checkWhole(t, used, m, early, used.startAs("late", reaping, admin))
+		checkWhole(t, empty, m, empty.startAs("a", reaping, admin), empty.startAs("b", reaping, admin))
+	})
+}
+
+// checkWhole expects that two containers are all that a pod has.
+func checkWhole(t *testing.T, p *pod, m mode, a, b string) {
+	t.Helper()
+	checkNamespaces(t, p, m, a, b)
+	checkSharing(t, p, m, a, b)
+	checkReaping(t, p, m, b)
+	if !strings.HasPrefix(p.Handler, "runc") {
+		checkProcesses(t, p, m, a, b)
 	}
 }
 
@@ -75,13 +69,18 @@ func TestContainersOfSharedPIDNamespaceSeeEachOther(t *testing.T) {
 				for _, args := range []string{"sleep 1001", "sleep 1002"} {
 					expectEqual(t, "processes "+args, strings.Count(processes, args), 1)
 				}
-				p.exec(b, "kill -9 $(pgrep -f 'sleep 1001')")
+				p.exec(b, killSleeper(1001))
 				p.expectExited(a, 137)
 				expectEqual(t, "the other", p.exec(b, "echo goes on"), "goes on")
 				expectEqual(t, "state", p.status().State, runtime.PodSandboxState_SANDBOX_READY)
 			})
 		})
 	}
+}
+
+// killSleeper is a script that kills the one process which sleeps so long.
+func killSleeper(seconds int) string {
+	return fmt.Sprintf(`kill -9 $(ps -o pid,args | awk '$2 == "sleep" && $3 == %d { print $1 }')`, seconds)
 }
 
 // podsOfTargets are those in which a container may be the target of another, as
@@ -98,16 +97,14 @@ func TestContainerSharesPIDNamespaceOfItsTarget(t *testing.T) {
 				target := p.start("target", "exec sleep 1001")
 				other := p.start("other", "exec sleep 1002")
 				id := p.startAs("debugger", "exec sleep 1003", targeting(m, target))
-				kinds := map[string]string{}
 				for _, kind := range []string{"pid", "net", "ipc", "uts", "user"} {
-					kinds[kind] = namespace(t, p.containerPid(target), kind)
-					expectEqual(t, kind, namespace(t, p.containerPid(id), kind), kinds[kind])
+					expectEqual(t, kind, namespace(t, p.containerPid(id), kind), namespace(t, p.containerPid(target), kind))
 				}
-				if namespace(t, p.containerPid(other), "pid") == kinds["pid"] {
+				if namespace(t, p.containerPid(other), "pid") == namespace(t, p.containerPid(id), "pid") {
 					t.Error("a third container is in the same PID namespace")
 				}
 				expectEqual(t, "PID 1", p.exec(id, "tr '\\0' ' ' </proc/1/cmdline"), "sleep 1001")
-				p.exec(id, "kill -9 $(pgrep -f 'sleep 1003')")
+				p.exec(id, killSleeper(1003))
 				p.expectExited(id, 137)
 				expectEqual(t, "state of the target", p.container(target).State, runtime.ContainerState_CONTAINER_RUNNING)
 			})

@@ -31,7 +31,7 @@ import (
 type podSandbox struct {
 	task    *process.Task
 	config  *podConfig // nil for a client that is not CRI
-	spec    *specs.Spec
+	spec    *sandboxSpec
 	netns   string    // path of the network namespace; empty for one that the sandbox has made, or the host's
 	started time.Time // guarded by Service.mu; zero before
 }
@@ -78,7 +78,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRe
 			return nil, err
 		}
 	}
-	spec, err := sandboxSpec(r, config)
+	spec, err := writeSpec(r, config)
 	if err != nil {
 		return nil, err
 	}
@@ -90,28 +90,21 @@ func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRe
 	return &podSandbox{task: task, config: config, spec: spec, netns: r.NetnsPath}, nil
 }
 
-// sandboxSpec makes the spec of a sandbox and writes it into the bundle. CRI
-// sends a pod's configuration instead of one; other clients may have given one
-// when they made the bundle, or none, then the pod gets all namespaces anew.
-func sandboxSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*specs.Spec, error) {
+// writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
+// pod's configuration instead of one; other clients may have given one when they
+// made the bundle, or none, then the pod gets all namespaces anew.
+func writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*sandboxSpec, error) {
 	path := filepath.Join(r.BundlePath, "config.json")
-	spec := new(specs.Spec)
-	switch data, err := os.ReadFile(path); {
-	case config != nil:
-		spec = config.spec(r.SandboxID, r.NetnsPath)
-	case err == nil:
-		if err := json.Unmarshal(data, spec); err != nil {
-			return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	if config == nil {
+		switch spec, err := givenSpec(path, r); {
+		case err == nil:
+			return spec, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
 		}
-		setNetwork(spec, r.NetnsPath)
-	case errors.Is(err, fs.ErrNotExist):
-		spec = new(podConfig).spec(r.SandboxID, r.NetnsPath)
-	default:
-		return nil, fmt.Errorf("cannot read the spec: %w", err)
+		config = new(podConfig)
 	}
-	if spec.Annotations == nil {
-		spec.Annotations = make(map[string]string)
-	}
+	spec := config.spec(r.SandboxID, r.NetnsPath)
 	maps.Copy(spec.Annotations, r.Annotations)
 	data, err := json.Marshal(spec)
 	if err != nil {
@@ -123,21 +116,58 @@ func sandboxSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*specs.
 	return spec, nil
 }
 
-// setNetwork gives the path of the network namespace to a spec, if there is one.
-func setNetwork(spec *specs.Spec, path string) {
-	if path == "" {
+// givenSpec reads the spec that a client has put into the bundle, and adds what
+// the request says besides. All else in the file stays as it is, known or not.
+func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*sandboxSpec, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the spec: %w", err)
+	}
+	var whole, linux map[string]json.RawMessage
+	spec := new(sandboxSpec)
+	err = errors.Join(json.Unmarshal(data, spec), json.Unmarshal(data, &whole))
+	if err == nil && whole["linux"] != nil {
+		err = json.Unmarshal(whole["linux"], &linux)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	if r.NetnsPath == "" && len(r.Annotations) == 0 {
+		return spec, nil
+	}
+	spec.add(r)
+	if linux == nil {
+		linux = make(map[string]json.RawMessage)
+	}
+	var errs [4]error
+	linux["namespaces"], errs[0] = json.Marshal(spec.Linux.Namespaces)
+	whole["linux"], errs[1] = json.Marshal(linux)
+	whole["annotations"], errs[2] = json.Marshal(spec.Annotations)
+	data, errs[3] = json.Marshal(whole)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	return spec, os.WriteFile(path, data, 0o600)
+}
+
+// add gives the path of the network namespace and the annotations of a request to
+// a spec.
+func (s *sandboxSpec) add(r *sandboxapi.CreateSandboxRequest) {
+	if s.Annotations == nil {
+		s.Annotations = make(map[string]string)
+	}
+	maps.Copy(s.Annotations, r.Annotations)
+	if r.NetnsPath == "" {
 		return
 	}
-	if spec.Linux == nil {
-		spec.Linux = new(specs.Linux)
-	}
-	for i, ns := range spec.Linux.Namespaces {
-		if ns.Type == specs.NetworkNamespace {
-			spec.Linux.Namespaces[i].Path = path
+	network := specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: r.NetnsPath}
+	for i, ns := range s.Linux.Namespaces {
+		if ns.Type == network.Type {
+			s.Linux.Namespaces[i] = network
 			return
 		}
 	}
-	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
+	s.Linux.Namespaces = append(s.Linux.Namespaces, network)
 }
 
 // sandbox returns a sandbox that has been created.
@@ -298,13 +328,13 @@ func (s *Service) sandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 // internal/cri/server/podsandbox/types).
 func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]string, error) {
 	info := struct {
-		Pid            int         `json:"pid"`
-		Status         string      `json:"processStatus"`
-		NetNSClosed    bool        `json:"netNamespaceClosed"`
-		RuntimeType    string      `json:"runtimeType"`
-		RuntimeOptions any         `json:"runtimeOptions"`
-		Config         *podConfig  `json:"config"`
-		RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
+		Pid            int          `json:"pid"`
+		Status         string       `json:"processStatus"`
+		NetNSClosed    bool         `json:"netNamespaceClosed"`
+		RuntimeType    string       `json:"runtimeType"`
+		RuntimeOptions any          `json:"runtimeOptions"`
+		Config         *podConfig   `json:"config"`
+		RuntimeSpec    *sandboxSpec `json:"runtimeSpec"`
 	}{
 		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options, Config: sb.config, RuntimeSpec: sb.spec,
 	}

@@ -280,36 +280,36 @@ func TestSpecOfAPod(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*cri.PodSandboxConfig, *cri.NamespaceOption)
 		want   string // types of namespaces
-		check  func(*specs.Spec) bool
+		check  func(*sandboxSpec) bool
 	}{
-		"usual": {nil, "mount pid ipc network uts", func(s *specs.Spec) bool {
+		"usual": {nil, "mount pid ipc network uts", func(s *sandboxSpec) bool {
 			return s.Hostname == "host-of-pod" && s.Linux.Sysctl["net.ipv4.ip_unprivileged_port_start"] == "0" && s.Process.User.UID == 65535
 		}},
-		"network of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Network = node }, "mount pid ipc", func(s *specs.Spec) bool {
+		"network of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Network = node }, "mount pid ipc", func(s *sandboxSpec) bool {
 			return s.Hostname == "" && len(s.Linux.Sysctl) == 1
 		}},
 		"PID and IPC of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Pid, o.Ipc = node, node }, "mount network uts", nil},
 		"user namespace": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) {
 			ids := []*cri.IDMapping{{HostId: 7, ContainerId: 1, Length: 9}}
 			o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
-		}, "mount pid ipc network uts user", func(s *specs.Spec) bool {
+		}, "mount pid ipc network uts user", func(s *sandboxSpec) bool {
 			_, ping := s.Linux.Sysctl["net.ipv4.ping_group_range"]
 			return !ping && reflect.DeepEqual(s.Linux.GIDMappings, []specs.LinuxIDMapping{{HostID: 7, ContainerID: 1, Size: 9}})
 		}},
 		"user namespace of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) {
 			o.UsernsOptions = &cri.UserNamespace{Mode: node}
 		}, "mount pid ipc network uts", nil},
-		"slice": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "/a.slice/a-b.slice" }, "mount pid ipc network uts", func(s *specs.Spec) bool {
+		"slice": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "/a.slice/a-b.slice" }, "mount pid ipc network uts", func(s *sandboxSpec) bool {
 			return s.Linux.CgroupsPath == "a-b.slice:cri-containerd:pod"
 		}},
-		"no cgroup": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "" }, "mount pid ipc network uts", func(s *specs.Spec) bool {
+		"no cgroup": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "" }, "mount pid ipc network uts", func(s *sandboxSpec) bool {
 			return s.Linux.CgroupsPath == ""
 		}},
 		"user and groups": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) {
 			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 5}
 			c.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: 6}
 			c.Linux.SecurityContext.SupplementalGroups = []int64{7, 8}
-		}, "mount pid ipc network uts", func(s *specs.Spec) bool {
+		}, "mount pid ipc network uts", func(s *sandboxSpec) bool {
 			return reflect.DeepEqual(s.Process.User, specs.User{UID: 5, GID: 6, AdditionalGids: []uint32{7, 8}})
 		}},
 	} {
@@ -347,6 +347,21 @@ func TestSandboxWithoutAPodConfiguration(t *testing.T) {
 		n.createSandbox(n.createRequest(h, nil))
 		if !strings.Contains(n.status().Info["info"], "by-spec") {
 			t.Error("the spec is not used")
+		}
+	})
+	t.Run("with a spec and more", func(t *testing.T) {
+		n, h := newNode(t), newHome(t)
+		path := filepath.Join(h.bundle, "config.json")
+		must(t, os.WriteFile(path, []byte(`{"future":1,"linux":{"namespaces":[{"type":"uts"}],"other":2},"annotations":{"a":"b"}}`), 0o600))
+		r := n.createRequest(h, nil)
+		r.Annotations = map[string]string{"c": "d"}
+		r.NetnsPath = "/proc/self/ns/net"
+		n.createSandbox(r)
+		got, err := os.ReadFile(path)
+		must(t, err)
+		want := `{"annotations":{"a":"b","c":"d"},"future":1,"linux":{"namespaces":[{"type":"uts"},{"type":"network","path":"/proc/self/ns/net"}],"other":2}}`
+		if string(got) != want {
+			t.Errorf("the spec is\n%s, want\n%s", got, want)
 		}
 	})
 	t.Run("with nothing", func(t *testing.T) {
