@@ -18,14 +18,14 @@ import (
 )
 
 // onNewNode runs a test on a node without a pause image, instead of on the one of
-// all tests.
-func onNewNode(t *testing.T, test func(t *testing.T)) {
+// all tests. Programs in the directories are found before others.
+func onNewNode(t *testing.T, handlers []node.Handler, dirs []string, test func(t *testing.T)) {
 	t.Helper()
 	withPause(t, func(t *testing.T) {
 		usual := theNode
 		defer func() { theNode = usual }()
 		n, err := node.Start(t.Context(), node.Options{
-			Path: filepath.SplitList(os.Getenv("PAUSE_TEST_PATH")), OCIRuntime: ociRuntime, Handlers: handlers(), NoPauseImage: true,
+			Path: append(dirs, filepath.SplitList(os.Getenv("PAUSE_TEST_PATH"))...), OCIRuntime: ociRuntime, Handlers: handlers, NoPauseImage: true,
 		})
 		must(t, err)
 		theNode = n
@@ -54,7 +54,7 @@ func snapshotsAndImages(t *testing.T) (snapshots, images []string) {
 }
 
 func TestPodWithoutPauseImage(t *testing.T) {
-	onNewNode(t, func(t *testing.T) {
+	onNewNode(t, handlers(), nil, func(t *testing.T) {
 		p := runPod(t, sandboxHandler, func(c *runtime.PodSandboxConfig) {
 			c.DnsConfig = &runtime.DNSConfig{Servers: []string{"192.0.2.1"}, Searches: []string{"example.org"}, Options: []string{"ndots:2"}}
 			c.PortMappings = []*runtime.PortMapping{{HostPort: freePort(t), ContainerPort: 8080}}
@@ -164,7 +164,7 @@ func (p *pod) forwarded(port int) (answer string) {
 
 // The image that the shim writes is all that a node needs.
 func TestReadmeSandboxImage(t *testing.T) {
-	onNewNode(t, func(t *testing.T) {
+	onNewNode(t, handlers(), nil, func(t *testing.T) {
 		_, err := theNode.RunPod(testContext(t), "pause", nil)
 		if err == nil {
 			t.Fatal("a pod runs without an image for its sandbox")
@@ -215,5 +215,37 @@ func TestInspectOfSandbox(t *testing.T) {
 		}
 		expectEqual(t, "host name in the configuration", info.Config.GetHostname(), p.Config.Hostname)
 		expectEqual(t, "host name in the spec", info.RuntimeSpec.Hostname, p.Config.Hostname)
+	})
+}
+
+// Under the stock shim's name, this one gets options of a type that containerd can
+// add to, also with the Sandbox API: so pods can have user namespaces.
+func TestUserNamespacesBySandboxAPI(t *testing.T) {
+	shim, err := theNode.LookPath("containerd-shim-pause-v2")
+	must(t, err)
+	dir := t.TempDir()
+	must(t, os.Symlink(shim, filepath.Join(dir, "containerd-shim-runc-v2")))
+	const handler = "drop-in"
+	dropIn := []node.Handler{{Name: handler, Type: node.StockType, OCIRuntime: currentRuntime, Sandboxer: "shim"}}
+	onNewNode(t, dropIn, []string{dir}, func(t *testing.T) {
+		for _, m := range []mode{
+			{pid: modeContainer, user: true},
+			{pid: modePod, user: true},
+			{pid: modeContainer, net: modeNode, user: true},
+			{pid: modePod, net: modeNode, user: true},
+		} {
+			t.Run(m.String(), func(t *testing.T) {
+				p := runPod(t, handler, m.apply)
+				a, b := p.startAs("a", reaping, admin), p.startAs("b", reaping, admin)
+				checkNamespaces(t, p, m, a, b)
+				checkSysctls(t, p, a)
+				checkReaping(t, p, m, b)
+				checkSharing(t, p, m, a, b)
+				checkProcesses(t, p, m, a, b)
+				expectEqual(t, "ID map", strings.Join(strings.Fields(p.exec(a, "cat /proc/self/uid_map")), " "), fmt.Sprint(0, " ", userFirst, " ", userLength))
+				expectEqual(t, "mode of /dev/shm", p.exec(a, "stat -c %a /dev/shm"), "1777")
+				expectEqual(t, "owner of the host name's file", p.exec(a, "stat -c %u:%g /etc/hostname"), "0:0")
+			})
+		}
 	})
 }

@@ -43,7 +43,7 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 // the poststop hooks.
 func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bundleRecord) error {
 	rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: filepath.Join(bundle, podInitDir)}
-	errs := []error{rt.delete(ctx, id, true), removeCgroup(ctx, record), record.Files.remove()}
+	errs := []error{rt.delete(ctx, id, true), removeCgroup(ctx, record), record.Files.remove(), removePodInitRoot(record.InitRoot, bundle)}
 	if s, err := readSpec(bundle); err != nil {
 		errs = append(errs, err)
 	} else if err := newHooks(s, id, bundle, 0).stopped(ctx); err != nil {

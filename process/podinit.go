@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -97,7 +98,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := os.MkdirAll(bundle, 0o711); err != nil {
 		return nil, err
 	}
-	if err := makePodInitRoot(s.rootfs(), enabledLabels(spec).mount); err != nil {
+	if err := makePodInitRoot(s.initRoot, enabledLabels(spec).mount); err != nil {
 		return nil, err
 	}
 	s.host.reaper.hold()
@@ -162,7 +163,7 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 	labels := enabledLabels(spec)
 	return &specs.Spec{
 		Version: "1.0.2", // nothing newer is used
-		Root:    &specs.Root{Path: s.rootfs(), Readonly: true},
+		Root:    &specs.Root{Path: s.initRoot, Readonly: true},
 		Process: &specs.Process{
 			Args:            []string{podInitName},
 			Cwd:             "/",
@@ -310,8 +311,8 @@ func (s *sandbox) removePodInit(ctx context.Context) error {
 	if err := s.host.ociRuntime(bundle, s.options).delete(ctx, s.task.ID, failed); err != nil {
 		return err
 	}
-	if err := mount.UnmountRecursive(s.rootfs(), 0); err != nil {
-		return fmt.Errorf("cannot unmount %s: %w", s.rootfs(), err)
+	if err := removePodInitRoot(s.initRoot, s.task.Bundle); err != nil {
+		return err
 	}
 	return os.RemoveAll(bundle)
 }
@@ -322,9 +323,37 @@ func (s *sandbox) podInitBundle() string { return filepath.Join(s.task.Bundle, p
 // podInitDir is the directory of that bundle in the sandbox's.
 const podInitDir = "init"
 
-// rootfs is the root directory of the pod's init. containerd makes it with the
-// sandbox's bundle, and unmounts whatever is there when it removes that.
-func (s *sandbox) rootfs() string { return filepath.Join(s.task.Bundle, "rootfs") }
+// podInitRootOf is where the root directory of a pod's init is to be. In the bundle
+// of a task there is a place for it, which containerd unmounts when it removes that.
+// The directory with the bundles of the Sandbox API is closed to all but root
+// (plugins/sandbox/controller.go), and so to the root of a user namespace; for
+// those there is one of the shim's own beside it, in containerd's state directory.
+func podInitRootOf(r CreateRequest) string {
+	if !r.Sandbox {
+		return filepath.Join(r.Bundle, "rootfs")
+	}
+	namespace := filepath.Dir(filepath.Clean(r.Bundle))
+	state := filepath.Dir(filepath.Dir(namespace))
+	return filepath.Join(state, "io.containerd.pause.v2", filepath.Base(namespace), r.ID)
+}
+
+// removePodInitRoot unmounts the root directory of an init, and removes it if it
+// is not in a bundle.
+func removePodInitRoot(root, bundle string) error {
+	if root == "" {
+		return nil
+	}
+	if err := mount.UnmountRecursive(root, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot unmount %s: %w", root, err)
+	}
+	if filepath.Dir(root) == filepath.Clean(bundle) {
+		return nil
+	}
+	if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // runDetached has the runtime create and start a container.
 func (r *ociRuntime) runDetached(ctx context.Context, id, pidFile string) error {

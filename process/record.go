@@ -16,6 +16,7 @@ type bundleRecord struct {
 	Options     Options   `json:"options"`
 	Sandbox     bool      `json:"sandbox"`
 	CgroupsPath string    `json:"cgroups_path"`
+	InitRoot    string    `json:"init_root,omitempty"`
 	Files       *PodFiles `json:"files,omitempty"`
 }
 

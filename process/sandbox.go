@@ -25,6 +25,8 @@ type sandbox struct {
 	host    *Supervisor
 	options Options
 	pid     int // of the thread, which is the shim's main one
+	// initRoot is where the root directory of the pod's init is, if there is one.
+	initRoot string
 	// initPID says that the sandbox has a PID namespace, in which the pause
 	// program would be the init.
 	initPID    bool
@@ -62,7 +64,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 		return nil, err
 	}
 	t := &Task{ID: r.ID, Bundle: r.Bundle}
-	s := &sandbox{task: t, host: h, options: r.Options, pid: pid, own: own}
+	s := &sandbox{task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own}
 	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
 	_, s.initPID = spec.namespace(specs.PIDNamespace)
 	t.body = s
@@ -84,7 +86,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 }
 
 func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *spec, sysctls []sysctl) (err error) {
-	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, Files: r.Files}
+	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, InitRoot: s.initRoot, Files: r.Files}
 	if err := writeRecord(r.Bundle, record); err != nil {
 		return err
 	}

@@ -62,6 +62,7 @@ func (n *Node) leftovers() (left []string) {
 		"work directory":    "root/io.containerd.runtime.v2.task/*/*",
 		"sandbox directory": "*/io.containerd.grpc.v1.cri/sandboxes/*",
 		"sandbox bundle":    "*/io.containerd.sandbox.controller.v1.*/*/*",
+		"root of an init":   "state/io.containerd.pause.v2/*/*",
 		"pinned namespace":  "state/netns/*",
 		"runtime state":     "oci/*/*",
 	} {
