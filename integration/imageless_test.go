@@ -77,8 +77,20 @@ func TestPodWithoutPauseImage(t *testing.T) {
 		if !strings.Contains(string(log), "stdout F logged") {
 			t.Errorf("the log is %q", log)
 		}
+		checkHostAliases(t, p)
 		checkRestart(t, p, id)
 	})
+}
+
+// checkHostAliases mounts a hosts file into a container, as the kubelet does.
+func checkHostAliases(t *testing.T, p *pod) {
+	t.Helper()
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	must(t, os.WriteFile(hosts, []byte("192.0.2.7 alias\n"), 0o644)) //nolint:gosec // as kubelet's
+	id := p.startAs("aliases", "sleep 1000", func(c *runtime.ContainerConfig) {
+		c.Mounts = []*runtime.Mount{{ContainerPath: "/etc/hosts", HostPath: hosts}}
+	})
+	expectEqual(t, "hosts", p.exec(id, "cat /etc/hosts"), "192.0.2.7 alias")
 }
 
 // checkPodFiles reads the files that the sandbox makes, in a container.
@@ -194,6 +206,21 @@ func TestSandboxByCtr(t *testing.T) {
 		must(t, err)
 		if strings.Contains(list, "sb") {
 			t.Errorf("the sandbox is left: %s", list)
+		}
+	})
+}
+
+func TestUpdatePodSandboxResources(t *testing.T) {
+	eachHandler(t, func(t *testing.T, handler string) {
+		p := runPod(t, handler, nil)
+		_, err := theNode.CRI().UpdatePodSandboxResources(p.ctx, &runtime.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.ID, Resources: &runtime.LinuxContainerResources{CpuShares: 77},
+		})
+		must(t, err)
+		r, err := theNode.CRI().PodSandboxStatus(p.ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+		must(t, err)
+		if !strings.Contains(r.Info["info"], `"cpu_shares":77`) {
+			t.Errorf("the status does not tell: %s", r.Info["info"])
 		}
 	})
 }

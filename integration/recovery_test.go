@@ -188,12 +188,12 @@ func TestShimAndContainerdAreKilled(t *testing.T) {
 }
 
 // podsInSequence says how many pods come and go.
-var podsInSequence = map[string]int{"runc": 10, "pause": 200}
+var podsInSequence = map[string]int{"runc": 10, "pause": 200, sandboxHandler: 50}
 
 // Pods that come and go leave no file open in the daemon, and nothing else. Its
 // memory is shown only: when Go's runtime gives it back is its own business.
 func TestPodsLeaveNoFilesOpen(t *testing.T) {
-	eachShim(t, func(t *testing.T, shim string) {
+	eachHandler(t, func(t *testing.T, shim string) {
 		n := podsInSequence[shim]
 		one := func() {
 			p := runPod(t, shim, nil)
