@@ -223,12 +223,14 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 	names := map[specs.LinuxNamespaceType]string{
 		specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
 	}
-	for i, ns := range sb.spec.Linux.Namespaces {
+	spec := *sb.spec
+	spec.Linux.Namespaces = slices.Clone(spec.Linux.Namespaces)
+	for i, ns := range spec.Linux.Namespaces {
 		if name, ok := names[ns.Type]; ok {
-			sb.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", pid, name)
+			spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", pid, name)
 		}
 	}
-	data, err := json.Marshal(sb.spec)
+	data, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
 	}
