@@ -195,4 +195,3 @@ func unixSockets(t *testing.T, pid int, place string) (names []string) {
 	}
 	return names
 }
-

@@ -293,4 +293,3 @@ func TestPodInitHasNoRights(t *testing.T) {
 		}
 	})
 }
-
