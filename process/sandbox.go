@@ -121,6 +121,9 @@ func (s *sandbox) makeNamespaces(spec *spec, sysctls []sysctl) (err error) {
 		}
 		defer func() { s.userns = holder.take() }()
 		list = holder.fill(list)
+		if err := holder.translate(sysctls); err != nil {
+			return err
+		}
 	}
 	s.namespaces, err = enterNamespaces(s.host.thread, list, func() error {
 		if err := setNames(spec); err != nil {

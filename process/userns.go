@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -161,6 +163,64 @@ func (h *holder) fill(list []specs.LinuxNamespace) []specs.LinuxNamespace {
 		}
 	}
 	return filled
+}
+
+// translate turns group IDs of the pod into those of the host in the one sysctl
+// that has some: the kernel takes them for IDs of the writer's user namespace
+// (kernel, ipv4_ping_group_range in net/ipv4/sysctl_net_ipv4.c).
+func (h *holder) translate(sysctls []sysctl) error {
+	const name = "net/ipv4/ping_group_range"
+	for i, s := range sysctls {
+		if s.path != name {
+			continue
+		}
+		ids, err := readIDMap(fmt.Sprintf("/proc/%d/gid_map", h.cmd.Process.Pid))
+		if err != nil {
+			return err
+		}
+		var groups []string
+		for _, field := range strings.Fields(s.value) {
+			group, err := ids.toHost(field)
+			if err != nil {
+				return fmt.Errorf("cannot set sysctl %q to %q: %w", strings.ReplaceAll(name, "/", "."), s.value, err)
+			}
+			groups = append(groups, strconv.FormatUint(group, 10))
+		}
+		sysctls[i].value = strings.Join(groups, " ")
+	}
+	return nil
+}
+
+// mappedIDs are the lines of a file uid_map or gid_map: IDs inside, the first of
+// those outside, and their number (user_namespaces(7)).
+type mappedIDs [][3]uint64
+
+func readIDMap(path string) (ids mappedIDs, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(data)) {
+		var id [3]uint64
+		if _, err := fmt.Sscan(line, &id[0], &id[1], &id[2]); err != nil {
+			return nil, fmt.Errorf("cannot decode %s: %w", path, err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func (m mappedIDs) toHost(text string) (uint64, error) {
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	for _, r := range m {
+		if id >= r[0] && id-r[0] < r[2] {
+			return r[1] + id - r[0], nil
+		}
+	}
+	return 0, fmt.Errorf("the user namespace of the pod has no group %d: %w", id, errdefs.ErrInvalidArgument)
 }
 
 // take lets the holder end and returns the user namespace.

@@ -142,7 +142,7 @@ func TestMembersGetTheUserNamespaceOfThePod(t *testing.T) {
 }
 
 func TestSysctlsInAUserNamespace(t *testing.T) {
-	values := map[string]string{"kernel.msgmax": "9001", "kernel.sem": "250\t32001\t100\t128", "fs.mqueue.msg_max": "11", "net.core.somaxconn": "321"}
+	values := map[string]string{"kernel.msgmax": "9001", "kernel.sem": "250\t32001\t100\t128", "fs.mqueue.msg_max": "11", "net.core.somaxconn": "321", "net.ipv4.ping_group_range": "7 1007"}
 	read := func(key string) string {
 		data, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
 		if err != nil {
@@ -160,6 +160,9 @@ func TestSysctlsInAUserNamespace(t *testing.T) {
 	n.pod(spec)
 	must(t, podThread.Do(func() error {
 		for key, want := range values {
+			if key == "net.ipv4.ping_group_range" { // read in the host's user namespace
+				want = fmt.Sprintf("%d\t%d", rootGID+7, rootGID+1007)
+			}
 			if got := read(key); got != want {
 				t.Errorf("%s is %q, want %q", key, got, want)
 			}
@@ -179,7 +182,10 @@ func TestUserNamespacesThatCannotBe(t *testing.T) {
 	unmapped.Linux.GIDMappings = nil
 	rootless := userSpec("")
 	rootless.Linux.UIDMappings[0].ContainerID = 1
+	unknownGroup := userSpec("")
+	unknownGroup.Linux.Sysctl = map[string]string{"net.ipv4.ping_group_range": "0 2147483647"}
 	for name, spec := range map[string]*specs.Spec{
+		"unknown group": unknownGroup,
 		"no mappings":   unmapped,
 		"no root":       rootless,
 		"no such file":  userSpec("/no/such/namespace"),
