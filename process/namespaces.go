@@ -180,6 +180,60 @@ func checkNamespaceList(list []specs.LinuxNamespace) error {
 	return nil
 }
 
+// checkSandboxPaths refuses paths in a sandbox's spec that lead to no namespace of
+// the type that they are for; to the host's user namespace, for who asks for one
+// is not to be without it unawares; and all for PID namespaces: a sandbox can hold
+// none but the one that its init comes up in.
+func checkSandboxPaths(list []specs.LinuxNamespace) error {
+	for _, ns := range list {
+		if ns.Path == "" {
+			continue
+		}
+		f, err := openNamespace(ns.Path)
+		if err != nil {
+			return fmt.Errorf("cannot find the %s namespace: %w", ns.Type, err)
+		}
+		err = checkSandboxPath(ns, f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkSandboxPath(ns specs.LinuxNamespace, f *nsFile) error {
+	refuse := func(what string) error {
+		return fmt.Errorf("the sandbox's %s namespace %s %s: %w", ns.Type, ns.Path, what, errdefs.ErrInvalidArgument)
+	}
+	host, err := hostNamespace(ns.Type)
+	if err != nil {
+		return err
+	}
+	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != cloneFlags[ns.Type] {
+		return refuse("is not one")
+	}
+	switch {
+	case ns.Type == specs.PIDNamespace:
+		return refuse("cannot be given by a path")
+	case ns.Type == specs.UserNamespace && f.id == host:
+		return refuse("is the host's")
+	}
+	return nil
+}
+
+// cloneFlags are the flags of clone(2) by which the kernel names the types.
+var cloneFlags = map[specs.LinuxNamespaceType]int{
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
+}
+
 // hostNamespace returns the identity of the shim's own namespace of a type,
 // which is the host's in all threads but those that hold sandboxes. The path
 // must not be /proc/self, which is the main thread's.

@@ -51,6 +51,9 @@ type sandbox struct {
 }
 
 func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec) (*Task, error) {
+	if err := checkSandboxPaths(spec.Linux.Namespaces); err != nil {
+		return nil, err
+	}
 	own, err := spec.ownNamespaces()
 	if err != nil {
 		return nil, err
