@@ -117,7 +117,20 @@ func TestNullIO(t *testing.T) {
 func TestOutputToFile(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
 		file := filepath.Join(t.TempDir(), "deep", "log")
-		c := newContainer(t, shim, sh("echo one; echo two >&2"))
+		c := newContainer(t, shim, sh("echo one; echo two >&2; sleep 1000"))
+		c.run(cio.LogFile(file))
+		eventually(t, "both lines are in the log", func() bool {
+			got, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(got), "one\n") && strings.Contains(string(got), "two\n")
+		})
+	})
+}
+
+// The stock shim may end before it has copied what came last.
+func TestOutputToFileIsCompleteOnDelete(t *testing.T) {
+	withPause(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "deep", "log")
+		c := newContainer(t, "pause", sh("echo one; echo two >&2"))
 		c.run(cio.LogFile(file))
 		c.wait()
 		c.remove()

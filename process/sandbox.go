@@ -347,7 +347,8 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	}
 	s.host.reaper.hold()
 	defer s.host.reaper.release()
-	if err := s.hooks.stopped(ctx); err != nil {
+	// They run once, and so even if the client has gone.
+	if err := s.hooks.stopped(context.WithoutCancel(ctx)); err != nil {
 		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")
 	}
 	s.host.forget(s)
