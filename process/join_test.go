@@ -80,12 +80,81 @@ func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
 	}
 }
 
-// With a target container, CRI gives the path of that one's PID namespace.
+// A pod made by hand has no paths to give.
+func TestMembersWithoutPathsGetTheNamespacesOfThePod(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	spec := member(t, specs.MountNamespace, "")
+	kinds := append(podKinds, specs.PIDNamespace, specs.CgroupNamespace)
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, namespaceList(kinds...)...)
+	r := n.request("member", spec)
+	n.make(r)
+	for _, ns := range podNamespaceTypes {
+		if inode(t, namespaceIn(t, r.Bundle, ns.kind)) != inode(t, threadNS(podTID, ns.proc)) {
+			t.Errorf("the %s namespace is not the pod's", ns.kind)
+		}
+	}
+	for _, kind := range []specs.LinuxNamespaceType{specs.MountNamespace, specs.PIDNamespace, specs.CgroupNamespace} {
+		if path := namespaceIn(t, r.Bundle, kind); path != "" {
+			t.Errorf("the %s namespace is not a new one, but %s", kind, path)
+		}
+	}
+	if calls := n.told("calls"); calls != "create member" {
+		t.Errorf("the OCI runtime was called: %s", calls)
+	}
+}
+
+// A type that is not listed is the host's, by the runtime specification. So it is
+// not for the shim to add it.
+func TestMembersGetNoNamespaceThatTheyDoNotList(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	r := n.request("member", member(t, specs.NetworkNamespace, ""))
+	n.make(r)
+	got, err := readSpec(r.Bundle)
+	must(t, err)
+	if list := got.Linux.Namespaces; len(list) != 1 || list[0].Type != specs.NetworkNamespace {
+		t.Errorf("it lists %v", list)
+	}
+}
+
+// With a target container, CRI gives the path of that one's PID namespace. When
+// the OCI runtime gets there, the process and its pid may be another's.
 func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
+	noLeakedFDs(t)
 	target := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID})
-	n.make(n.request("member", member(t, specs.PIDNamespace, fmt.Sprintf("/proc/%d/ns/pid", target))))
+	path := fmt.Sprintf("/proc/%d/ns/pid", target)
+	want := inode(t, path)
+	r := n.request("member", member(t, specs.PIDNamespace, path))
+	arrived := n.gate("create")
+	type result struct {
+		task *Task
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		task, err := n.Create(testContext(t), r)
+		done <- result{task, err}
+	}()
+	open := arrived()
+	must(t, unix.Kill(target, unix.SIGKILL))
+	eventually(t, "the target has ended", func() bool { s := processState(target); return s == "" || s == "Z" })
+	given := namespaceIn(t, r.Bundle, specs.PIDNamespace)
+	if prefix := fmt.Sprintf("/proc/./%d/fd/", os.Getpid()); !strings.HasPrefix(given, prefix) {
+		t.Errorf("the path is %s, want one of %s", given, prefix)
+	}
+	if got := inode(t, given); got != want {
+		t.Errorf("%s leads to %d, not the target's %d", given, got, want)
+	}
+	open()
+	got := <-done
+	must(t, got.err)
+	n.adopt(got.task)
+	if strings.Contains(n.told("calls"), "run ") {
+		t.Error("an init was run for nobody")
+	}
 }
 
 func TestMembersOfAPodInAnotherNamespaceAreRefused(t *testing.T) {

@@ -247,6 +247,12 @@ func TestInitThatCannotBeRun(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "no inits today") {
 				t.Errorf("got error %v", err)
 			}
+			if runs := strings.Count(n.told("calls"), "run pod"); runs != 1 {
+				t.Errorf("it was tried %d times, though the runtime has seccomp", runs)
+			}
+			if pod.body.(*sandbox).podInit() != nil || pod.init.Status().State != Running {
+				t.Errorf("there is an init, or the sandbox has ended: %+v", pod.init.Status())
+			}
 			nothingOfInit(t, n, pod)
 			n.untell(kind)
 			n.make(n.request("b", sharer(t)))
@@ -262,6 +268,95 @@ func TestInitWithARuntimeWithoutSeccomp(t *testing.T) {
 	must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	if got.Linux.Seccomp != nil {
 		t.Error("the spec has seccomp")
+	}
+	if runs := strings.Count(n.told("calls"), "run pod"); runs != 2 {
+		t.Errorf("it was run %d times", runs)
+	}
+}
+
+func TestInitIsInTheCgroupOfTheSandbox(t *testing.T) {
+	n := newNode(t)
+	spec := sandboxSpec()
+	spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
+	pod, init := n.sharedPod(spec)
+	procs, err := pod.group().Pids()
+	must(t, err)
+	if !slices.Equal(procs, []int{init.child.pid}) {
+		t.Errorf("processes in the cgroup are %v, want %d", procs, init.child.pid)
+	}
+}
+
+func TestInitSharesThePodsNamespaces(t *testing.T) {
+	n := newNode(t)
+	spec := userSpec("")
+	spec.Linux.Namespaces = without(spec.Linux.Namespaces, specs.UTSNamespace) // the host's
+	spec.Hostname = ""
+	pod, _ := n.sharedPod(spec)
+	var got specs.Spec
+	must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	want := map[specs.LinuxNamespaceType]uint64{
+		specs.PIDNamespace: 0, specs.MountNamespace: 0, specs.CgroupNamespace: 0, // new
+		specs.NetworkNamespace: inode(t, threadNS(podTID, "net")),
+		specs.IPCNamespace:     inode(t, threadNS(podTID, "ipc")),
+		specs.UserNamespace:    pod.body.(*sandbox).userns.id.ino,
+	}
+	for _, ns := range got.Linux.Namespaces {
+		var ino uint64
+		if ns.Path != "" {
+			ino = inode(t, ns.Path)
+		}
+		if number, ok := want[ns.Type]; !ok || ino != number {
+			t.Errorf("%s namespace %s is %d, want %d", ns.Type, ns.Path, ino, number)
+		}
+		delete(want, ns.Type)
+	}
+	if len(want) > 0 {
+		t.Errorf("types that are missing: %v", want)
+	}
+	if !reflect.DeepEqual(got.Linux.UIDMappings, spec.Linux.UIDMappings) || !reflect.DeepEqual(got.Linux.GIDMappings, spec.Linux.GIDMappings) {
+		t.Errorf("the mappings are %v and %v", got.Linux.UIDMappings, got.Linux.GIDMappings)
+	}
+}
+
+// The directory with the bundles of the Sandbox API is closed to users.
+func TestRootOfTheInitOfASandboxThatIsNoTask(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			r := n.request("pod", sandboxSpec())
+			state := t.TempDir()
+			bundle := filepath.Join(state, "io.containerd.sandbox.controller.v1.shim", "test", "pod")
+			must(t, os.MkdirAll(filepath.Dir(bundle), 0o700))
+			must(t, os.Rename(r.Bundle, bundle))
+			r.Bundle, r.Sandbox = bundle, true
+			pod := n.make(r)
+			must(t, pod.StartInit(testContext(t)))
+			_, err := pod.init.Start(testContext(t))
+			must(t, err)
+			root := filepath.Join(state, "io.containerd.pause.v2", "test", "pod")
+			if mounted, err := mountinfo.Mounted(root); !mounted || err != nil {
+				t.Errorf("its root is mounted: %t, error %v", mounted, err)
+			}
+			for dir := root; dir != state; dir = filepath.Dir(dir) {
+				if st, err := os.Stat(dir); err != nil || st.Mode()&0o001 == 0 {
+					t.Errorf("users cannot reach %s: %v, error %v", dir, st, err)
+				}
+			}
+			if dead {
+				_, err = cleanUp(t, bundle, "pod")
+				must(t, err)
+				exitOf(t, pod.init)
+			} else {
+				must(t, pod.Kill("", unix.SIGKILL, false))
+				exitOf(t, pod.init)
+				_, err = pod.Delete(testContext(t), "")
+				must(t, err)
+			}
+			if _, err := os.Stat(root); !os.IsNotExist(err) {
+				t.Errorf("its root is left: %v", err)
+			}
+		})
 	}
 }
 
@@ -320,12 +415,22 @@ func TestCleanUpOfAnInit(t *testing.T) {
 	n := newNode(t)
 	spec := sandboxSpec()
 	spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
-	pod, init := n.sharedPod(spec)
-	_, err := cleanUp(t, pod.Bundle, "pod")
-	must(t, err)
+	pod := n.pod(spec)
+	must(t, pod.StartInit(testContext(t)))
+	init := pod.body.(*sandbox).podInit()
+	st, err := cleanUp(t, pod.Bundle, "pod")
+	if err != nil || st.Exit.Status != 137 {
+		t.Errorf("got %+v and error %v", st, err)
+	}
 	eventually(t, "the init is gone", func() bool { return processState(init.child.pid) == "" })
 	if mounted, err := mountinfo.Mounted(filepath.Join(pod.Bundle, "rootfs")); mounted || err != nil {
 		t.Errorf("its root is mounted: %t, error %v", mounted, err)
 	}
+	n.knowsNothing()
+	if left := cgroupsLeft(); len(left) > 0 {
+		t.Errorf("cgroups are left: %v", left)
+	}
 	exitOf(t, pod.init)
+	_, err = cleanUp(t, pod.Bundle, "pod")
+	must(t, err)
 }

@@ -272,6 +272,7 @@ func TestOutputOfASandboxEndsWithIt(t *testing.T) {
 }
 
 func TestSandboxesThatAreRefused(t *testing.T) {
+	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID})
 	is := func(target error) func(error) bool {
 		return func(err error) bool { return err != nil && strings.Contains(err.Error(), target.Error()) }
 	}
@@ -310,6 +311,25 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 		{"network namespace of a wrong type", func(s *specs.Spec) {
 			s.Linux.Namespaces[0].Path = "/proc/thread-self/ns/ipc"
 		}, is(unix.EINVAL), "/proc/thread-self/ns/ipc"},
+		{"network namespace that is none", func(s *specs.Spec) {
+			s.Linux.Namespaces[0].Path = "/dev/null"
+		}, errdefs.IsInvalidArgument, "/dev/null is not one"},
+		{"mount namespace of a wrong type", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.MountNamespace),
+				specs.LinuxNamespace{Type: specs.MountNamespace, Path: "/proc/thread-self/ns/net"})
+		}, errdefs.IsInvalidArgument, "mount namespace /proc/thread-self/ns/net is not one"},
+		{"user namespace of the host", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces,
+				specs.LinuxNamespace{Type: specs.UserNamespace, Path: fmt.Sprintf("/proc/%d/ns/user", podTID)})
+		}, errdefs.IsInvalidArgument, "is the host's"},
+		{"PID namespace by path", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.PIDNamespace),
+				specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", process)})
+		}, errdefs.IsInvalidArgument, "cannot be given by a path"},
+		{"PID namespace of the host by path", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.PIDNamespace),
+				specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", podTID)})
+		}, errdefs.IsInvalidArgument, "cannot be given by a path"},
 		{"sysctl", func(s *specs.Spec) {
 			s.Linux.Sysctl = map[string]string{"kernel.panic": "1"}
 		}, errdefs.IsInvalidArgument, "kernel.panic"},

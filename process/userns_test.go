@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,7 +75,9 @@ func TestNamespacesBelongToTheUserNamespaceOfThePod(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			noLeakedFDs(t)
 			n := newNode(t)
+			before := children(t)
 			pod := n.pod(tc.spec)
+			noMoreChildren(t, before)
 			held := pod.body.(*sandbox).userns.id.ino
 			if tc.given != (held == inode(t, userns)) {
 				t.Errorf("the user namespace is the given one: %t", !tc.given)
@@ -84,21 +87,31 @@ func TestNamespacesBelongToTheUserNamespaceOfThePod(t *testing.T) {
 					t.Errorf("the owner of %s is %d, not the pod's %d", kind, owner, held)
 				}
 			}
-			noHolder(t)
 			sameUser(t)
 		})
 	}
 }
 
-// noHolder fails the test if a process of the pod is left.
-func noHolder(t *testing.T) {
+// children are the pids of this process's children, zombies as well.
+func children(t *testing.T) (pids []string) {
 	t.Helper()
-	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	names, err := filepath.Glob("/proc/[0-9]*/status")
 	must(t, err)
 	for _, name := range names {
-		comm, err := os.ReadFile(name)
-		if err == nil && strings.Contains(string(comm), "holder") {
-			t.Errorf("%s is a holder", name)
+		status, err := os.ReadFile(name)
+		if err == nil && strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", os.Getpid())) {
+			pids = append(pids, filepath.Base(filepath.Dir(name)))
+		}
+	}
+	return pids
+}
+
+// noMoreChildren fails the test if there are others than before.
+func noMoreChildren(t *testing.T, before []string) {
+	t.Helper()
+	for _, pid := range children(t) {
+		if !slices.Contains(before, pid) {
+			t.Errorf("process %s is left", pid)
 		}
 	}
 }
@@ -120,7 +133,7 @@ func TestMembersGetTheUserNamespaceOfThePod(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod(userSpec(""))
 	held := pod.body.(*sandbox).userns.id.ino
-	for _, path := range []string{"", fmt.Sprintf("/proc/%d/ns/user", podTID)} {
+	for _, path := range []string{"", fmt.Sprintf("/proc/%d/ns/user", podTID), pod.body.(*sandbox).userns.path()} {
 		spec := member(t, specs.UserNamespace, path)
 		spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 5, Size: 5}}
 		r := n.request("member", spec)
@@ -201,6 +214,7 @@ func TestUserNamespacesThatCannotBe(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			noLeakedFDs(t)
 			n := newNode(t)
+			before := children(t)
 			task, err := n.Create(testContext(t), n.request("pod", spec))
 			if err == nil {
 				n.adopt(task)
@@ -209,7 +223,7 @@ func TestUserNamespacesThatCannotBe(t *testing.T) {
 			if !atHome(t, podTID) {
 				t.Error("the thread is not at home")
 			}
-			noHolder(t)
+			noMoreChildren(t, before)
 			n.pod(sandboxSpec()) // the place is free
 		})
 	}
