@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,37 +78,6 @@ func TestShimSurvivesSignalToAll(t *testing.T) {
 	}
 }
 
-// connectSource connects to a socket and says what came of it.
-const connectSource = `#include <errno.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-int main(int argc, char **argv) {
-	struct sockaddr_un a = {.sun_family = AF_UNIX};
-	if (argc != 2) return 2;
-	strncpy(a.sun_path, argv[1], sizeof a.sun_path - 1);
-	int s = socket(AF_UNIX, SOCK_STREAM, 0);
-	errno = 0;
-	int failed = connect(s, (struct sockaddr *)&a, sizeof a);
-	puts(strerror(errno));
-	return failed ? 1 : 0;
-}
-`
-
-// compileConnect compiles connectSource to run in any container.
-func compileConnect(t *testing.T) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "connect")
-	cc := exec.CommandContext(testContext(t), "gcc", "-Os", "-static", "-s", "-x", "c", "-o", path, "-")
-	cc.Stdin = strings.NewReader(connectSource)
-	if msg, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, msg)
-	}
-	must(t, os.Chmod(path, 0o755))
-	return path
-}
-
 // shimSocket is the path of the socket that a pod's shim serves.
 func shimSocket(t *testing.T, namespace, id string) string {
 	t.Helper()
@@ -121,7 +89,8 @@ func shimSocket(t *testing.T, namespace, id string) string {
 // With the network namespace of the host, only the files' modes are in the way:
 // root gets through, which shows that the program works.
 func TestShimSocketIsForRootOnly(t *testing.T) {
-	connect := compileConnect(t)
+	connect, err := theNode.LookPath("connect")
+	must(t, err)
 	for name, test := range map[string]struct {
 		mode      mode
 		user      int64

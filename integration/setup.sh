@@ -114,6 +114,16 @@ build_tools() {
 	build crictl $module $crictl_version "-X $module/pkg/version.Version=$crictl_version" crictl
 	module=github.com/opencontainers/runc
 	build runc $module $runc_version "-X main.version=${runc_version#v}" runc-current
+	programs
+}
+
+# programs compiles what the tests run inside of containers.
+programs() {
+	local source program
+	for source in integration/programs/*.c; do
+		program=$tools/$(basename "$source" .c)
+		[ "$program" -nt "$source" ] || quietly "compile $source" gcc -Os -static -s -o "$program" "$source"
+	done
 }
 
 for part; do

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	goruntime "runtime"
 	"strings"
 	"time"
@@ -21,25 +20,13 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// pauseSource does what the pause program of Kubernetes does.
-const pauseSource = `#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-static void stop(int s) { (void)s; _exit(0); }
-static void reap(int s) { (void)s; while (waitpid(-1, 0, WNOHANG) > 0) ; }
-int main(void) {
-	signal(SIGINT, stop), signal(SIGTERM, stop), signal(SIGCHLD, reap);
-	for (;;) pause();
-}
-`
-
 // importImages makes the images, and waits until CRI knows them.
 func (n *Node) importImages(ctx context.Context) error {
 	busybox, err := busyboxRoot()
 	if err != nil {
 		return err
 	}
-	pause, err := pauseRoot(n.Dir)
+	pause, err := n.pauseRoot()
 	if err != nil {
 		return err
 	}
@@ -129,16 +116,12 @@ func busyboxRoot() ([]file, error) {
 	return root, nil
 }
 
-// pauseRoot compiles the pause program in dir.
-func pauseRoot(dir string) ([]file, error) {
-	out := filepath.Join(dir, "pause")
-	defer os.Remove(out)
-	cc := exec.Command("gcc", "-Os", "-static", "-s", "-x", "c", "-o", out, "-")
-	cc.Stdin = strings.NewReader(pauseSource)
-	if msg, err := cc.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("cannot compile the pause program: %w: %s (Debian: gcc libc6-dev)", err, msg)
+func (n *Node) pauseRoot() ([]file, error) {
+	path, err := n.LookPath("pause")
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the pause image: %w", err)
 	}
-	program, err := os.ReadFile(out)
+	program, err := os.ReadFile(path)
 	return []file{{name: "pause", mode: 0o755, data: program}}, err
 }
 
