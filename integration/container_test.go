@@ -50,8 +50,10 @@ func newContainer(t *testing.T, shim string, cfg config) *container {
 	c := &container{t: t, ctx: testContext(t), shim: shim}
 	image, err := theNode.Client().GetImage(c.ctx, theNode.BusyboxImage)
 	must(t, err)
-	spec := append([]oci.SpecOpts{oci.WithImageConfig(image), oci.WithProcessArgs(cfg.args...)}, cfg.spec...)
 	id := fmt.Sprintf("c%d", containerNumber.Add(1))
+	spec := append([]oci.SpecOpts{
+		oci.WithImageConfig(image), oci.WithProcessArgs(cfg.args...), oci.WithCgroup(theNode.CgroupsPath(id)),
+	}, cfg.spec...)
 	c.Container, err = theNode.Client().NewContainer(c.ctx, id,
 		containerd.WithSnapshotter(theNode.Snapshotter),
 		containerd.WithNewSnapshot(id, image),
@@ -66,7 +68,7 @@ func newContainer(t *testing.T, shim string, cfg config) *container {
 
 // runtimeOptions are the options of all containers. change may be nil.
 func runtimeOptions(change func(*options.Options)) *options.Options {
-	o := &options.Options{BinaryName: ociRuntime, Root: theNode.RuntimeRoot()}
+	o := &options.Options{BinaryName: ociRuntime, Root: theNode.RuntimeRoot(), SystemdCgroup: systemdCgroup}
 	if change != nil {
 		change(o)
 	}

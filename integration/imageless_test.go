@@ -24,9 +24,9 @@ func onNewNode(t *testing.T, handlers []node.Handler, dirs []string, test func(t
 	withPause(t, func(t *testing.T) {
 		usual := theNode
 		defer func() { theNode = usual }()
-		n, err := node.Start(t.Context(), node.Options{
-			Path: append(dirs, filepath.SplitList(os.Getenv("PAUSE_TEST_PATH"))...), OCIRuntime: ociRuntime, Handlers: handlers, NoPauseImage: true,
-		})
+		options := nodeOptions(append(dirs, filepath.SplitList(os.Getenv("PAUSE_TEST_PATH"))...), handlers)
+		options.NoPauseImage = true
+		n, err := node.Start(t.Context(), options)
 		must(t, err)
 		theNode = n
 		t.Run("node", func(t *testing.T) {

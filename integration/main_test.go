@@ -7,6 +7,7 @@
 //	PAUSE_TEST_PATH     directories of containerd, its tools and the shims, as in $PATH
 //	PAUSE_TEST_SHIMS    which shims to test: "runc,pause"
 //	PAUSE_TEST_RUNTIME  the OCI runtime: "runc"
+//	PAUSE_TEST_CGROUPS  who makes cgroups: "cgroupfs", or "systemd"
 package integration
 
 import (
@@ -33,6 +34,9 @@ var (
 	shims []string
 
 	ociRuntime = "runc"
+
+	// systemdCgroup says that systemd makes the cgroups of containers.
+	systemdCgroup bool
 )
 
 // A stuck test should fail, with the daemon's log, long before the whole run does.
@@ -53,11 +57,12 @@ func run(m *testing.M) int {
 	if r := os.Getenv("PAUSE_TEST_RUNTIME"); r != "" {
 		ociRuntime = r
 	}
+	systemdCgroup = os.Getenv("PAUSE_TEST_CGROUPS") == "systemd"
 	ctx := context.Background()
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
 	var err error
-	theNode, err = node.Start(ctx, node.Options{Path: filepath.SplitList(path), OCIRuntime: ociRuntime, Handlers: handlers()})
+	theNode, err = node.Start(ctx, nodeOptions(filepath.SplitList(path), handlers()))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -79,6 +84,11 @@ func run(m *testing.M) int {
 		code = 1
 	}
 	return code
+}
+
+// nodeOptions are those of a node of which the environment says how it should be.
+func nodeOptions(path []string, handlers []node.Handler) node.Options {
+	return node.Options{Path: path, OCIRuntime: ociRuntime, SystemdCgroup: systemdCgroup, Handlers: handlers}
 }
 
 // handlers are those that the node has beside one for each shim.

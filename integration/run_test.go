@@ -345,7 +345,7 @@ func (c *container) expectEnded(pid string) {
 	c.t.Helper()
 	eventually(c.t, "process "+pid+" has ended", func() bool {
 		cgroups, err := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
-		return err != nil || !strings.Contains(string(cgroups), "/"+c.ID()+"\n")
+		return err != nil || !strings.Contains(string(cgroups), "/"+c.ID()+"\n") && !strings.Contains(string(cgroups), "-"+c.ID()+".scope\n")
 	})
 }
 

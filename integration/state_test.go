@@ -212,7 +212,7 @@ func TestMissingRootfs(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
 		ctx := testContext(t)
 		c, err := theNode.Client().NewContainer(ctx, "no-rootfs",
-			containerd.WithNewSpec(oci.WithProcessArgs("true"), oci.WithRootFSPath("/no/such/rootfs")),
+			containerd.WithNewSpec(oci.WithProcessArgs("true"), oci.WithRootFSPath("/no/such/rootfs"), oci.WithCgroup(theNode.CgroupsPath("no-rootfs"))),
 			containerd.WithRuntime(runtimeType(shim), runtimeOptions(nil)))
 		must(t, err)
 		atEnd(t, func(ctx context.Context) error { return node.RemoveContainer(ctx, c) })
@@ -256,7 +256,7 @@ func bundleByHand(t *testing.T, c *container, id string) string {
 	must(t, os.MkdirAll(filepath.Join(bundle, "rootfs"), 0o711))
 	t.Cleanup(func() { os.RemoveAll(bundle) })
 	spec := readFile(t, filepath.Join(theNode.Bundle(theNode.ID, c.ID()), "config.json"))
-	spec = strings.ReplaceAll(spec, "/"+theNode.ID+"/"+c.ID(), "/"+theNode.ID+"/"+id)
+	spec = strings.ReplaceAll(spec, theNode.CgroupsPath(c.ID()), theNode.CgroupsPath(id))
 	must(t, os.WriteFile(filepath.Join(bundle, "config.json"), []byte(spec), 0o600))
 	return bundle
 }

@@ -115,7 +115,7 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
 		if h.Shim != "" {
 			fmt.Fprintf(&b, "  runtime_path = '%s'\n", h.Shim)
 		}
-		fmt.Fprintf(&b, "[%s.options]\n  BinaryName = '%s'\n  Root = '%s'\n  SystemdCgroup = false\n", key, h.OCIRuntime, n.RuntimeRoot())
+		fmt.Fprintf(&b, "[%s.options]\n  BinaryName = '%s'\n  Root = '%s'\n  SystemdCgroup = %t\n", key, h.OCIRuntime, n.RuntimeRoot(), n.options.SystemdCgroup)
 	}
 	return b.String()
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -52,7 +51,7 @@ func (n *Node) leftovers() (left []string) {
 	}
 	add("mount", mounts(n.Dir)...)
 	for _, c := range cgroups(n.ID) {
-		if filepath.Base(c) != n.ID { // the parent of all; nobody promised to remove it
+		if base := filepath.Base(c); base != n.ID && base != sliceOf(n.ID) { // the parent of all; nobody promised to remove it
 			add("cgroup", c)
 		}
 	}
@@ -85,25 +84,6 @@ func mounts(dir string) []string {
 		points = append([]string{i.Mountpoint}, points...)
 	}
 	return points
-}
-
-// cgroups returns the cgroups named id, and those below them, in all hierarchies,
-// children first.
-func cgroups(id string) []string {
-	roots, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
-	if err != nil {
-		return []string{err.Error()}
-	}
-	var found []string
-	for _, root := range roots {
-		filepath.WalkDir(root.Mountpoint, func(path string, d fs.DirEntry, err error) error { //nolint:errcheck // a cgroup may go during the walk
-			if err == nil && d.IsDir() && strings.Contains(path+"/", "/"+id+"/") {
-				found = append([]string{path}, found...)
-			}
-			return nil
-		})
-	}
-	return found
 }
 
 // ports returns the interfaces that are attached to a bridge.

@@ -51,6 +51,10 @@ type Options struct {
 	// Env is added to the daemon's environment, as "NAME=value".
 	Env []string
 
+	// SystemdCgroup has systemd make the cgroups of containers. The host's process
+	// 1 must be systemd.
+	SystemdCgroup bool
+
 	// NoPauseImage leaves the pause image out.
 	NoPauseImage bool
 }
@@ -71,8 +75,8 @@ type Node struct {
 	Dir string
 
 	// ID is unique to the node: the name of its bridge and CNI network, of the
-	// cgroup under which all pods and containers should be, and of the
-	// containerd namespace for plain containers.
+	// cgroup (with systemd, the slice) under which all pods and containers should
+	// be, and of the containerd namespace for plain containers.
 	ID string
 
 	// Snapshotter is the one that CRI uses, and that can be used in Dir.
@@ -158,6 +162,11 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	setRunning(n, true)
 	if err = adoptOrphans(); err != nil {
 		return nil, err
+	}
+	if o.SystemdCgroup {
+		if err = startSlice(ctx, n.ID); err != nil {
+			return nil, err
+		}
 	}
 	n.Snapshotter = usableSnapshotter(dir)
 	if err = n.writeConfig(); err != nil {

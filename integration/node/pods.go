@@ -22,7 +22,7 @@ func (n *Node) PodConfig(change func(*runtime.PodSandboxConfig)) *runtime.PodSan
 		Hostname:     name,
 		LogDirectory: filepath.Join(n.Dir, "logs", name),
 		Linux: &runtime.LinuxPodSandboxConfig{
-			CgroupParent:    "/" + n.ID,
+			CgroupParent:    n.cgroupParent(),
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{}},
 		},
 	}

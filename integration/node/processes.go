@@ -136,7 +136,12 @@ func marked(pid int, dir string) bool {
 		}
 	}
 	cgroups, _ := os.ReadFile(proc + "cgroup")
-	return bytes.Contains(cgroups, []byte("/"+filepath.Base(dir)+"/"))
+	for line := range strings.Lines(string(cgroups)) {
+		if isCgroupOf(filepath.Base(dir), strings.TrimSuffix(line, "\n")) {
+			return true
+		}
+	}
+	return false
 }
 
 var adopt sync.Once

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -22,6 +23,7 @@ func purge(dir string) error {
 			errs = append(errs, fmt.Errorf("cannot unmount %s: %w", m, err))
 		}
 	}
+	errs = append(errs, stopSlice(context.Background(), id))
 	for _, c := range cgroups(id) {
 		if err := removeCgroup(c); err != nil {
 			errs = append(errs, err)
@@ -54,29 +56,6 @@ func killProcesses(dir string) error {
 		}
 	}
 	return fmt.Errorf("cannot kill %v", left)
-}
-
-// thaw lets processes of a frozen cgroup take their SIGKILL. It is no error if
-// the cgroup is of another version or controller.
-func thaw(cgroup string) {
-	for name, value := range map[string]string{"freezer.state": "THAWED", "cgroup.freeze": "0"} {
-		f, err := os.OpenFile(filepath.Join(cgroup, name), os.O_WRONLY, 0)
-		if err == nil {
-			f.WriteString(value) //nolint:errcheck // processes that stay are reported
-			f.Close()
-		}
-	}
-}
-
-// removeCgroup waits for the kernel to take the last process out.
-func removeCgroup(path string) (err error) {
-	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
-		err = unix.Rmdir(path)
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-	}
-	return fmt.Errorf("cannot remove cgroup %s: %w", path, err)
 }
 
 // removeFirewallRules removes the rules of a CNI network, and the chain of each
