@@ -8,6 +8,7 @@
 //	PAUSE_TEST_SHIMS    which shims to test: "runc,pause"
 //	PAUSE_TEST_RUNTIME  the OCI runtime: "runc"
 //	PAUSE_TEST_CGROUPS  who makes cgroups: "cgroupfs", or "systemd"
+//	PAUSE_TEST_PATIENCE by how much the machine may be slower than usual: 1
 package integration
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,12 +37,16 @@ var (
 
 	ociRuntime = "runc"
 
+	// patience is the factor of all time limits.
+	patience = time.Duration(1)
+
 	// systemdCgroup says that systemd makes the cgroups of containers.
 	systemdCgroup bool
 )
 
-// A stuck test should fail, with the daemon's log, long before the whole run does.
-const testDeadline = 3 * time.Minute
+// testDeadline is how long a test may take. A stuck one should fail, with the
+// daemon's log, long before the whole run does.
+func testDeadline() time.Duration { return patience * 3 * time.Minute }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -58,6 +64,14 @@ func run(m *testing.M) int {
 		ociRuntime = r
 	}
 	systemdCgroup = os.Getenv("PAUSE_TEST_CGROUPS") == "systemd"
+	if p := os.Getenv("PAUSE_TEST_PATIENCE"); p != "" {
+		factor, err := strconv.Atoi(p)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "PAUSE_TEST_PATIENCE:", err)
+			return 1
+		}
+		patience = time.Duration(factor)
+	}
 	ctx := context.Background()
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
@@ -88,7 +102,7 @@ func run(m *testing.M) int {
 
 // nodeOptions are those of a node of which the environment says how it should be.
 func nodeOptions(path []string, handlers []node.Handler) node.Options {
-	return node.Options{Path: path, OCIRuntime: ociRuntime, SystemdCgroup: systemdCgroup, Handlers: handlers}
+	return node.Options{Path: path, OCIRuntime: ociRuntime, SystemdCgroup: systemdCgroup, Patience: patience, Handlers: handlers}
 }
 
 // handlers are those that the node has beside one for each shim.
@@ -151,7 +165,7 @@ func runtimeType(shim string) string {
 // if the test has failed.
 func checkLeftovers(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
+	ctx, cancel := context.WithTimeout(context.Background(), testDeadline())
 	defer cancel()
 	if err := theNode.RemoveAll(ctx); err != nil {
 		t.Error(err)
@@ -167,7 +181,7 @@ func checkLeftovers(t *testing.T) {
 // testContext is a context of the node's namespace, which ends with the test.
 func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(theNode.Context(t.Context()), testDeadline)
+	ctx, cancel := context.WithTimeout(theNode.Context(t.Context()), testDeadline())
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -176,7 +190,7 @@ func testContext(t *testing.T) context.Context {
 func atEnd(t *testing.T, f func(ctx context.Context) error) {
 	t.Helper()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(theNode.Context(context.Background()), time.Minute)
+		ctx, cancel := context.WithTimeout(theNode.Context(context.Background()), patience*time.Minute)
 		defer cancel()
 		if err := f(ctx); err != nil {
 			t.Error(err)
@@ -188,7 +202,7 @@ func atEnd(t *testing.T, f func(ctx context.Context) error) {
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for start := time.Now(); !condition(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > time.Minute {
+		if time.Since(start) > patience*time.Minute {
 			t.Fatalf("never: %s", what)
 		}
 	}

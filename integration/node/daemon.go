@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// How long the daemon may take to answer, or to end.
-const daemonDeadline = time.Minute
+// daemonDeadline is how long the daemon may take to answer, or to end.
+func (n *Node) daemonDeadline() time.Duration { return n.options.Patience * time.Minute }
 
 // DaemonPid is the pid of containerd, 0 if it does not run.
 func (n *Node) DaemonPid() int {
@@ -58,7 +58,7 @@ func (n *Node) startDaemon(ctx context.Context) error {
 	done := n.done
 	go func() { cmd.Wait(); close(done) }() //nolint:errcheck // how it ended is in its log
 
-	ctx, cancel := context.WithTimeout(ctx, daemonDeadline)
+	ctx, cancel := context.WithTimeout(ctx, n.daemonDeadline())
 	defer cancel()
 	go func() {
 		select {
@@ -97,11 +97,11 @@ func (n *Node) endDaemon(sig syscall.Signal) error {
 	}
 	select {
 	case <-n.done:
-	case <-time.After(daemonDeadline):
+	case <-time.After(n.daemonDeadline()):
 		n.daemon.Process.Kill() //nolint:errcheck // it has ended, or it cannot be helped
 		<-n.done
 		n.daemon = nil
-		return fmt.Errorf("containerd did not end in %s after %s\n%s", daemonDeadline, sig, n.LogTail(20))
+		return fmt.Errorf("containerd did not end in %s after %s\n%s", n.daemonDeadline(), sig, n.LogTail(20))
 	}
 	n.daemon = nil
 	return nil

@@ -22,7 +22,7 @@ const leftoverDeadline = 20 * time.Second
 // is left if all pods and containers are said to be gone. It waits for what is
 // about to vanish. What it has returned once, it does not return again.
 func (n *Node) Leftovers(ctx context.Context) []string {
-	ctx, cancel := context.WithTimeout(ctx, leftoverDeadline)
+	ctx, cancel := context.WithTimeout(ctx, n.options.Patience*leftoverDeadline)
 	defer cancel()
 	for {
 		left := n.leftovers()

@@ -55,6 +55,10 @@ type Options struct {
 	// 1 must be systemd.
 	SystemdCgroup bool
 
+	// Patience is the factor of the time limits for the node's own start and end;
+	// a slow machine wants more than 1.
+	Patience time.Duration
+
 	// NoPauseImage leaves the pause image out.
 	NoPauseImage bool
 }
@@ -141,6 +145,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
+	o.Patience = max(o.Patience, 1)
 	if o.OCIRuntime == "" {
 		o.OCIRuntime = "runc"
 	}
