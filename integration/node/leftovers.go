@@ -63,7 +63,8 @@ func (n *Node) leftovers() (left []string) {
 		"sandbox bundle":    "*/io.containerd.sandbox.controller.v1.*/*/*",
 		"root of an init":   "state/io.containerd.pause.v2/*/*",
 		"pinned namespace":  "state/netns/*",
-		"runtime state":     "oci/*/*",
+		// crun keeps a cache in its root, for itself.
+		"runtime state": "oci/*/[!.]*",
 	} {
 		found, _ := filepath.Glob(filepath.Join(n.Dir, pattern))
 		add(what, found...)
