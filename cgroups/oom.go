@@ -13,14 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WatchOOM calls f once for each process that the kernel's OOM killer kills in the cgroup, or below it, from now on.
-// The calls come one after the other, from a goroutine of the watch's own. The removal of the cgroup is not reported.
+// WatchOOM calls f once for each process that the kernel's OOM killer kills in the cgroup, or below it, from now on; on
+// v2, where memory.oom.group has it kill all processes at once, once for all of them. The calls come one after the
+// other, most of them from a goroutine of the watch's own. The removal of the cgroup is not reported.
+//
+// stop reports what has been counted until then, and ends the watch: f is not called any more when it has returned.
+// The kernel counts before it kills (__oom_kill_process, mm/oom_kill.c), so that a stop between the end of a process
+// and the removal of its cgroup misses nothing, however late the kernel's notice would come. It may be called more
+// than once, but not from f, which it waits for. Without stop, descriptors are left.
 //
 // An idle watch costs a sleeping goroutine and its descriptors, one on v1, three on v2; no thread and no inotify
 // instance, of which a user has 128 by default.
-//
-// stop ends the watch and releases it. It may be called from f and more than once. It does not wait for an f that is
-// running; no call begins after it has returned, but for one that was about to.
 //
 // A host without the memory controller is ErrNotImplemented, a cgroup that is gone ErrNotFound.
 func (c *Cgroup) WatchOOM(f func()) (stop func(), err error) {
@@ -34,35 +37,86 @@ func (c *Cgroup) WatchOOM(f func()) (stop func(), err error) {
 // oomWatch reports the growth of a count of kills.
 type oomWatch struct {
 	report  func()
-	count   func() (uint64, error)
-	last    uint64
+	count   func() (uint64, error) // nil if the kernel does not count
 	stopped chan struct{}
+
+	// mu is held over a count and the reports of its growth, and guards what follows.
+	mu   sync.Mutex
+	last uint64
+	over bool // nothing is counted or reported any more
 }
+
+func newOOMWatch(report func()) *oomWatch {
+	return &oomWatch{report: report, stopped: make(chan struct{})}
+}
+
+var errOver = errors.New("the watch is over")
 
 // check reports what was added to the count since the last check, and returns how much that was.
 func (w *oomWatch) check() (uint64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return 0, errOver
+	}
+	return w.checkLocked()
+}
+
+func (w *oomWatch) checkLocked() (uint64, error) {
 	now, err := w.count()
 	if err != nil {
 		return 0, err
 	}
-	var added uint64
-	if now > w.last {
-		added = now - w.last
-	}
+	added := growth(w.last, now)
 	w.last = now
-	w.reportTimes(added)
+	w.reportLocked(added)
 	return added, nil
 }
 
+// reportTimes is for what cannot be counted.
 func (w *oomWatch) reportTimes(n uint64) {
-	for range n {
-		select {
-		case <-w.stopped:
-			return
-		default:
-			w.report()
-		}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		w.reportLocked(n)
 	}
+}
+
+// growth of a count that may fall: the kills of a cgroup go with it from v1's sum of those below.
+func growth(from, to uint64) uint64 {
+	if to < from {
+		return 0
+	}
+	return to - from
+}
+
+func (w *oomWatch) reportLocked(n uint64) {
+	for range n {
+		w.report()
+	}
+}
+
+// finish ends the watch, with a last check if the cgroup is there still.
+func (w *oomWatch) finish() {
+	w.end(func() {
+		if w.count != nil {
+			_, _ = w.checkLocked() // no more can be done if it fails
+		}
+	})
+}
+
+// abandon ends the watch of a cgroup that is gone.
+func (w *oomWatch) abandon() { w.end(func() {}) }
+
+func (w *oomWatch) end(last func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return
+	}
+	last()
+	w.over = true
+	close(w.stopped)
 }
 
 // watchOOM uses the eventfd that cgroup.event_control ties to memory.oom_control (cgroup-v1/memory.rst, "OOM
@@ -72,7 +126,7 @@ func (t *v1Tree) watchOOM(f func()) (func(), error) {
 	if dir == "" {
 		return nil, errNoMemory
 	}
-	w := &v1OOM{oomWatch: oomWatch{report: f, stopped: make(chan struct{})}}
+	w := &v1OOM{oomWatch: newOOMWatch(f)}
 	w.count = func() (uint64, error) { return v1Kills(dir) }
 	var err error
 	if w.last, err = w.count(); errors.Is(err, errNoKillCount) {
@@ -85,10 +139,10 @@ func (t *v1Tree) watchOOM(f func()) (func(), error) {
 	}
 	w.exists = func() bool { return exists(filepath.Join(dir, "memory.oom_control")) }
 	go w.run()
-	return sync.OnceFunc(func() {
-		close(w.stopped)
+	return func() {
+		w.finish()
 		_ = w.event.Close()
-	}), nil
+	}, nil
 }
 
 var errNoMemory = fmt.Errorf("the memory controller is not there: %w", errdefs.ErrNotImplemented)
@@ -118,9 +172,12 @@ func registerOOM(dir string) (*os.File, error) {
 //   - when a cgroup above is, whose victim may be anywhere in it (mem_cgroup_oom_notify, mm/memcontrol-v1.c);
 //   - once when the cgroup is removed, after its files are gone (memcg_event_remove, css_clear_dir).
 //
-// So a signal is only the reason to watch the count of kills, for as long as a kill may take.
+// It does not when one below is out of memory by a limit of its own, or the host is.
+//
+// So a signal is only the reason to watch the count of kills, for as long as a kill may take; kills without a signal
+// are found by the next check.
 type v1OOM struct {
-	oomWatch
+	*oomWatch
 	event  *os.File
 	exists func() bool
 }
@@ -134,6 +191,7 @@ const (
 
 func (w *v1OOM) run() {
 	defer w.event.Close()
+	defer w.abandon()
 	// A kill between the first count and the registration has no signal.
 	if w.count != nil {
 		if _, err := w.check(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -39,30 +40,98 @@ func runHog(t *testing.T, c *Cgroup) {
 	}
 }
 
-func TestWatchOOMReportsEachKillOnceAndNoRemoval(t *testing.T) {
-	noLeakedFDs(t)
-	c := newCgroup(t, v1Host(t, "memory"), "oom", hogLimit)
-	var events atomic.Int32
+// eachMemory runs a test on v1 and on v2, where they have the memory controller.
+func eachMemory(t *testing.T, test func(t *testing.T, l *layout)) {
+	t.Run("v1", func(t *testing.T) { test(t, v1Host(t, "memory")) })
+	t.Run("v2", func(t *testing.T) { test(t, v2Memory(t)) })
+}
+
+// watched counts the kills that a watch of the cgroup reports.
+func watched(t *testing.T, c *Cgroup) (events *atomic.Int32, stop func()) {
+	t.Helper()
+	events = &atomic.Int32{}
 	stop, err := c.WatchOOM(func() { events.Add(1) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
-	for n := int32(1); n <= 2; n++ {
-		runHog(t, c)
-		eventually(t, "the kill is reported", func() bool { return events.Load() >= n })
-		if got := events.Load(); got != n {
-			t.Fatalf("%d reports after %d kills", got, n)
+	return events, stop
+}
+
+func TestWatchOOMReportsEachKillOnceAndNoRemoval(t *testing.T) {
+	eachMemory(t, func(t *testing.T, l *layout) {
+		noLeakedFDs(t)
+		c := newCgroup(t, l, "oom", hogLimit)
+		events, stop := watched(t, c)
+		for n := int32(1); n <= 2; n++ {
+			runHog(t, c)
+			eventually(t, "the kill is reported", func() bool { return events.Load() >= n })
+			if got := events.Load(); got != n {
+				t.Fatalf("%d reports after %d kills", got, n)
+			}
 		}
-	}
-	if err := c.Remove(testContext(t)); err != nil {
-		t.Fatal(err)
-	}
-	stop()
-	stop()
-	if got := events.Load(); got != 2 {
-		t.Errorf("%d reports of 2 kills", got)
-	}
+		if err := c.Remove(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		stop()
+		if got := events.Load(); got != 2 {
+			t.Errorf("%d reports of 2 kills", got)
+		}
+	})
+}
+
+// TestStopReportsWhatIsCounted: a container that dies by a kill is reaped at once, and its cgroup removed, while the
+// kernel's notice may still be on its way.
+func TestStopReportsWhatIsCounted(t *testing.T) {
+	eachMemory(t, func(t *testing.T, l *layout) {
+		noLeakedFDs(t)
+		c := newCgroup(t, l, "oom-stop", hogLimit)
+		for range 10 {
+			events, stop := watched(t, c)
+			runHog(t, c)
+			stop()
+			if got := events.Load(); got != 1 {
+				t.Fatalf("%d reports of 1 kill", got)
+			}
+			runHog(t, c)
+			if got := events.Load(); got != 1 {
+				t.Fatalf("%d reports: some after the stop", got)
+			}
+		}
+	})
+}
+
+func TestStopTwiceAtTheSameTime(t *testing.T) {
+	eachMemory(t, func(t *testing.T, l *layout) {
+		noLeakedFDs(t)
+		c := newCgroup(t, l, "oom-stops", hogLimit)
+		events, stop := watched(t, c)
+		runHog(t, c)
+		var stops sync.WaitGroup
+		for range 4 {
+			stops.Go(stop)
+		}
+		stops.Wait()
+		if got := events.Load(); got != 1 {
+			t.Errorf("%d reports of 1 kill", got)
+		}
+	})
+}
+
+func TestStopAfterTheCgroupIsGone(t *testing.T) {
+	eachMemory(t, func(t *testing.T, l *layout) {
+		noLeakedFDs(t)
+		c := newCgroup(t, l, "oom-gone", `{}`)
+		events, stop := watched(t, c)
+		if err := c.Remove(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		if got := events.Load(); got != 0 {
+			t.Errorf("%d reports of no kill", got)
+		}
+	})
 }
 
 // TestWatchOOMEndsWithCgroup: the removal's own signal ends the watch, and is no kill.
@@ -84,43 +153,36 @@ func TestWatchOOMEndsWithCgroup(t *testing.T) {
 
 // TestWatchOOMCountsKillsBelow: the limit is the parent's, the victim the child's. Both watches see it.
 func TestWatchOOMCountsKillsBelow(t *testing.T) {
-	noLeakedFDs(t)
-	l := v1Host(t, "memory")
-	parent := newCgroup(t, l, "oom-parent", hogLimit)
-	victim := newCgroup(t, l, "oom-parent/victim", `{}`)
-	sibling := newCgroup(t, l, "oom-parent/sibling", `{}`)
-	var inParent, inVictim, inSibling atomic.Int32
-	for c, n := range map[*Cgroup]*atomic.Int32{parent: &inParent, victim: &inVictim, sibling: &inSibling} {
-		stop, err := c.WatchOOM(func() { n.Add(1) })
-		if err != nil {
-			t.Fatal(err)
+	eachMemory(t, func(t *testing.T, l *layout) {
+		noLeakedFDs(t)
+		parent := newCgroup(t, l, "oom-parent", hogLimit)
+		victim := newCgroup(t, l, "oom-parent/victim", `{}`)
+		sibling := newCgroup(t, l, "oom-parent/sibling", `{}`)
+		inParent, stopParent := watched(t, parent)
+		inVictim, _ := watched(t, victim)
+		inSibling, stopSibling := watched(t, sibling)
+		runHog(t, victim)
+		eventually(t, "the kill is reported", func() bool { return inParent.Load() > 0 && inVictim.Load() > 0 })
+		stopParent()
+		stopSibling()
+		if p, v, s := inParent.Load(), inVictim.Load(), inSibling.Load(); p != 1 || v != 1 || s != 0 {
+			t.Errorf("parent %d, victim %d, sibling %d; want 1, 1, 0", p, v, s)
 		}
-		t.Cleanup(stop)
-	}
-	runHog(t, victim)
-	eventually(t, "the kill is reported", func() bool { return inParent.Load() > 0 && inVictim.Load() > 0 })
-	if p, v, s := inParent.Load(), inVictim.Load(), inSibling.Load(); p != 1 || v != 1 || s != 0 {
-		t.Errorf("parent %d, victim %d, sibling %d; want 1, 1, 0", p, v, s)
-	}
+	})
 }
 
-func TestWatchOOMStopFromReport(t *testing.T) {
-	noLeakedFDs(t)
-	c := newCgroup(t, v1Host(t, "memory"), "oom-stop", hogLimit)
-	var stop func()
-	ready, done := make(chan struct{}), make(chan struct{})
-	stop, err := c.WatchOOM(func() {
-		<-ready
+// TestStopReportsKillsByALimitBelow: v1 has no signal for those.
+func TestStopReportsKillsByALimitBelow(t *testing.T) {
+	eachMemory(t, func(t *testing.T, l *layout) {
+		noLeakedFDs(t)
+		parent := newCgroup(t, l, "oom-above", `{}`)
+		events, stop := watched(t, parent)
+		runHog(t, newCgroup(t, l, "oom-above/limited", hogLimit))
 		stop()
-		close(done)
+		if got := events.Load(); got != 1 {
+			t.Errorf("%d reports of 1 kill", got)
+		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	close(ready)
-	runHog(t, c)
-	<-done
-	runHog(t, c) // a second report would close done again, and panic
 }
 
 func TestWatchOOMWithoutController(t *testing.T) {
@@ -142,9 +204,10 @@ func TestWatchOOMWithoutController(t *testing.T) {
 }
 
 func TestOOMWatchReportsGrowthOnly(t *testing.T) {
-	counts := []uint64{3, 5, 5, 4, 6}
+	counts := []uint64{3, 5, 5, 4, 6, 7}
 	var reports int
-	w := &oomWatch{report: func() { reports++ }, last: 3, stopped: make(chan struct{})}
+	w := newOOMWatch(func() { reports++ })
+	w.last = 3
 	w.count = func() (uint64, error) {
 		n := counts[0]
 		counts = counts[1:]
@@ -156,20 +219,21 @@ func TestOOMWatchReportsGrowthOnly(t *testing.T) {
 			t.Errorf("check %d: %d reports, %v; want %d", i, reports, err, want)
 		}
 	}
-	close(w.stopped)
+	w.finish()
+	if reports != 5 {
+		t.Errorf("%d reports at the end, want 5", reports)
+	}
 	w.reportTimes(1)
-	if reports != 4 {
-		t.Error("a report after the stop")
+	if _, err := w.check(); !errors.Is(err, errOver) || reports != 5 {
+		t.Errorf("after the end: %d reports, %v", reports, err)
 	}
 }
 
 func TestOOMSignalsOfRemovedCgroup(t *testing.T) {
 	for _, c := range []struct{ signals, want uint64 }{{1, 0}, {2, 1}, {3, 1}} {
 		var reports uint64
-		w := &v1OOM{oomWatch: oomWatch{
-			report: func() { reports++ }, stopped: make(chan struct{}),
-			count: func() (uint64, error) { return 0, unix.ENODEV },
-		}}
+		w := &v1OOM{oomWatch: newOOMWatch(func() { reports++ })}
+		w.count = func() (uint64, error) { return 0, unix.ENODEV }
 		if w.signalled(c.signals) || reports != c.want {
 			t.Errorf("%d signals: %d reports, want %d", c.signals, reports, c.want)
 		}
@@ -182,7 +246,7 @@ func TestOOMSignalsWithoutCount(t *testing.T) {
 		signals, want uint64
 	}{{true, 1, 1}, {true, 2, 2}, {false, 1, 0}, {false, 2, 1}} {
 		var reports uint64
-		w := &v1OOM{oomWatch: oomWatch{report: func() { reports++ }, stopped: make(chan struct{})}, exists: func() bool { return c.exists }}
+		w := &v1OOM{oomWatch: newOOMWatch(func() { reports++ }), exists: func() bool { return c.exists }}
 		if w.signalled(c.signals) != c.exists || reports != c.want {
 			t.Errorf("%+v: %d reports", c, reports)
 		}
@@ -199,115 +263,5 @@ func TestV1KillsOfOldKernel(t *testing.T) {
 	}
 	if _, err := v1Kills(filepath.Join(root, "old")); !errors.Is(err, errNoKillCount) {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestV2Kills(t *testing.T) {
-	root := fakeTree(t, map[string]string{"good": "oom 9\noom_kill 2\noom_group_kill 1\n", "bad": "oom_kill x\n"})
-	for name, want := range map[string]uint64{"good": 2, "bad": 0} {
-		fd, err := openFile(filepath.Join(root, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fd)
-		n, err := v2Kills(&priorityPoll{paths: []string{name}, fds: []int{fd}})
-		if n != want || (err == nil) != (name == "good") {
-			t.Errorf("%s: got %d, %v", name, n, err)
-		}
-	}
-}
-
-// TestPriorityPollSeesChangesOfCgroupFiles uses cgroup.events, which every cgroup2 has.
-func TestPriorityPollSeesChangesOfCgroupFiles(t *testing.T) {
-	noLeakedFDs(t)
-	c := newCgroup(t, v2Host(t), "poll", `{}`)
-	p, err := newPriorityPoll(filepath.Join(c.Paths()[0], "cgroup.events"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	populated := func() uint64 {
-		t.Helper()
-		texts, err := p.read()
-		if err != nil {
-			t.Fatal(err)
-		}
-		n, ok, err := keyedValue(texts[0], "populated")
-		if !ok || err != nil {
-			t.Fatalf("%q: %v", texts[0], err)
-		}
-		return n
-	}
-	if populated() != 0 {
-		t.Fatal("populated at first")
-	}
-	for range 3 {
-		pid := sleeper(t, c)
-		for populated() == 0 {
-			if err := p.wait(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		for populated() == 1 {
-			if err := p.wait(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	waiting := make(chan error)
-	go func() { waiting <- p.wait() }()
-	p.interrupt()
-	if err := <-waiting; err == nil {
-		t.Error("no error after the interruption")
-	}
-	p.close()
-}
-
-// TestPriorityPollWatchReportsGrowth counts what cgroup.events has, in place of the kills that memory.events has.
-func TestPriorityPollWatchReportsGrowth(t *testing.T) {
-	noLeakedFDs(t)
-	c := newCgroup(t, v2Host(t), "watch", `{}`)
-	p, err := newPriorityPoll(filepath.Join(c.Paths()[0], "cgroup.events"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	count := func() (uint64, error) {
-		texts, err := p.read()
-		if err != nil {
-			return 0, err
-		}
-		n, _, err := keyedValue(texts[0], "populated")
-		return n, err
-	}
-	var reports atomic.Int32
-	stop, err := p.watch(count, func() { reports.Add(1) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(stop)
-	sleeper(t, c)
-	eventually(t, "the growth is reported", func() bool { return reports.Load() > 0 })
-	if err := c.Signal(unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Remove(testContext(t)); err != nil {
-		t.Fatal(err)
-	}
-	stop()
-	stop()
-	if got := reports.Load(); got != 1 {
-		t.Errorf("%d reports", got)
-	}
-}
-
-func TestPriorityPollReleasesDescriptorsOnError(t *testing.T) {
-	noLeakedFDs(t)
-	root := fakeTree(t, map[string]string{"plain": ""})
-	for _, file := range []string{"plain", "missing"} {
-		if _, err := newPriorityPoll(filepath.Join(root, file)); err == nil {
-			t.Errorf("%s can be polled", file)
-		}
 	}
 }

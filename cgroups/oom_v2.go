@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// watchOOM polls memory.events, whose oom_kill counts the kills of the cgroup and of all below (cgroup-v2.rst), and
+// watchOOM polls memory.events, which counts the kills in the cgroup and all below (cgroup-v2.rst), and
 // cgroup.events, which changes when the last process is gone: the kernel holds back changes of memory.events that
-// follow each other within 10ms, and the cgroup may be removed before that.
+// follow each other within 10ms, and systemd may remove the cgroup before that.
 func (t *v2Tree) watchOOM(f func()) (func(), error) {
 	if !exists(filepath.Join(t.dir, "memory.events")) && exists(filepath.Join(t.dir, "cgroup.events")) {
 		return nil, errNoMemory
@@ -20,38 +20,101 @@ func (t *v2Tree) watchOOM(f func()) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.watch(func() (uint64, error) { return v2Kills(p) }, f)
+	kills, err := p.newV2Kills(filepath.Join(t.dir, "memory.oom.group"))
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return p.watch(kills.count, f)
 }
 
-// watch calls f for what is added to a count, which it takes anew whenever one of the files changes. It ends when the
-// count fails, as it does once the cgroup is gone, or by stop.
+// watch calls f for what is added to a count, which it takes anew whenever one of the files changes. It ends by stop,
+// or when the count fails, as it does once the cgroup is gone; the removal of an empty cgroup is no change of a file.
 func (p *priorityPoll) watch(count func() (uint64, error), f func()) (stop func(), err error) {
-	w := &oomWatch{report: f, count: count, stopped: make(chan struct{})}
+	w := newOOMWatch(f)
+	w.count = count
 	if w.last, err = w.count(); err != nil {
 		p.close()
 		return nil, err
 	}
 	go func() {
 		defer p.close()
+		defer w.abandon() // before the descriptors are closed, which a count reads
 		for p.wait() == nil {
 			if _, err := w.check(); err != nil {
 				return
 			}
 		}
 	}()
-	return sync.OnceFunc(func() {
-		close(w.stopped)
+	return func() {
+		w.finish()
 		p.interrupt()
-	}), nil
+	}, nil
 }
 
-func v2Kills(p *priorityPoll) (uint64, error) {
-	texts, err := p.read()
+// v2Kills counts the deeds of the OOM killer in a cgroup.
+//
+// oom_kill counts processes. In a group kill it counts the victim, then oom_group_kill counts the group, then oom_kill
+// counts all of the group, the victim often once more (oom_kill_process, mm/oom_kill.c). So with memory.oom.group, by
+// which Kubernetes has containers die as a whole, the number of groups is what is right.
+type v2Kills struct {
+	poll      *priorityPoll
+	groupFile string // memory.oom.group; not there before Linux 4.19
+	seen      oomCounters
+	total     uint64
+	early     bool // the victim of a group kill has been taken for the group, which was not counted yet
+	inGroups  bool // there has been a group kill
+}
+
+type oomCounters struct{ kills, groups uint64 }
+
+func (p *priorityPoll) newV2Kills(groupFile string) (*v2Kills, error) {
+	k := &v2Kills{poll: p, groupFile: groupFile}
+	var err error
+	k.seen, err = k.read()
+	return k, err
+}
+
+// count returns a number that grows by one with each kill of a process or of a group.
+func (k *v2Kills) count() (uint64, error) {
+	now, err := k.read()
 	if err != nil {
 		return 0, err
 	}
-	kills, _, err := keyedValue(texts[0], "oom_kill")
-	return kills, err
+	kills, groups := growth(k.seen.kills, now.kills), growth(k.seen.groups, now.groups)
+	k.seen = now
+	switch {
+	case groups > 0:
+		if k.early {
+			groups--
+		}
+		k.early, k.inGroups = false, true
+		k.total += groups
+	case kills == 0:
+	case !k.diesAsGroup():
+		k.total += kills
+	case !k.early && !k.inGroups:
+		k.early = true
+		k.total++
+	}
+	return k.total, nil
+}
+
+func (k *v2Kills) diesAsGroup() bool {
+	value, err := readFile(k.groupFile)
+	return err == nil && strings.TrimSpace(value) == "1"
+}
+
+func (k *v2Kills) read() (c oomCounters, err error) {
+	texts, err := k.poll.read()
+	if err != nil {
+		return c, err
+	}
+	if c.kills, _, err = keyedValue(texts[0], "oom_kill"); err != nil {
+		return c, err
+	}
+	c.groups, _, err = keyedValue(texts[0], "oom_group_kill") // not there before Linux 5.17
+	return c, err
 }
 
 // priorityPoll waits for changes of cgroup files. The kernel announces them as EPOLLPRI, which Go's poller cannot wait
