@@ -33,17 +33,20 @@ type Cgroup struct {
 	tree tree
 }
 
-// Create makes the cgroup that an OCI spec's linux.cgroupsPath names in the cgroupfs form ("/a/b"; "a/b" is the
-// same) and applies r, which may be nil. An existing cgroup is taken over. On error, the directories that Create
-// made are removed again.
+// Create makes the cgroup of an OCI spec's linux.cgroupsPath (see ResolvePath for its forms, and for systemd) and
+// applies r, which may be nil. An existing cgroup is taken over. On error, the directories that Create made are
+// removed again.
+//
+// Below a slice, too, the directory is made as cgroupfs makes it; systemd is not asked for a unit. A scope unit lives
+// only as long as a process is in it (systemd.scope(5)), and none is: CRI-O lost its sandbox cgroups that way
+// (cri-o #6196, #6856). A directory that systemd knows nothing of is left alone while the slice above it is active, and
+// a pod's slice is active from before the sandbox's creation until after its removal, as it is kubelet's unit.
 //
 // Device rules in r are not applied: no process lives in a cgroup made here, and on v2 they would take an eBPF
 // program. On v1 the directory in the devices hierarchy is made like the others. In hybrid mode only the v1
 // hierarchies are used: the cgroup2 mount beside them is systemd's own.
-//
-// Source: OCI runtime-spec, config-linux.md, "Cgroups Path".
-func Create(path string, r *specs.LinuxResources) (*Cgroup, error) {
-	clean, err := cleanPath(path)
+func Create(path string, systemd bool, r *specs.LinuxResources) (*Cgroup, error) {
+	resolved, err := ResolvePath(path, systemd)
 	if err != nil {
 		return nil, err
 	}
@@ -51,34 +54,13 @@ func Create(path string, r *specs.LinuxResources) (*Cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.create(clean, r)
+	return l.create(resolved, r)
 }
 
-// CreateSystemd is Create for a path in the systemd form, "slice:prefix:name" (see ExpandSystemdPath).
-//
-// The directory is made as cgroupfs makes it, below the slice's; systemd is not asked for a unit. A scope unit lives
-// only as long as a process is in it (systemd.scope(5)), and none is: CRI-O lost its sandbox cgroups that way
-// (cri-o #6196, #6856). A directory that systemd knows nothing of is left alone while the slice above it is active,
-// and a pod's slice is active from before the sandbox's creation until after its removal, as it is kubelet's unit.
-func CreateSystemd(path string, r *specs.LinuxResources) (*Cgroup, error) {
-	expanded, err := ExpandSystemdPath(path)
-	if err != nil {
-		return nil, err
-	}
-	return Create(expanded, r)
-}
-
-// Load returns the existing cgroup of an OCI spec's linux.cgroupsPath, which is in the systemd form if systemd is
-// true. On v1, hierarchies without the directory are left out; if none has it, the error is ErrNotFound.
+// Load returns the existing cgroup of an OCI spec's linux.cgroupsPath (see ResolvePath). On v1, hierarchies without the
+// directory are left out; if none has it, the error is ErrNotFound.
 func Load(path string, systemd bool) (*Cgroup, error) {
-	if systemd {
-		expanded, err := ExpandSystemdPath(path)
-		if err != nil {
-			return nil, err
-		}
-		path = expanded
-	}
-	clean, err := cleanPath(path)
+	resolved, err := ResolvePath(path, systemd)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +68,7 @@ func Load(path string, systemd bool) (*Cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.load(clean)
+	return l.load(resolved)
 }
 
 // OfProcess returns the cgroup that a process is in, as /proc/<pid>/cgroup tells.

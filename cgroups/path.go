@@ -12,6 +12,42 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// ResolvePath translates an OCI spec's linux.cgroupsPath into the path of the directory below the mount point. The path
+// is in the cgroupfs form ("/a/b"; "a/b" is the same) or in the systemd form ("slice:prefix:name", see
+// ExpandSystemdPath). systemd says which one an OCI runtime would take it for; it counts only where the path itself
+// does not tell:
+//   - What begins with a slash, or has not two colons, is of the cgroupfs form. runc refuses it where it is to use
+//     systemd, crun makes a scope of its own name of it; for a directory without a unit, it is good as it is.
+//   - "x.slice:prefix:name" and ":prefix:name" are of the systemd form. By CRI, a pod's cgroup parent alone decides,
+//     so that a node whose runtime options lack SystemdCgroup gets there (WithCgroup's callers in containerd's
+//     internal/cri). An OCI runtime would make a cgroupfs directory with colons in its name, outside of the pod's
+//     slice; a sandbox's cgroup is where clients look for it.
+//   - A slice alone, "x-y.slice", is that slice's directory: a pod's cgroup parent may be given so.
+//
+// Source: OCI runtime-spec, config-linux.md, "Cgroups Path".
+func ResolvePath(p string, systemd bool) (string, error) {
+	slice, rest, colon := strings.Cut(p, ":")
+	switch {
+	case strings.Contains(slice, "/"):
+		return cleanPath(p)
+	case !colon && strings.HasSuffix(slice, ".slice"):
+		return expandSlicePath(p)
+	case strings.Count(rest, ":") != 1:
+		return cleanPath(p)
+	case systemd, slice == "", strings.HasSuffix(slice, ".slice"):
+		return ExpandSystemdPath(p)
+	}
+	return cleanPath(p)
+}
+
+func expandSlicePath(p string) (string, error) {
+	dir, err := expandSlice(p)
+	if err != nil {
+		return "", fmt.Errorf("cannot use cgroup path %q: %w", p, err)
+	}
+	return cleanPath(dir)
+}
+
 // cleanPath makes a cgroupfs path absolute and free of "..". The empty path and the root name no cgroup that could
 // be made or removed, and are refused.
 func cleanPath(p string) (string, error) {

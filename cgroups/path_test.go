@@ -37,6 +37,39 @@ func TestExpandSystemdPathRefuses(t *testing.T) {
 	}
 }
 
+func TestResolvePath(t *testing.T) {
+	for _, c := range []struct {
+		path          string
+		plain, asUnit string // without and with systemd; empty for an invalid path
+	}{
+		{"/a/b", "/a/b", "/a/b"},
+		{"a/b", "/a/b", "/a/b"},
+		{"name", "/name", "/name"},
+		{"/a/b:c:d", "/a/b:c:d", "/a/b:c:d"},
+		{"a/b.slice:c:d", "/a/b.slice:c:d", "/a/b.slice:c:d"},
+		{"a:b", "/a:b", "/a:b"},
+		{"a:b:c", "/a:b:c", ""},
+		{"a:b:c:d", "/a:b:c:d", "/a:b:c:d"},
+		{"pods-a.slice:cri-containerd:x", "/pods.slice/pods-a.slice/cri-containerd-x.scope", "/pods.slice/pods-a.slice/cri-containerd-x.scope"},
+		{":cri-containerd:x", "/system.slice/cri-containerd-x.scope", "/system.slice/cri-containerd-x.scope"},
+		{"a--b.slice:p:x", "", ""},
+		{"pods-a.slice", "/pods.slice/pods-a.slice", "/pods.slice/pods-a.slice"},
+		{"/pods.slice/pods-a.slice", "/pods.slice/pods-a.slice", "/pods.slice/pods-a.slice"},
+		{"-.slice", "", ""},
+		{"a--b.slice", "", ""},
+		{"", "", ""},
+		{"../a", "", ""},
+		{"/", "", ""},
+	} {
+		for systemd, want := range map[bool]string{false: c.plain, true: c.asUnit} {
+			got, err := ResolvePath(c.path, systemd)
+			if got != want || (err == nil) != (want != "") || (err != nil && !errdefs.IsInvalidArgument(err)) {
+				t.Errorf("%q, systemd %t: got %q, %v; want %q", c.path, systemd, got, err, want)
+			}
+		}
+	}
+}
+
 func TestCleanPath(t *testing.T) {
 	for path, want := range map[string]string{"a/b": "/a/b", "/a/b": "/a/b", "//a/./b/": "/a/b"} {
 		if got, err := cleanPath(path); got != want || err != nil {

@@ -53,7 +53,7 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	i, err := s.startPodInit(ctx)
 	if err != nil {
 		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)
-		return nil, joinErrors(err, s.removePodInit(context.WithoutCancel(ctx)))
+		return nil, joinErrors(err, s.removePodInit(context.WithoutCancel(ctx)), s.restoreCgroup())
 	}
 	s.watchOOM()
 	s.mu.Lock()
@@ -61,6 +61,16 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	s.mu.Unlock()
 	go s.awaitPodInit(i)
 	return i, nil
+}
+
+// restoreCgroup makes the sandbox's cgroup again, which an OCI runtime, or systemd, has
+// removed with an init that failed.
+func (s *sandbox) restoreCgroup() error {
+	spec, err := readSpec(s.task.Bundle)
+	if err != nil {
+		return err
+	}
+	return s.makeCgroup(spec, s.options.SystemdCgroup)
 }
 
 // watchOOM lets OOM kills be told, now that there is a process which the kernel

@@ -241,7 +241,11 @@ func TestInitThatCannotBeRun(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			noLeakedFDs(t)
 			n := newNode(t)
-			pod := n.pod(sandboxSpec())
+			spec := sandboxSpec()
+			limit := int64(33)
+			spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
+			spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
+			pod := n.pod(spec)
 			n.tell(kind, "no inits today")
 			_, err := n.Create(testContext(t), n.request("a", sharer(t)))
 			if err == nil || !strings.Contains(err.Error(), "no inits today") {
@@ -254,6 +258,9 @@ func TestInitThatCannotBeRun(t *testing.T) {
 				t.Errorf("there is an init, or the sandbox has ended: %+v", pod.init.Status())
 			}
 			nothingOfInit(t, n, pod)
+			if got := pidsLimit(t, pod); got != 33 {
+				t.Errorf("the sandbox's cgroup has a limit of %d pids", got)
+			}
 			n.untell(kind)
 			n.make(n.request("b", sharer(t)))
 		})
@@ -274,15 +281,19 @@ func TestInitWithARuntimeWithoutSeccomp(t *testing.T) {
 	}
 }
 
+// The fake runtime knows paths of the cgroupfs form only.
 func TestInitIsInTheCgroupOfTheSandbox(t *testing.T) {
-	n := newNode(t)
-	spec := sandboxSpec()
-	spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
-	pod, init := n.sharedPod(spec)
-	procs, err := pod.group().Pids()
-	must(t, err)
-	if !slices.Equal(procs, []int{init.child.pid}) {
-		t.Errorf("processes in the cgroup are %v, want %d", procs, init.child.pid)
+	name := fmt.Sprintf("%sinit-%d", cgroupPrefix(), containers.Add(1))
+	for _, path := range []string{"/" + name, "-.slice:" + name + ":pod"} {
+		n := newNode(t)
+		spec := sandboxSpec()
+		spec.Linux.CgroupsPath = path
+		pod, init := n.sharedPod(spec)
+		procs, err := pod.group().Pids()
+		must(t, err)
+		if !slices.Equal(procs, []int{init.child.pid}) {
+			t.Errorf("processes in the cgroup %s are %v, want %d", path, procs, init.child.pid)
+		}
 	}
 }
 

@@ -43,7 +43,7 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 			Namespaces:        s.podInitNamespaces(),
 			UIDMappings:       linux.UIDMappings,
 			GIDMappings:       linux.GIDMappings,
-			CgroupsPath:       linux.CgroupsPath,
+			CgroupsPath:       s.podInitCgroup(linux.CgroupsPath),
 			Resources:         linux.Resources,
 			RootfsPropagation: "private",
 			MountLabel:        labels.mount,
@@ -56,6 +56,16 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
 	}
+}
+
+// podInitCgroup is the path by which the OCI runtime puts the init into the sandbox's
+// cgroup, whose path in the sandbox's spec is given. A runtime that is not to use
+// systemd would take one in systemd's form for the name of another directory.
+func (s *sandbox) podInitCgroup(path string) string {
+	if cgroup := s.task.group(); cgroup != nil && !s.options.SystemdCgroup {
+		return cgroup.String()
+	}
+	return path
 }
 
 // podInitNamespaces are the pod's, and new ones of the other types.

@@ -440,6 +440,53 @@ func TestCgroupOfASandbox(t *testing.T) {
 	}
 }
 
+// pidsLimit is the limit that the metrics of a task show.
+func pidsLimit(t *testing.T, task *Task) uint64 {
+	t.Helper()
+	encoded, err := task.Stats()
+	must(t, err)
+	m, err := encoded.UnmarshalNew()
+	must(t, err)
+	switch m := m.(type) {
+	case *stats.Metrics:
+		return m.Pids.Limit
+	case *statsv2.Metrics:
+		return m.Pids.Limit
+	}
+	t.Fatalf("metrics are of type %T", m)
+	return 0
+}
+
+// What the path looks like decides, if the options and the path differ.
+func TestFormOfTheCgroupsPath(t *testing.T) {
+	name := cgroupPrefix() + "form"
+	for _, c := range []struct {
+		path    string
+		systemd bool
+		want    string
+	}{
+		{"/" + name, false, "/" + name},
+		{"/" + name, true, "/" + name},
+		{"-.slice:" + name + ":pod", false, "/" + name + "-pod.scope"},
+		{"-.slice:" + name + ":pod", true, "/" + name + "-pod.scope"},
+	} {
+		n := newNode(t)
+		n.options.SystemdCgroup = c.systemd
+		spec := sandboxSpec()
+		spec.Linux.CgroupsPath = c.path
+		task := n.pod(spec)
+		if got := task.group().String(); got != c.want {
+			t.Errorf("%s, systemd %t: the cgroup is %s, want %s", c.path, c.systemd, got, c.want)
+		}
+		// The clean-up after a dead shim finds it as well.
+		_, err := cleanUp(t, task.Bundle, "pod")
+		must(t, err)
+		if left := cgroupsLeft(); len(left) > 0 {
+			t.Errorf("%s, systemd %t: cgroups are left: %v", c.path, c.systemd, left)
+		}
+	}
+}
+
 func TestKillOfAPausedSandbox(t *testing.T) {
 	n := newNode(t)
 	spec := sandboxSpec()
