@@ -197,7 +197,11 @@ func (s *sandbox) makeCgroup(spec *spec, systemd bool) error {
 	if path == "" {
 		return nil
 	}
-	cgroup, err := cgroups.Create(path, systemd, spec.Linux.Resources)
+	create := cgroups.Create
+	if systemd {
+		create = cgroups.CreateSystemd
+	}
+	cgroup, err := create(path, spec.Linux.Resources)
 	if err != nil {
 		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
 	}
