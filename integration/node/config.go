@@ -12,8 +12,9 @@ import (
 
 func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") }
 
-// writeConfig writes the configurations of containerd and of the network.
-func (n *Node) writeConfig() error {
+// writeNetwork makes the directories of the node and writes the configuration of
+// its network.
+func (n *Node) writeNetwork() error {
 	network, err := n.network()
 	if err != nil {
 		return err
@@ -23,12 +24,19 @@ func (n *Node) writeConfig() error {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(n.Dir, "cni", "10-bridge.conflist"), []byte(network), 0o600); err != nil {
-		return err
-	}
+	return os.WriteFile(filepath.Join(n.Dir, "cni", "10-bridge.conflist"), []byte(network), 0o600)
+}
+
+// writeConfig writes the configuration of the containerd that the node has now.
+func (n *Node) writeConfig() error {
 	handlers, err := n.handlers()
 	if err != nil {
 		return err
+	}
+	for _, h := range handlers {
+		if err := os.WriteFile(n.optionsFile(h), []byte(n.runtimeOptions(h.OCIRuntime)), 0o600); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(n.configFile(), []byte(n.config(handlers)), 0o600)
 }
@@ -55,15 +63,35 @@ func (n *Node) handlers() ([]Handler, error) {
 // config is containerd's configuration. Whatever is not named in it is read from,
 // or written to, a place outside the node.
 func (n *Node) config(handlers []Handler) string {
-	var b strings.Builder
-	r := strings.NewReplacer(
+	template, key := configVersion2, "plugins.'io.containerd.grpc.v1.cri'"
+	if n.Version.hasConfigVersion3() {
+		template, key = configVersion3, "plugins.'io.containerd.cri.v1.runtime'"
+	}
+	b := new(strings.Builder)
+	strings.NewReplacer(
 		"$dir", n.Dir,
 		"$snapshotter", n.Snapshotter,
 		"$pause", n.PauseImage,
-		"$cni", cniDir(),
+		"$bindir", n.cniDirs(),
 		"$restrict", fmt.Sprint(!canLowerOOMScore()),
-	)
-	b.WriteString(r.Replace(`version = 3
+		"$cdi", when(n.Version.hasCDI(), "cdi_spec_dirs = ['"+n.Dir+"/cdi']"),
+	).WriteString(b, template) //nolint:errcheck // a strings.Builder has no errors
+	if n.Version.hasNRI() {
+		fmt.Fprintf(b, "\n[plugins.'io.containerd.nri.v1.nri']\n  socket_path = '%[1]s/nri.sock'\n  plugin_path = '%[1]s/nri/plugins'\n  plugin_config_path = '%[1]s/nri/conf.d'\n", n.Dir)
+	}
+	if n.Version.hasSocketDir() && !n.oldSockets {
+		fmt.Fprintf(b, "\n[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = '%s/s'\n", n.Dir)
+	}
+	for _, h := range handlers {
+		if h.Sandboxer == "" || n.Version.hasSandboxers() {
+			n.configHandler(b, key+".containerd.runtimes.'"+h.Name+"'", h)
+		}
+	}
+	return b.String()
+}
+
+// configVersion3 is for containerd 2.x.
+const configVersion3 = `version = 3
 root = '$dir/root'
 state = '$dir/state'
 disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.internal.v1.tracing']
@@ -75,16 +103,10 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
 [debug]
   level = 'info'
 
-[plugins.'io.containerd.shim.v1.manager']
-  socket_dir = '$dir/s'
 [plugins.'io.containerd.internal.v1.opt']
   path = '$dir/opt'
 [plugins.'io.containerd.image-verifier.v1.bindir']
   bin_dir = '$dir/verifiers'
-[plugins.'io.containerd.nri.v1.nri']
-  socket_path = '$dir/nri.sock'
-  plugin_path = '$dir/nri/plugins'
-  plugin_config_path = '$dir/nri/conf.d'
 
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = '$snapshotter'
@@ -94,30 +116,83 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
   config_path = '$dir/certs.d'
 
 [plugins.'io.containerd.cri.v1.runtime']
-  cdi_spec_dirs = ['$dir/cdi']
+  $cdi
   netns_mounts_under_state_dir = true
   restrict_oom_score_adj = $restrict
 [plugins.'io.containerd.cri.v1.runtime'.cni]
-  bin_dirs = ['$cni']
+  $bindir
   conf_dir = '$dir/cni'
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
   default_runtime_name = 'runc'
-`))
-	for _, h := range handlers {
+`
+
+// configVersion2 is for containerd 1.x.
+const configVersion2 = `version = 2
+root = '$dir/root'
+state = '$dir/state'
+disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.internal.v1.tracing']
+
+[grpc]
+  address = '$dir/containerd.sock'
+[ttrpc]
+  address = '$dir/containerd.sock.ttrpc'
+[debug]
+  level = 'info'
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = '$dir/opt'
+
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = '$pause'
+  $cdi
+  netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = $restrict
+[plugins.'io.containerd.grpc.v1.cri'.registry]
+  config_path = '$dir/certs.d'
+[plugins.'io.containerd.grpc.v1.cri'.cni]
+  $bindir
+  conf_dir = '$dir/cni'
+[plugins.'io.containerd.grpc.v1.cri'.containerd]
+  snapshotter = '$snapshotter'
+  default_runtime_name = 'runc'
+`
+
+// configHandler writes the tables of a runtime handler, the first of which is key.
+func (n *Node) configHandler(b *strings.Builder, key string, h Handler) {
+	fmt.Fprintf(b, "\n[%s]\n  runtime_type = '%s'\n", key, h.Type)
+	if n.Version.hasSandboxers() {
 		if h.Sandboxer == "" {
 			h.Sandboxer = "podsandbox"
 		}
-		key := "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'" + h.Name + "'"
-		fmt.Fprintf(&b, "\n[%s]\n  runtime_type = '%s'\n  sandboxer = '%s'\n", key, h.Type, h.Sandboxer)
-		if h.Sandboxer == "shim" {
-			b.WriteString("  disable_pause_image_pull = true\n")
-		}
-		if h.Shim != "" {
-			fmt.Fprintf(&b, "  runtime_path = '%s'\n", h.Shim)
-		}
-		fmt.Fprintf(&b, "[%s.options]\n  BinaryName = '%s'\n  Root = '%s'\n  SystemdCgroup = %t\n", key, h.OCIRuntime, n.RuntimeRoot(), n.options.SystemdCgroup)
+		fmt.Fprintf(b, "  sandboxer = '%s'\n", h.Sandboxer)
 	}
-	return b.String()
+	if h.Sandboxer == "shim" && n.Version.hasPodsWithoutImages() {
+		b.WriteString("  disable_pause_image_pull = true\n")
+	}
+	if h.Shim != "" {
+		fmt.Fprintf(b, "  runtime_path = '%s'\n", h.Shim)
+	}
+	fmt.Fprintf(b, "[%s.options]\n", key)
+	if h.Type == StockType || n.Version.passesOptions() {
+		b.WriteString(n.runtimeOptions(h.OCIRuntime))
+	} else {
+		fmt.Fprintf(b, "  ConfigPath = '%s'\n", n.optionsFile(h))
+	}
+}
+
+// runtimeOptions are those of all containers, as TOML.
+func (n *Node) runtimeOptions(ociRuntime string) string {
+	return fmt.Sprintf("  BinaryName = '%s'\n  Root = '%s'\n  SystemdCgroup = %t\n", ociRuntime, n.RuntimeRoot(), n.options.SystemdCgroup)
+}
+
+// optionsFile is the path of a file with a handler's options, see passesOptions.
+func (n *Node) optionsFile(h Handler) string { return filepath.Join(n.Dir, "handler-"+h.Name+".toml") }
+
+func when(condition bool, text string) string {
+	if condition {
+		return text
+	}
+	return ""
 }
 
 // network is the CNI configuration: a bridge, its own subnet, port mappings.
@@ -142,6 +217,14 @@ func (n *Node) network() (string, error) {
   ]
 }
 `), nil
+}
+
+// cniDirs is the line of the configuration with the directories of plugins.
+func (n *Node) cniDirs() string {
+	if n.Version.hasManyCNIDirs() {
+		return "bin_dirs = ['" + cniDir() + "']"
+	}
+	return "bin_dir = '" + cniDir() + "'"
 }
 
 func cniDir() string {

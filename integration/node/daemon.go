@@ -87,6 +87,43 @@ func (n *Node) Restart(ctx context.Context) error {
 	return n.startDaemon(ctx)
 }
 
+// Upgrade stops the daemon and starts the containerd of another directory, with the
+// same files and a configuration of its own. Pods go on.
+func (n *Node) Upgrade(ctx context.Context, containerd string) error {
+	if err := n.Stop(); err != nil {
+		return err
+	}
+	if err := n.useContainerd(containerd); err != nil {
+		return err
+	}
+	return n.startDaemon(ctx)
+}
+
+// useContainerd makes the containerd of a directory, or that of Path if it is "",
+// the one that is started next.
+func (n *Node) useContainerd(dir string) error {
+	dirs := append(append([]string{}, n.options.Path...), os.Getenv("PATH"), "/usr/sbin", "/sbin")
+	if dir != "" {
+		dirs = append([]string{dir}, dirs...)
+	}
+	n.path = strings.Join(dirs, ":")
+	path, err := n.LookPath("containerd")
+	if err != nil {
+		return err
+	}
+	if n.Version, n.Release, err = versionOf(path); err != nil {
+		return err
+	}
+	if !n.Version.hasSocketDir() {
+		if !isolated() {
+			return fmt.Errorf("cannot run containerd %s in the host's %s: the program is not isolated", n.Release, runDir)
+		}
+		// Later ones have the same by default, and look for shims there.
+		n.oldSockets = true
+	}
+	return n.writeConfig()
+}
+
 func (n *Node) endDaemon(sig syscall.Signal) error {
 	n.disconnect()
 	if n.daemon == nil {

@@ -55,6 +55,12 @@ func (n *Node) leftovers() (left []string) {
 			add("cgroup", c)
 		}
 	}
+	if isolated() {
+		for _, pattern := range []string{"s/*", "fifo/*", "runc/*/*"} {
+			found, _ := filepath.Glob(filepath.Join(runDir, pattern))
+			add("file", found...)
+		}
+	}
 	for what, pattern := range map[string]string{
 		"socket":            "s/*",
 		"bundle":            "state/io.containerd.runtime.v2.task/*/*",

@@ -41,6 +41,10 @@ type Options struct {
 	// looked up, in this order and before those of $PATH.
 	Path []string
 
+	// Containerd is the directory of containerd, ctr and the stock shim, if it is
+	// not one of Path. Those before 2.3 need a program that is isolated (Isolate).
+	Containerd string
+
 	// OCIRuntime is the BinaryName of the handlers "runc" and "pause"; "runc"
 	// by default.
 	OCIRuntime string
@@ -90,14 +94,19 @@ type Node struct {
 	// in CRINamespace and in the namespace ID.
 	BusyboxImage, PauseImage string
 
-	options  Options
-	path     string // $PATH of the daemon and the tools
-	daemon   *exec.Cmd
-	done     chan struct{} // closed when daemon has been waited for
-	client   *containerd.Client
-	conn     *grpc.ClientConn
-	guard    *guard
-	reported map[string]bool // by Leftovers
+	// Version is that of containerd, and Release the same in full: "2.4.2".
+	Version Version
+	Release string
+
+	options    Options
+	path       string // $PATH of the daemon and the tools
+	oldSockets bool   // shims' sockets are where containerd before 2.3 has them
+	daemon     *exec.Cmd
+	done       chan struct{} // closed when daemon has been waited for
+	client     *containerd.Client
+	conn       *grpc.ClientConn
+	guard      *guard
+	reported   map[string]bool // by Leftovers
 }
 
 // nodes are those that this process has made and not closed yet.
@@ -153,7 +162,6 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		Dir: dir, ID: filepath.Base(dir),
 		BusyboxImage: "localhost/busybox:1", PauseImage: "localhost/pause:1",
 		options:  o,
-		path:     strings.Join(append(append([]string{}, o.Path...), os.Getenv("PATH"), "/usr/sbin", "/sbin"), ":"),
 		reported: map[string]bool{},
 	}
 	defer func() {
@@ -174,7 +182,10 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		}
 	}
 	n.Snapshotter = usableSnapshotter(dir)
-	if err = n.writeConfig(); err != nil {
+	if err = n.writeNetwork(); err != nil {
+		return nil, err
+	}
+	if err = n.useContainerd(o.Containerd); err != nil {
 		return nil, err
 	}
 	if err = n.startDaemon(ctx); err != nil {

@@ -1,0 +1,101 @@
+package versions
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// oldPod is a pod that was started under the old containerd.
+type oldPod struct {
+	*pod
+	stays, ends, away   string // containers; the last ends while there is no containerd
+	sandboxPid, awayPid int
+}
+
+// testUpgrade replaces the daemon by that of the newest release under pods, and
+// leaves the node with it.
+func testUpgrade(t *testing.T) {
+	pods := map[string]*oldPod{
+		"podsandbox/runc":  startOldPod(t, "runc", nil),
+		"podsandbox/pause": startOldPod(t, "pause", nil),
+		"shared PID/pause": startOldPod(t, "pause", sharedPid),
+	}
+	if theNode.Version.AtLeast(2, 0) {
+		pods["Sandbox API/pause"] = startOldPod(t, sandboxHandler, nil)
+	}
+	containers := map[string]*container{"ctr run/runc": newContainer(t, "runc"), "ctr run/pause": newContainer(t, "pause")}
+	for _, c := range containers {
+		c.start("sleep", "1000")
+	}
+
+	must(t, theNode.Stop())
+	for _, p := range pods {
+		must(t, unix.Kill(p.awayPid, unix.SIGTERM))
+		eventually(t, "container has ended", func() bool { return unix.Kill(p.awayPid, 0) == unix.ESRCH })
+	}
+	must(t, theNode.Upgrade(t.Context(), directory(t, newest)))
+
+	for name, p := range pods {
+		t.Run(name, func(t *testing.T) {
+			defer showLog(t)
+			p.in(t).expectOldServed(p)
+		})
+	}
+	for name, c := range containers {
+		t.Run(name, func(t *testing.T) {
+			defer showLog(t)
+			c := &container{t, testContext(t), c.id, c.shim}
+			c.expectOldServed()
+		})
+	}
+	t.Run("nothing is left/pause", func(t *testing.T) {
+		defer showLog(t)
+		if left := theNode.Leftovers(context.Background()); len(left) > 0 {
+			t.Errorf("left:\n  %s", strings.Join(left, "\n  "))
+		}
+	})
+	checkLeftovers(t)
+}
+
+func startOldPod(t *testing.T, handler string, change func(*runtime.PodSandboxConfig)) *oldPod {
+	t.Helper()
+	p := &oldPod{pod: runPod(t, handler, change)}
+	p.stays, p.ends, p.away = p.start("stays", "sleep 1000"), p.startTrapping("ends"), p.startTrapping("away")
+	p.sandboxPid, p.awayPid = p.pod.sandboxPid(), p.containerPid(p.away)
+	return p
+}
+
+// expectOldServed checks that a pod is served as before, also with new containers,
+// and removes it.
+func (p *pod) expectOldServed(old *oldPod) {
+	p.t.Helper()
+	p.expectServed(old.stays)
+	expectEqual(p.t, "sandbox's pid", p.sandboxPid(), old.sandboxPid)
+	p.expectExitedWhileAway(old.away)
+	must(p.t, theNode.StopContainer(p.ctx, old.ends, 60))
+	p.expectExited(old.ends, 9)
+	fresh := p.start("new", "sleep 1000")
+	p.expectJoined(fresh)
+	p.expectServed(fresh)
+	expectEqual(p.t, "shared PID namespace",
+		namespace(p.t, p.containerPid(fresh), "pid") == namespace(p.t, p.containerPid(old.stays), "pid"),
+		p.Config.Linux.SecurityContext.NamespaceOptions.Pid == runtime.NamespaceMode_POD)
+	must(p.t, theNode.StopContainer(p.ctx, old.stays, 0))
+	p.expectExited(old.stays, 137)
+	p.remove()
+}
+
+func (c *container) expectOldServed() {
+	c.t.Helper()
+	expectEqual(c.t, "status", c.status(), "RUNNING")
+	out := c.ctrCode(3, "task", "exec", "--exec-id", "e", c.id, "sh", "-c", "echo from exec; exit 3")
+	expectEqual(c.t, "output", out, "from exec\n")
+	c.ctr("task", "metrics", c.id)
+	c.ctr("task", "kill", "--signal", "SIGKILL", c.id)
+	c.expectStatus("STOPPED")
+	c.remove(137)
+}
