@@ -62,6 +62,27 @@ unit: ## run the unit tests, with the race detector
 integration: ## run the integration tests only; make setup and make build come before (root)
 	PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 30m $(ARGS) ./integration
 
+# The kinds of hosts, see integration/hosts.sh. What the tests in guests take is mostly the emulation of a processor:
+# GUEST_TESTS are those that depend on the host's cgroups, systemd and OCI runtime the most.
+HOST    ?= v2
+RUNTIME ?= crun
+GUEST_TESTS := ^Test(OOM|Limit|Update|Pids$$|Metrics|Stats|TooMuch|Pause|Signal|ShimCgroup|Pod(Lifecycle|HasNo|Ends)|EmptyPod|Containers(Share|Join)|HostIPC|SharedPid|Exec$$|Terminal$$|Leftovers|ShimOf|ContainerIsReplaced|RuntimeOptions|Checkpoint|UserNamespacesBy|Sandbox(Task|ByCtr|Cgroup)|Cgroup)
+
+.PHONY: guest
+guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-systemd with RUNTIME=crun: ARGS='-test.run TestExec' (root)
+	integration/hosts.sh -b $(BIN) $(HOST) $(RUNTIME) $(ARGS)
+
+.PHONY: test-guests
+test-guests: test-binaries
+	integration/hosts.sh -b $(BIN) -P cgroups -P integration/cadvisor -P integration v2 crun -test.run '$(GUEST_TESTS)'
+	integration/hosts.sh -b $(BIN) -P cgroups -P integration v2-systemd crun -test.run '$(GUEST_TESTS)'
+
+.PHONY: test-binaries
+test-binaries:
+	@integration/setup.sh -t $(TOOLS) guest
+	CGO_ENABLED=0 $(GO) test -c -tags $(TAGS) -o $(BIN)/tests/ -ldflags '-s -w' ./integration ./cgroups ./process
+	cd integration/cadvisor && CGO_ENABLED=0 $(GO) test -c -o $(BIN)/tests/cadvisor.test -ldflags '-s -w' .
+
 .PHONY: lint
 lint: ## check the code with golangci-lint
 	@integration/setup.sh -t $(TOOLS) lint

@@ -4,7 +4,11 @@
 # usage: setup.sh [-t DIR] PART...
 #   packages  Debian packages: OCI runtimes, CNI plugins, busybox, criu, a C compiler (needs root)
 #   tools     containerd, ctr, the stock shim, crictl and a current runc, built by the Go toolchain into DIR
+#   guest     the disk of a guest with cgroup v2, into the directory guest beside DIR (needs root)
 #   lint      golangci-lint, likewise
+#   containerds [MINOR...]
+#             containerd, ctr and the stock shim of other versions, such as 1.6 or 2.0, into DIR/containerd-MINOR;
+#             all versions if none is named. 1.6 is Debian 12's package, unpacked and not installed
 # DIR is bin/tools by default. A tool of the right version in DIR is not built again.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
@@ -19,6 +23,10 @@ go=${GO:-go}
 crictl_version=v1.36.0
 runc_version=v1.5.2
 lint_version=v2.15.0
+# The newest of each minor version by `go list -m -versions`, but for those of Debian and of go.mod.
+declare -A containerd_versions=(
+	[1.6]=debian [1.7]=v1.7.35 [2.0]=v2.0.14 [2.1]=v2.1.9 [2.2]=v2.2.9 [2.3]=v2.3.7 [2.4]=go.mod
+)
 
 # quietly WHAT COMMAND...: says what is done and how long it took; shows the command's output if it fails.
 quietly() {
@@ -53,6 +61,12 @@ packages() {
 	# The race detector needs cgo; the stock pause program is written in C, and part of runc.
 	{ have gcc && [ -e /usr/include/stdlib.h ]; } || missing+=(gcc libc6-dev)
 	{ have pkg-config && [ -e /usr/include/seccomp.h ]; } || missing+=(pkg-config libseccomp-dev)
+	install_packages "${missing[@]}"
+}
+
+# install_packages NAME...: of Debian.
+install_packages() {
+	local missing=("$@")
 	[ ${#missing[@]} -gt 0 ] || return 0
 	[ "$(id -u)" = 0 ] || { echo "setup: run as root, or install: ${missing[*]}" >&2; return 1; }
 	have apt-get || { echo "setup: not Debian; install: ${missing[*]}" >&2; return 1; }
@@ -61,6 +75,21 @@ packages() {
 	# The lists may be older than the mirror, or absent.
 	"${get[@]}" --download-only >/dev/null 2>&1 || quietly "apt-get update" apt-get update -q
 	quietly "apt-get install ${missing[*]}" "${get[@]}"
+}
+
+# guest makes the disk of the guest beside the tools.
+guest() {
+	local missing=() dir
+	dir=$(dirname "$tools")/guest
+	have qemu-system-x86_64 || missing+=(qemu-system-x86)
+	have debootstrap || missing+=(debootstrap)
+	have mke2fs || missing+=(e2fsprogs)
+	have patchelf || missing+=(patchelf)
+	have cpio || missing+=(cpio)
+	have modprobe || missing+=(kmod)
+	have xz || missing+=(xz-utils)
+	install_packages "${missing[@]}"
+	integration/guest/root.sh -n "$dir" || quietly "make the guest's disk: Debian 13" integration/guest/root.sh "$dir"
 }
 
 # build NAME MODULE VERSION LDFLAGS PROGRAM...: builds programs of a module in its directory cmd,
@@ -107,15 +136,59 @@ in_module() (
 )
 
 build_tools() {
-	local module=github.com/containerd/containerd/v2 version
-	version=$("$go" list -m -f '{{.Version}}' $module)
-	build containerd $module "$version" "-X $module/version.Version=$version" containerd ctr containerd-shim-runc-v2
+	local module
+	build_containerd go.mod
 	module=sigs.k8s.io/cri-tools
 	build crictl $module $crictl_version "-X $module/pkg/version.Version=$crictl_version" crictl
 	module=github.com/opencontainers/runc
 	build runc $module $runc_version "-X main.version=${runc_version#v}" runc-current
 	programs
 }
+
+# build_containerd VERSION: builds what a node needs of containerd. The version go.mod is that of this module.
+build_containerd() {
+	local module=github.com/containerd/containerd/v2 version=$1
+	[ "$version" != go.mod ] || version=$("$go" list -m -f '{{.Version}}' $module)
+	case $version in v1.*) module=${module%/v2} ;; esac
+	build containerd $module "$version" "-X $module/version.Version=$version" containerd ctr containerd-shim-runc-v2
+}
+
+# containerds MINOR...: each in a directory of its own.
+containerds() {
+	local all=$tools minor version tools
+	for minor; do
+		version=${containerd_versions[$minor]:-}
+		tools=$all/containerd-$minor
+		case $version in
+		'') echo "setup: no such version of containerd: $minor" >&2; return 2 ;;
+		debian) debian_containerd "$minor" ;;
+		*) build_containerd "$version" ;;
+		esac
+	done
+}
+
+# debian_containerd MINOR: the package of this Debian, which has to be of that version.
+debian_containerd() {
+	[ ! -x "$tools/containerd" ] || return 0
+	mkdir -p "$tools"
+	quietly "unpack Debian's containerd" unpack_containerd "$1" || { rm -rf "$tools"; return 1; }
+}
+
+unpack_containerd() (
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' EXIT
+	chmod 755 "$dir"
+	cd "$dir"
+	# The lists may be older than the mirror, or absent.
+	apt-get download containerd || { apt-get update -q && apt-get download containerd; }
+	dpkg-deb -x ./containerd_*.deb .
+	case $(usr/bin/containerd --version) in
+	*" $1."*) ;;
+	*) echo "Debian 12 has containerd $1; this one has: $(usr/bin/containerd --version)"; exit 1 ;;
+	esac
+	# The program that says that it is complete comes last.
+	mv usr/bin/{ctr,containerd-shim-runc-v2,containerd} "$tools/"
+)
 
 # programs compiles what the tests run inside of containers.
 programs() {
@@ -126,11 +199,23 @@ programs() {
 	done
 }
 
-for part; do
+while [ $# -gt 0 ]; do
+	part=$1
+	shift
 	case $part in
 	packages) packages ;;
 	tools) build_tools ;;
+	guest) guest ;;
 	lint) build golangci-lint github.com/golangci/golangci-lint/v2 $lint_version '' golangci-lint ;;
+	containerds)
+		minors=()
+		while [[ ${1:-} == [0-9]* ]]; do
+			minors+=("$1")
+			shift
+		done
+		[ ${#minors[@]} -gt 0 ] || mapfile -t minors < <(printf '%s\n' "${!containerd_versions[@]}" | sort -V)
+		containerds "${minors[@]}"
+		;;
 	*) echo "setup: no such part: $part" >&2; exit 2 ;;
 	esac
 done
