@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,8 +22,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deadline is how long a test waits for what must happen; it is never what a test measures.
-const deadline = 60 * time.Second
+// deadline is how long a test waits for what must happen; it is never what a test measures. PAUSE_TEST_PATIENCE says
+// by how much the machine may be slower than usual.
+var deadline = patience() * time.Minute
+
+func patience() time.Duration {
+	if factor, err := strconv.Atoi(os.Getenv("PAUSE_TEST_PATIENCE")); err == nil {
+		return time.Duration(factor)
+	}
+	return 1
+}
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"containerd-shim-pause-v2/process/program"
 
@@ -104,13 +105,23 @@ type labels struct{ process, mount, profile string }
 // enabledLabels are those in a sandbox's spec that the kernel knows of. OCI
 // runtimes refuse others, which a sandbox takes as long as it has no process.
 func enabledLabels(s *spec) (l labels) {
-	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+	if hasSELinux() {
 		l.process, l.mount = s.Process.SelinuxLabel, s.Linux.MountLabel
 	}
 	if enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && enabled[0] == 'Y' {
 		l.profile = s.Process.ApparmorProfile
 	}
 	return l
+}
+
+// hasSELinux says whether the kernel has SELinux and a policy for it. Without one,
+// every process is labelled "kernel", and the kernel refuses to mount with a label.
+func hasSELinux() bool {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
+		return false
+	}
+	label, err := os.ReadFile("/proc/thread-self/attr/current")
+	return err == nil && strings.TrimRight(string(label), "\x00\n") != "kernel"
 }
 
 // makePodInitRoot mounts a file system that holds the init's program and nothing
