@@ -1,8 +1,6 @@
 package shim
 
 import (
-	"debug/buildinfo"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -28,13 +26,14 @@ import (
 //
 // A bare address means Task API version 2 over ttrpc to each of them. Version 3
 // saves a daemon 2.x the `start` and `delete` for every container that joins a
-// sandbox (ShimManager.Start in core/runtime/v2/shim_manager.go), so it is
-// worth telling 2.0 from 1.7.
+// sandbox (ShimManager.Start in core/runtime/v2/shim_manager.go). But 2.0 to 2.3
+// then forget the `delete` also when the shim has been killed, and the container
+// runs on for ever: there Start watches the shim with `func() {}`, and only since
+// 2.4 with cleanupAfterDeadShim. So version 3 is for 2.4 and later.
 type answer int
 
 const (
 	answerAddress answer = iota
-	answerJSON
 	answerProto
 )
 
@@ -45,9 +44,6 @@ const (
 	// maxInput is far above what containerd sends; a stream without end must
 	// not fill the memory.
 	maxInput = 10 << 20
-
-	// containerdV2 is the path of the Go module of containerd 2.x.
-	containerdV2 = "github.com/containerd/containerd/v2"
 )
 
 // bootstrap is what containerd asks of `start`, by whichever generation.
@@ -73,11 +69,6 @@ func (c *call) readBootstrap() (*bootstrap, error) {
 	}
 	if b.ttrpcAddress == "" {
 		b.ttrpcAddress = os.Getenv(ttrpcAddressEnv)
-	}
-	// The parent is the daemon itself. /proc/<pid>/exe is the file that it
-	// runs, also when a newer one has been installed in the meantime.
-	if b.answer != answerProto && isContainerdV2(fmt.Sprintf("/proc/%d/exe", os.Getppid())) {
-		b.answer = answerJSON
 	}
 	return b, nil
 }
@@ -125,6 +116,9 @@ func fromParams(params *bootapi.BootstrapParams, f flags) (*bootstrap, error) {
 		options:      &options.Options{},
 		answer:       answerProto,
 	}
+	if !cleansUpMembers(params.ContainerdVersion) {
+		b.answer = answerAddress
+	}
 	if b.grpcAddress == "" {
 		b.grpcAddress = f.address
 	}
@@ -145,39 +139,17 @@ func fromParams(params *bootapi.BootstrapParams, f flags) (*bootstrap, error) {
 	return b, nil
 }
 
-// isContainerdV2 says whether the Go executable at path is containerd 2.x, or
-// has it built in as k3s has. Nothing that 2.0 to 2.2 pass to a shim differs
-// from 1.7 (both say MAX_SHIM_VERSION=2), but the build information that the
-// go command leaves in every binary does. When in doubt it is not: an address
-// is understood by all.
-func isContainerdV2(path string) bool {
-	info, err := buildinfo.ReadFile(path)
-	if err != nil {
-		return false
-	}
-	// Without module mode there is a package path only.
-	if strings.HasPrefix(info.Path, containerdV2+"/") || info.Main.Path == containerdV2 {
-		return true
-	}
-	for _, dep := range info.Deps {
-		if dep.Path == containerdV2 {
-			return true
-		}
-	}
-	return false
+// cleansUpMembers says whether a containerd that sends BootstrapParams cleans up the
+// containers of a sandbox after a dead shim that has answered with version 3. An
+// unknown version is taken for a later one.
+func cleansUpMembers(version string) bool {
+	return !strings.HasPrefix(strings.TrimPrefix(version, "v"), "2.3.")
 }
 
 // encode returns the answer to `start` with the address of the group's shim.
 func (a answer) encode(address string) ([]byte, error) {
-	switch a {
-	case answerProto:
+	if a == answerProto {
 		return proto.Marshal(&bootapi.BootstrapResult{Version: taskVersion, Address: address, Protocol: "ttrpc"})
-	case answerJSON:
-		return json.Marshal(struct {
-			Version  int    `json:"version"`
-			Address  string `json:"address"`
-			Protocol string `json:"protocol"`
-		}{taskVersion, address, "ttrpc"})
 	}
 	return []byte(address), nil
 }

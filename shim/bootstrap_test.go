@@ -3,9 +3,7 @@ package shim
 import (
 	"bytes"
 	"encoding/hex"
-	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -145,25 +143,15 @@ func TestInputIsLimited(t *testing.T) {
 func TestAnswers(t *testing.T) {
 	const address = "unix:///run/containerd/s/00ff"
 
-	if got, err := answerAddress.encode(address); err != nil || string(got) != address {
-		t.Errorf("answer to 1.x is %q, error %v", got, err)
+	text, err := answerAddress.encode(address)
+	if err != nil || string(text) != address {
+		t.Errorf("answer to containerd before 2.4 is %q, error %v", text, err)
 	}
-
-	// What parseStartResponse of 2.0 to 2.2 decodes.
-	var params struct {
-		Version  int    `json:"version"`
-		Address  string `json:"address"`
-		Protocol string `json:"protocol"`
-	}
-	text, err := answerJSON.encode(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(text, &params); err != nil || params.Version != 3 || params.Address != address || params.Protocol != "ttrpc" {
-		t.Errorf("answer to 2.0 is %q, error %v", text, err)
-	}
-
 	var result bootapi.BootstrapResult
+	// 2.3 and later try protobuf first: an address must not pass for it.
+	if proto.Unmarshal(text, &result) == nil {
+		t.Errorf("%q parses as BootstrapResult", text)
+	}
 	data, err := answerProto.encode(address)
 	if err != nil {
 		t.Fatal(err)
@@ -171,61 +159,29 @@ func TestAnswers(t *testing.T) {
 	if err := proto.Unmarshal(data, &result); err != nil || result.Version != 3 || result.Address != address || result.Protocol != "ttrpc" {
 		t.Errorf("answer to 2.4 is %q, error %v", data, err)
 	}
-	// 2.3 and later try protobuf first: the others must not pass for it.
-	for _, other := range [][]byte{text, []byte(address)} {
-		if proto.Unmarshal(other, &result) == nil {
-			t.Errorf("%q parses as BootstrapResult", other)
-		}
-	}
 }
 
-func TestContainerd2IsKnownByItsModule(t *testing.T) {
-	for _, tc := range []struct {
-		name  string
-		files map[string]string
-		main  string
-		want  bool
-	}{
-		{"2.x", map[string]string{
-			"go.mod":                 "module github.com/containerd/containerd/v2\ngo 1.23\n",
-			"cmd/containerd/main.go": "package main\nfunc main() {}\n",
-		}, "./cmd/containerd", true},
-		{"1.x", map[string]string{
-			"go.mod":                 "module github.com/containerd/containerd\ngo 1.23\n",
-			"cmd/containerd/main.go": "package main\nfunc main() {}\n",
-		}, "./cmd/containerd", false},
-		{"2.x built in", map[string]string{
-			"go.mod": "module example.org/distribution\ngo 1.23\nrequire github.com/containerd/containerd/v2 v2.2.0\n" +
-				"replace github.com/containerd/containerd/v2 => ./fork\n",
-			"main.go":               "package main\nimport _ \"github.com/containerd/containerd/v2/server\"\nfunc main() {}\n",
-			"fork/go.mod":           "module github.com/containerd/containerd/v2\ngo 1.23\n",
-			"fork/server/server.go": "package server\n",
-		}, ".", true},
+// containerd 2.3 would forget to clean up the containers of a pod whose shim has died,
+// if it were told of version 3.
+func TestAnswerGoesByTheDaemonsVersion(t *testing.T) {
+	for version, want := range map[string]answer{
+		"v2.3.7":         answerAddress,
+		"2.3.0+unknown":  answerAddress,
+		"v2.3.0-rc.1":    answerAddress,
+		"v2.4.0":         answerProto,
+		"2.30.1":         answerProto,
+		"v3.2.3":         answerProto,
+		"1.2.3+dist":     answerProto,
+		"":               answerProto,
+		"a distribution": answerProto,
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			dir := t.TempDir()
-			for name, text := range tc.files {
-				path := filepath.Join(dir, name)
-				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			binary := filepath.Join(dir, "binary")
-			build := exec.Command("go", "build", "-mod=mod", "-ldflags=-s -w", "-o", binary, tc.main)
-			build.Dir = dir
-			build.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0")
-			if out, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			if got := isContainerdV2(binary); got != tc.want {
-				t.Errorf("isContainerdV2 is %t, want %t", got, tc.want)
-			}
-		})
-	}
-	if isContainerdV2("testdata/README") {
-		t.Error("a text passes for containerd")
+		input := encode(t, &bootapi.BootstrapParams{InstanceID: "4f1a", Namespace: "k8s.io", ContainerdVersion: version})
+		got, err := parseBootstrap(input, flags{namespace: "k8s.io", id: "4f1a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.answer != want {
+			t.Errorf("answer to %q is %d, not %d", version, got.answer, want)
+		}
 	}
 }
