@@ -1,7 +1,7 @@
 // Command matrix writes what test runs have shown into a document, as a table: a row
 // for each run, a column for each kind of test, in a cell how many have passed.
 //
-//	matrix -into FILE -by COMMAND [-on MACHINE] -head LABEL -column LABEL=REGEXP... LABEL=RUN...
+//	matrix -into FILE -by COMMAND [-on MACHINE] [-with WHAT] -head LABEL -column LABEL=REGEXP... LABEL=RUN...
 //
 // RUN is a file with the output of `go test -json`, REGEXP matches the full names of
 // tests, and COMMAND is what makes the table again. The table replaces what is between
@@ -40,6 +40,7 @@ func run(args []string) error {
 	into := flags.String("into", "", "write into this `file`")
 	by := flags.String("by", "", "the `command` that makes the table")
 	on := flags.String("on", "", "the `machine` of the runs, if it is not this one")
+	with := flags.String("with", "", "`what` else they depend on")
 	head := flags.String("head", "", "`label` of the rows")
 	flags.Func("column", "`label=regexp` of a column", func(s string) error {
 		label, expression, found := strings.Cut(s, "=")
@@ -55,6 +56,9 @@ func run(args []string) error {
 	}
 	if *on == "" {
 		*on = machine()
+	}
+	if *with != "" {
+		*on += ", " + *with
 	}
 	rows, err := readRows(flags.Args())
 	if err != nil {

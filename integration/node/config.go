@@ -172,6 +172,9 @@ func (n *Node) configHandler(b *strings.Builder, key string, h Handler) {
 	if h.Shim != "" {
 		fmt.Fprintf(b, "  runtime_path = '%s'\n", h.Shim)
 	}
+	if h.NoOptions {
+		return
+	}
 	fmt.Fprintf(b, "[%s.options]\n", key)
 	if h.Type == StockType || n.Version.passesOptions() {
 		b.WriteString(n.runtimeOptions(h.OCIRuntime))

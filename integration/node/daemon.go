@@ -20,7 +20,12 @@ func (n *Node) DaemonPid() int {
 	if n.daemon == nil {
 		return 0
 	}
-	return n.daemon.Process.Pid
+	select {
+	case <-n.done: // it has ended by itself
+		return 0
+	default:
+		return n.daemon.Process.Pid
+	}
 }
 
 // LogFile is the path of the daemon's log. It survives restarts of the daemon.
@@ -79,11 +84,12 @@ func (n *Node) Stop() error { return n.endDaemon(syscall.SIGTERM) }
 // Kill ends the daemon with SIGKILL. Pods go on.
 func (n *Node) Kill() error { return n.endDaemon(syscall.SIGKILL) }
 
-// Restart starts the daemon again after Stop or Kill.
+// Restart starts the daemon again after Stop, Kill, or an end of its own.
 func (n *Node) Restart(ctx context.Context) error {
-	if n.daemon != nil {
+	if n.DaemonPid() != 0 {
 		return errors.New("cannot restart containerd: it runs")
 	}
+	n.disconnect()
 	return n.startDaemon(ctx)
 }
 

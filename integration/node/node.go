@@ -74,6 +74,7 @@ type Handler struct {
 	Shim       string // name of the shim's program, if not the one that belongs to Type
 	OCIRuntime string // BinaryName: a name in $PATH or a path
 	Sandboxer  string // "podsandbox" (the default), or "shim", which needs no pause image
+	NoOptions  bool   // leave out the table of options: the OCI runtime is runc, in its default place
 }
 
 // Node is a running node. Its methods may be called from many goroutines, but
@@ -278,8 +279,13 @@ func (n *Node) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = n.CRI().Version(ctx, &runtime.VersionRequest{}, grpc.WaitForReady(true))
-	return err
+	for {
+		_, err = n.CRI().Version(ctx, &runtime.VersionRequest{}, grpc.WaitForReady(true))
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond) // 1.7 refuses calls until CRI is initialized
+	}
 }
 
 func (n *Node) disconnect() {

@@ -150,7 +150,7 @@ func TestContainerd(t *testing.T) {
 			t.Run("ctr run", testCtrRun)
 			t.Run("podsandbox", func(t *testing.T) { testPods(t, "runc", "pause") })
 			if theNode.Version.AtLeast(2, 0) {
-				t.Run("Sandbox API", func(t *testing.T) { testPods(t, sandboxHandler) })
+				t.Run("Sandbox API", testPodsBySandboxAPI)
 			}
 			t.Run("shim replaced", func(t *testing.T) { testReplacedShim(t, programs) })
 			if release != newest {
@@ -173,13 +173,23 @@ func startNode(t *testing.T, release string) (programs string) {
 		OCIRuntime:    ociRuntime,
 		SystemdCgroup: systemdCgroup,
 		Patience:      patience,
-		Handlers:      []node.Handler{{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"}},
+		Handlers:      []node.Handler{sandboxAPI(release)},
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, theNode.Close()) })
 	fmt.Printf("node in %s: containerd %s, %s, snapshotter %s\n", theNode.Dir, theNode.Release, ociRuntime, theNode.Snapshotter)
 	expectEqual(t, "release", theNode.Version.String(), release)
 	return programs
+}
+
+// sandboxAPI is the handler that makes pods through the Sandbox API. Up to 2.2,
+// containerd then writes into the options of a container, and can do so only with
+// those of the stock shim's type (WithTaskAPIEndpoint in client/task_opts_unix.go).
+func sandboxAPI(release string) node.Handler {
+	return node.Handler{
+		Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim",
+		NoOptions: slices.Compare(numbers(release), []int{2, 3}) < 0,
+	}
 }
 
 func findProgram(t *testing.T, name string) string {

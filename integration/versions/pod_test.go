@@ -4,31 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"containerd-shim-pause-v2/integration/node"
 )
-
-func testPods(t *testing.T, handlers ...string) {
-	runCases(t, []testCase{
-		{"two containers", testTwoContainers},
-		{"exec", testExec},
-		{"log and exit code", testLogAndExitCode},
-		{"stats", testStats},
-		{"shared PID namespace", testSharedPid},
-		{"host network", testHostNetwork},
-		{"shim is killed", testShimKilled},
-		{"containerd is killed", testContainerdKilled},
-	}, handlers...)
-}
 
 // pod is a pod that a test runs; runCases removes it, unless the test does.
 type pod struct {
@@ -213,135 +197,6 @@ func forgiveSocket(t *testing.T, shim string) {
 			must(t, os.Remove(s))
 		}
 	}
-}
-
-func testTwoContainers(t *testing.T, handler string) {
-	p := runPod(t, handler, nil)
-	a := p.start("a", "mkdir /www; echo page >/www/index.html; httpd -f -p 8080 -h /www")
-	b := p.start("b", "sleep 1000")
-	p.expectServed(a)
-	p.expectJoined(a)
-	p.expectJoined(b)
-	if handler != "runc" {
-		expectEqual(t, "sandbox's pid", p.sandboxPid(), p.shimPid())
-	}
-	// By the pod's loopback, from the other container, and from the host.
-	eventually(t, "server answers", func() bool {
-		r, err := theNode.Exec(p.ctx, b, "wget", "-q", "-O", "-", "http://127.0.0.1:8080/")
-		must(t, err)
-		return string(r.Stdout) == "page\n"
-	})
-	client := http.Client{Timeout: patience * 10 * time.Second}
-	r, err := client.Get("http://" + p.status().Network.Ip + ":8080/")
-	must(t, err)
-	r.Body.Close()
-	expectEqual(t, "answer", r.StatusCode, http.StatusOK)
-	p.exec(a, "echo shared >/dev/shm/x")
-	expectEqual(t, "/dev/shm/x", p.exec(b, "cat /dev/shm/x"), "shared")
-	p.remove()
-}
-
-func testExec(t *testing.T, handler string) {
-	p := runPod(t, handler, nil)
-	id := p.start("c", "sleep 1000")
-	r, err := theNode.Exec(p.ctx, id, "sh", "-c", "echo to stdout; echo to stderr >&2; exit 3")
-	must(t, err)
-	expectEqual(t, "stdout", string(r.Stdout), "to stdout\n")
-	expectEqual(t, "stderr", string(r.Stderr), "to stderr\n")
-	expectEqual(t, "exit code", r.ExitCode, 3)
-	expectEqual(t, "/etc/hostname", p.exec(id, "cat /etc/hostname"), p.Config.Hostname)
-	p.remove()
-}
-
-func testLogAndExitCode(t *testing.T, handler string) {
-	p := runPod(t, handler, nil)
-	id := p.start("c", "echo one; echo two >&2; exit 4")
-	p.expectExited(id, 4)
-	log := filepath.Join(p.Config.LogDirectory, "c.log")
-	eventually(t, "the log is complete", func() bool {
-		b, err := os.ReadFile(log)
-		return err == nil && strings.Contains(string(b), " stdout F one\n") && strings.Contains(string(b), " stderr F two\n")
-	})
-	trapped := p.startTrapping("trapping")
-	must(t, theNode.StopContainer(p.ctx, trapped, 60))
-	p.expectExited(trapped, 9)
-	killed := p.start("killed", "sleep 1000")
-	must(t, theNode.StopContainer(p.ctx, killed, 0))
-	p.expectExited(killed, 137)
-	must(t, theNode.RemoveContainer(p.ctx, killed))
-	p.remove()
-}
-
-func testStats(t *testing.T, handler string) {
-	p := runPod(t, handler, nil)
-	id := p.start("c", "sleep 1000")
-	p.expectStats(id)
-	r, err := theNode.CRI().ListContainerStats(p.ctx, &runtime.ListContainerStatsRequest{})
-	must(t, err)
-	expectEqual(t, "containers with stats", len(r.Stats), 1)
-	p.remove()
-}
-
-func testSharedPid(t *testing.T, handler string) {
-	p := runPod(t, handler, sharedPid)
-	a, b := p.start("a", "sleep 1000"), p.start("b", "sleep 1000")
-	expectEqual(t, "PID namespace", namespace(t, p.containerPid(b), "pid"), namespace(t, p.containerPid(a), "pid"))
-	expectEqual(t, "PID 1", p.exec(a, "tr '\\0' ' ' </proc/1/cmdline"), "/pause")
-	if namespace(t, p.containerPid(a), "pid") == namespace(t, os.Getpid(), "pid") {
-		t.Error("the PID namespace is the host's")
-	}
-	p.expectServed(a)
-	p.remove()
-}
-
-func sharedPid(c *runtime.PodSandboxConfig) {
-	c.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
-}
-
-func testHostNetwork(t *testing.T, handler string) {
-	p := runPod(t, handler, func(c *runtime.PodSandboxConfig) {
-		c.Hostname = "" // the UTS namespace is the host's, too
-		c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
-	})
-	pid := p.containerPid(p.start("c", "sleep 1000"))
-	for _, kind := range []string{"net", "uts"} {
-		expectEqual(t, kind, namespace(t, pid, kind), namespace(t, os.Getpid(), kind))
-	}
-	expectEqual(t, "ipc", namespace(t, pid, "ipc"), namespace(t, p.sandboxPid(), "ipc"))
-	p.remove()
-}
-
-// containerd cleans up after a shim that was killed, by the shim's delete call.
-func testShimKilled(t *testing.T, handler string) {
-	p := runPod(t, handler, nil)
-	id := p.start("c", "sleep 1000")
-	init := p.containerPid(id)
-	must(t, unix.Kill(p.shimPid(), unix.SIGKILL))
-	p.expectNotReady()
-	eventually(t, "init has ended", func() bool { return unix.Kill(init, 0) == unix.ESRCH })
-	eventually(t, "container has exited", func() bool {
-		s, err := theNode.ContainerStatus(p.ctx, id)
-		return err == nil && s.State == runtime.ContainerState_CONTAINER_EXITED
-	})
-	p.removeInTheEnd()
-	forgiveSocket(t, handler)
-}
-
-func testContainerdKilled(t *testing.T, handler string) {
-	p := runPod(t, handler, nil)
-	stays, ends := p.start("stays", "sleep 1000"), p.startTrapping("ends")
-	sandbox, shim := p.sandboxPid(), p.shimPid()
-	init := p.containerPid(ends)
-	must(t, theNode.Kill())
-	must(t, unix.Kill(init, unix.SIGTERM))
-	eventually(t, "container has ended", func() bool { return unix.Kill(init, 0) == unix.ESRCH })
-	must(t, theNode.Restart(p.ctx))
-	p.expectExitedWhileAway(ends)
-	p.expectServed(stays)
-	expectEqual(t, "sandbox's pid", p.sandboxPid(), sandbox)
-	expectEqual(t, "shim's pid", p.shimPid(), shim)
-	p.expectJoined(p.start("new", "sleep 1000"))
-	p.remove()
 }
 
 // expectExitedWhileAway checks the exit code 9 of a container that has ended while

@@ -38,6 +38,12 @@ func testUpgrade(t *testing.T) {
 		eventually(t, "container has ended", func() bool { return unix.Kill(p.awayPid, 0) == unix.ESRCH })
 	}
 	must(t, theNode.Upgrade(t.Context(), directory(t, newest)))
+	server, err := theNode.Client().Version(t.Context())
+	must(t, err)
+	t.Logf("containerd is now %s", server.Version)
+	if !strings.HasPrefix(strings.TrimPrefix(server.Version, "v"), newest+".") {
+		t.Fatalf("containerd is %s, not %s", server.Version, newest)
+	}
 
 	for name, p := range pods {
 		t.Run(name, func(t *testing.T) {
