@@ -9,10 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
-	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"golang.org/x/sys/unix"
@@ -153,67 +151,6 @@ func TestGODEBUGOfOthersIsAbsentIfItWas(t *testing.T) {
 	d.env = append(d.env, "GODEBUG=")
 	if environment := d.mustStart("c1", d.bundle("")).do("environment"); strings.Contains(environment, "GODEBUG") {
 		t.Errorf("GODEBUG is in the environment\n%s", environment)
-	}
-}
-
-func TestMembersOfAGroupShareAShim(t *testing.T) {
-	d := newDaemonSide(t)
-	sandbox, app := d.bundle(""), d.bundle("pod")
-	first := d.mustStart("pod", sandbox)
-	second := d.mustStart("app", app)
-	if first.pid != second.pid || first.path != second.path {
-		t.Errorf("got processes %d on %s and %d on %s", first.pid, first.path, second.pid, second.path)
-	}
-	if other := d.mustStart("other", d.bundle("")); other.pid == first.pid {
-		t.Error("one of another group shares it too")
-	}
-	for _, bundle := range []string{sandbox, app} {
-		if path, err := readAddress(bundle); err != nil || path != first.path {
-			t.Errorf("the bundle has the address %q, error %v", path, err)
-		}
-	}
-
-	// The end of a member does not take the socket from the others.
-	if _, stderr, err := d.call(app, nil, "-namespace", "test", "-id", "app", "-bundle", app, "delete"); err != nil {
-		t.Fatalf("%v: %s", err, stderr)
-	}
-	if connect(t, first.path).pid != first.pid {
-		t.Error("the shim is no longer to be found")
-	}
-}
-
-func TestStartsOfAGroupAtTheSameTimeGiveOneShim(t *testing.T) {
-	d := newDaemonSide(t)
-	const starts = 6
-	bundles := make([]string, starts)
-	for i := range bundles {
-		bundles[i] = d.bundle("pod")
-	}
-	if err := os.Mkdir(d.socketDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	makeStale(t, strings.TrimPrefix(socketAddress(d.socketDir, "/run/test/containerd.sock", "test", "pod"), unixScheme))
-
-	results := make([]*bootapi.BootstrapResult, starts)
-	var wg sync.WaitGroup
-	for i, bundle := range bundles {
-		wg.Go(func() {
-			var err error
-			if results[i], err = d.start(fmt.Sprintf("c%d", i), bundle, nil); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	if t.Failed() {
-		return
-	}
-	pids := make(map[int]bool)
-	for _, r := range results {
-		pids[connect(t, strings.TrimPrefix(r.Address, unixScheme)).pid] = true
-	}
-	if len(pids) != 1 {
-		t.Errorf("processes %v serve the group", pids)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/log"
@@ -33,6 +34,9 @@ func (c *call) start() error {
 		group = c.id
 	}
 	address := socketAddress(b.socketDir, b.grpcAddress, c.namespace, group)
+	if path := c.runningShim(group); path != "" {
+		address = unixScheme + path
+	}
 	reply, err := b.answer.encode(address)
 	if err != nil {
 		return fmt.Errorf("cannot encode answer: %w", err)
@@ -57,6 +61,38 @@ func (c *call) start() error {
 		return fmt.Errorf("cannot answer: %w", err)
 	}
 	return nil
+}
+
+// sandboxBundles is the directory of the bundles of the Sandbox API, beside that of
+// those of tasks (the ids of the plugins in plugins/sandbox/controller.go and
+// core/runtime/v2/task_manager.go of containerd 2.4).
+const sandboxBundles = "io.containerd.sandbox.controller.v1.shim"
+
+// runningShim returns the path of the socket on which the group's shim serves, if the
+// group is a pod, by what the bundle of its sandbox says. That is not always where
+// `start` would have it: a containerd that is started again under running pods may
+// have another socket directory or address than before. Without a path the shim does
+// not run, or its group is no pod.
+//
+// Half a group in a second shim would be worse than none: it does not know the sandbox,
+// and the namespaces of a shim's process are in part the host's.
+func (c *call) runningShim(group string) (path string) {
+	if group == c.id || group != filepath.Base(group) || !filepath.IsLocal(group) {
+		return "" // The last two are for annotations that lead elsewhere.
+	}
+	for _, bundle := range []string{
+		filepath.Join("..", group),
+		filepath.Join("..", "..", "..", sandboxBundles, c.namespace, group),
+	} {
+		path, err := readAddress(bundle)
+		if err != nil || path == "" {
+			continue
+		}
+		if alive, err := isServed(path); err == nil && alive {
+			return path
+		}
+	}
+	return ""
 }
 
 // startServer starts the shim that serves on listener. undo ends it again and

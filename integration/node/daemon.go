@@ -105,6 +105,19 @@ func (n *Node) Upgrade(ctx context.Context, containerd string) error {
 	return n.startDaemon(ctx)
 }
 
+// MoveSockets starts the daemon again with the node's own directory for the sockets of
+// shims, after an Upgrade from one that could not be told where they are. Pods go on.
+func (n *Node) MoveSockets(ctx context.Context) error {
+	if err := n.Stop(); err != nil {
+		return err
+	}
+	n.oldSockets = false
+	if err := n.writeConfig(); err != nil {
+		return err
+	}
+	return n.startDaemon(ctx)
+}
+
 // useContainerd makes the containerd of a directory, or that of Path if it is "",
 // the one that is started next.
 func (n *Node) useContainerd(dir string) error {

@@ -2,11 +2,15 @@ package versions
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"containerd-shim-pause-v2/integration/node"
 )
 
 // oldPod is a pod that was started under the old containerd.
@@ -27,13 +31,14 @@ func testUpgrade(t *testing.T) {
 	if theNode.Version.AtLeast(2, 0) {
 		pods["Sandbox API/pause"] = startOldPod(t, sandboxHandler, nil)
 	}
+	moved := startPodsToMove(t)
 	containers := map[string]*container{"ctr run/runc": newContainer(t, "runc"), "ctr run/pause": newContainer(t, "pause")}
 	for _, c := range containers {
 		c.start("sleep", "1000")
 	}
 
 	must(t, theNode.Stop())
-	for _, p := range pods {
+	for _, p := range slices.Concat(slices.Collect(maps.Values(pods)), slices.Collect(maps.Values(moved))) {
 		must(t, unix.Kill(p.awayPid, unix.SIGTERM))
 		eventually(t, "container has ended", func() bool { return unix.Kill(p.awayPid, 0) == unix.ESRCH })
 	}
@@ -58,6 +63,15 @@ func testUpgrade(t *testing.T) {
 			c.expectOldServed()
 		})
 	}
+	if len(moved) > 0 {
+		must(t, theNode.MoveSockets(t.Context()))
+	}
+	for name, p := range moved {
+		t.Run(name, func(t *testing.T) {
+			defer showLog(t)
+			p.in(t).expectOldServed(p)
+		})
+	}
 	t.Run("nothing is left/pause", func(t *testing.T) {
 		defer showLog(t)
 		if left := theNode.Leftovers(context.Background()); len(left) > 0 {
@@ -65,6 +79,21 @@ func testUpgrade(t *testing.T) {
 		}
 	})
 	checkLeftovers(t)
+}
+
+// startPodsToMove starts pods to be looked at when, after the upgrade, the sockets of
+// shims have another directory. Since 2.3 they have it from the start.
+func startPodsToMove(t *testing.T) map[string]*oldPod {
+	t.Helper()
+	moved := map[string]*oldPod{}
+	if theNode.Version.AtLeast(2, 3) {
+		return moved
+	}
+	moved["sockets moved, podsandbox/pause"] = startOldPod(t, "pause", sharedPid)
+	if theNode.Version.AtLeast(2, 0) {
+		moved["sockets moved, Sandbox API/pause"] = startOldPod(t, sandboxHandler, sharedPid)
+	}
+	return moved
 }
 
 func startOldPod(t *testing.T, handler string, change func(*runtime.PodSandboxConfig)) *oldPod {
@@ -86,6 +115,9 @@ func (p *pod) expectOldServed(old *oldPod) {
 	p.expectExited(old.ends, 9)
 	fresh := p.start("new", "sleep 1000")
 	p.expectJoined(fresh)
+	if pid, err := theNode.ShimPid(node.CRINamespace, fresh); err == nil {
+		p.t.Errorf("the new container has a shim of its own, %d", pid)
+	}
 	p.expectServed(fresh)
 	expectEqual(p.t, "shared PID namespace",
 		namespace(p.t, p.containerPid(fresh), "pid") == namespace(p.t, p.containerPid(old.stays), "pid"),
