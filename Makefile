@@ -20,6 +20,23 @@ ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 # runtime they use is said by the environment, see integration/main_test.go.
 ARGS ?=
 
+# The releases of containerd that the tests are run with, see integration/setup.sh.
+RELEASES ?= 1.6 2.4
+
+# The kind of host, see integration/hosts.sh. There a guest's processor is emulated, which makes all tests last ten
+# times as long: GUEST_TESTS are those that depend most on the host's cgroups, on systemd and on the OCI runtime.
+HOST    ?= v2
+RUNTIME ?= crun
+GUEST_TESTS := EachKill KillOf KillIs KillBy NoKill KillsIn KillWhile Limits MemoryLimit CPUQuota PidsLimit Hugepage \
+	Unified Update Cgroup ShimCgroup Pids$$ Metrics Stats Pause Exec$$ Terminal$$ Leftovers PodLifecycle PodHasNo \
+	PodEndsWithItsInit ContainersShare ContainerIsReplaced ShimOfEmptyPod UserNamespacesBy SandboxTaskByCtr \
+	CheckpointAndRestore
+
+empty :=
+space := $(empty) $(empty)
+comma := ,
+guest_tests = ^Test($(subst $(space),|,$(strip $(GUEST_TESTS))))
+
 .DEFAULT_GOAL := build
 .DELETE_ON_ERROR:
 
@@ -52,7 +69,15 @@ demo: setup build ## run the same pod with the stock shim and with this one, sid
 	@$(GO) run ./integration/demo -path $(BIN):$(TOOLS)
 
 .PHONY: test
-test: setup build unit integration ## run all tests, with the set-up that they need (root)
+test: setup build ## run all tests, with the set-up that they need, here and in guests side by side (root)
+	+$(MAKE) --no-print-directory -j2 test-here test-guests
+
+# In the order of how soon they show what is wrong.
+.PHONY: test-here
+test-here: unit
+	$(MAKE) --no-print-directory integration
+	$(MAKE) --no-print-directory versions
+	$(MAKE) --no-print-directory cadvisor
 
 .PHONY: unit
 unit: ## run the unit tests, with the race detector
@@ -62,11 +87,15 @@ unit: ## run the unit tests, with the race detector
 integration: ## run the integration tests only; make setup and make build come before (root)
 	PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 30m $(ARGS) ./integration
 
-# The kinds of hosts, see integration/hosts.sh. What the tests in guests take is mostly the emulation of a processor:
-# GUEST_TESTS are those that depend on the host's cgroups, systemd and OCI runtime the most.
-HOST    ?= v2
-RUNTIME ?= crun
-GUEST_TESTS := ^Test(OOM|Limit|Update|Pids$$|Metrics|Stats|TooMuch|Pause|Signal|ShimCgroup|Pod(Lifecycle|HasNo|Ends)|EmptyPod|Containers(Share|Join)|HostIPC|SharedPid|Exec$$|Terminal$$|Leftovers|ShimOf|ContainerIsReplaced|RuntimeOptions|Checkpoint|UserNamespacesBy|Sandbox(Task|ByCtr|Cgroup)|Cgroup)
+.PHONY: versions
+versions: ## run the tests with the oldest and the newest containerd; RELEASES='1.7 2.0' for others (root)
+	@integration/setup.sh -t $(TOOLS) containerds $(RELEASES)
+	PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_CONTAINERDS=$(subst $(space),$(comma),$(strip $(RELEASES))) \
+		$(GO) test -v -count=1 -timeout 30m $(ARGS) ./integration/versions
+
+.PHONY: cadvisor
+cadvisor: ## run the tests with cAdvisor (root)
+	cd integration/cadvisor && PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 30m $(ARGS) .
 
 .PHONY: guest
 guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-systemd with RUNTIME=crun: ARGS='-test.run TestExec' (root)
@@ -74,14 +103,21 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 
 .PHONY: test-guests
 test-guests: test-binaries
-	integration/hosts.sh -b $(BIN) -P cgroups -P integration/cadvisor -P integration v2 crun -test.run '$(GUEST_TESTS)'
-	integration/hosts.sh -b $(BIN) -P cgroups -P integration v2-systemd crun -test.run '$(GUEST_TESTS)'
+	integration/hosts.sh -b $(BIN) -P cgroups -P integration/cadvisor -P integration v2 crun -test.run '$(guest_tests)'
+	integration/hosts.sh -b $(BIN) -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
+	integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim task process process/program cgroups
 
 .PHONY: test-binaries
 test-binaries:
 	@integration/setup.sh -t $(TOOLS) guest
 	CGO_ENABLED=0 $(GO) test -c -tags $(TAGS) -o $(BIN)/tests/ -ldflags '-s -w' ./integration ./cgroups ./process
 	cd integration/cadvisor && CGO_ENABLED=0 $(GO) test -c -o $(BIN)/tests/cadvisor.test -ldflags '-s -w' .
+
+.PHONY: matrix
+matrix: setup build test-binaries ## run all tests on all kinds of hosts, OCI runtimes and releases of containerd; write docs/ (root, hours)
+	@integration/setup.sh -t $(TOOLS) containerds
+	integration/matrix.sh -b $(BIN)
+	integration/versions/matrix.sh -b $(BIN)
 
 .PHONY: lint
 lint: ## check the code with golangci-lint
