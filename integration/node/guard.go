@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 )
 
@@ -27,6 +28,8 @@ func init() {
 	if err == nil && len(word) > 0 {
 		os.Exit(0)
 	}
+	// Who has read the standard error may be dead as well.
+	signal.Ignore(syscall.SIGPIPE)
 	fmt.Fprintf(os.Stderr, "node: removing %s, which was left behind\n", dir)
 	if err := purge(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -204,7 +204,17 @@ func testShimKilled(t *testing.T, handler string) {
 	forgiveSocket(t, handler)
 }
 
+// needsRestart skips a test of pods that containerd does not find again.
+func needsRestart(t *testing.T, handler string) {
+	t.Helper()
+	if handler == sandboxHandler && theNode.Version.String() == "2.0" {
+		t.Skip("containerd 2.0 looks for pods of the Sandbox API in the wrong directory when it starts: LoadExistingShims in " +
+			"plugins/sandbox/controller.go is called with root and state exchanged")
+	}
+}
+
 func testContainerdKilled(t *testing.T, handler string) {
+	needsRestart(t, handler)
 	p := runPod(t, handler, nil)
 	stays, ends := p.start("stays", "sleep 1000"), p.startTrapping("ends")
 	sandbox, shim := p.sandboxPid(), p.shimPid()

@@ -117,6 +117,7 @@ func testReplacedAndKilled(t *testing.T, handler string, replace func()) {
 }
 
 func testReplacedAndRestarted(t *testing.T, handler string, replace func()) {
+	needsRestart(t, handler)
 	p := runPod(t, handler, nil)
 	ends, shim := p.startTrapping("ends"), p.shimPid()
 	init := p.containerPid(ends)
