@@ -206,6 +206,7 @@ func TestHugepageLimitIsSeenFromInside(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
 		cfg := sh("cat /sys/fs/cgroup/hugetlb.2MB.max /sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes")
 		cfg.spec = []oci.SpecOpts{
+			oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace}),
 			oci.WithMounts([]specs.Mount{{Type: "cgroup", Source: "cgroup", Destination: cgroupMount}}),
 			func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 				s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
