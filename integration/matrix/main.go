@@ -110,7 +110,7 @@ func machine() string {
 	var u unix.Utsname
 	release := "an unknown release"
 	if unix.Uname(&u) == nil {
-		release = unix.ByteSliceToString(u.Release[:])
+		release, _, _ = strings.Cut(unix.ByteSliceToString(u.Release[:]), "-") // without who has built it
 	}
 	return fmt.Sprintf("Linux %s, %s, %s", release, runtime.GOARCH, cgroups("/sys/fs/cgroup"))
 }
