@@ -48,6 +48,9 @@ make_root() {
 	done
 	xz -d "$root"/modules/*.xz
 	rm -rf "$root"/{boot,debootstrap} "$root"/var/{cache,lib} "$root"/usr/share "$root/usr/lib/modules"
+	# debootstrap may have made a link of one (of fakechroot's kind).
+	rm -rf "$root"/{proc,sys,dev}
+	mkdir "$root"/{proc,sys,dev}
 	mv "$root" "$dir/root"
 }
 [ -d "$dir/root" ] || make_root >"$tmp/log" 2>&1 || { cat "$tmp/log" >&2; exit 1; }
