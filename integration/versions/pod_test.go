@@ -133,7 +133,8 @@ func (p *pod) expectStats(id string) {
 	}
 }
 
-// expectJoined checks that a container is in the pod's namespaces.
+// expectJoined checks that a container is in the pod's namespaces, and in none of the
+// host's.
 func (p *pod) expectJoined(id string) {
 	p.t.Helper()
 	sandbox, container := p.sandboxPid(), p.containerPid(id)
@@ -142,6 +143,9 @@ func (p *pod) expectJoined(id string) {
 		if namespace(p.t, container, kind) == namespace(p.t, os.Getpid(), kind) {
 			p.t.Errorf("%s is the host's", kind)
 		}
+	}
+	if namespace(p.t, container, "pid") == namespace(p.t, os.Getpid(), "pid") {
+		p.t.Error("pid is the host's")
 	}
 }
 
