@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 tools=$PWD/bin/tools
 while getopts t: o; do
-	case $o in t) tools=$OPTARG ;; *) exit 2 ;; esac
+	case $o in t) tools=$(readlink -m "$OPTARG") ;; *) exit 2 ;; esac
 done
 shift $((OPTIND - 1))
 [ $# -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
