@@ -70,7 +70,7 @@ func (n *Node) leftovers() (left []string) {
 		"root of an init":   "state/io.containerd.pause.v2/*/*",
 		"pinned namespace":  "state/netns/*",
 		// crun keeps a cache in its root, for itself.
-		"runtime state": "oci/*/[!.]*",
+		"runtime state": "oci/*/[^.]*",
 	} {
 		found, _ := filepath.Glob(filepath.Join(n.Dir, pattern))
 		add(what, found...)
