@@ -103,7 +103,7 @@ report() {
 		"$(count PASS)" "$(count FAIL)" "$(count SKIP)" "$((SECONDS - start))" "$1"
 }
 args=("$@") start=$SECONDS status=0
-while sleep 60; do report ", now $(grep -E '^=== RUN' "$log" | tail -n 1 | cut -c13-)"; done &
+while sleep 60; do report ", now $(grep -E '^=== RUN' "$log" | tail -n 1 | cut -c11-)"; done &
 progress=$!
 case $host in
 here) on_this_machine env ;;
