@@ -365,7 +365,10 @@ func TestCgroupOfSandboxOfTheOtherForm(t *testing.T) {
 			if systemdCgroup {
 				parent, dir, name = "/"+theNode.ID+"/other", theNode.ID+"/other", "%s"
 			}
-			t.Cleanup(func() { removeCgroups(t, filepath.Base(parent)) })
+			t.Cleanup(func() {
+				removeCgroups(t, filepath.Base(dir))
+				removeCgroups(t, filepath.Dir(dir))
+			})
 			p := runPod(t, handler, func(c *runtime.PodSandboxConfig) { c.Linux.CgroupParent = parent })
 			found := p.sandboxCgroups()
 			want := dir + "/" + fmt.Sprintf(name, p.ID)
