@@ -34,9 +34,11 @@ for p in "${packages[@]}"; do
 done
 
 tmp=$(mktemp -d)
-progress=''
+progress='' tests=''
 cleanup() {
 	[ -z "$progress" ] || kill "$progress" 2>/dev/null || :
+	# A guest, or the tests, that a signal has left.
+	[ -z "$tests" ] || { kill "$tests" && wait "$tests"; } 2>/dev/null || :
 	rm -rf "$tmp"
 }
 trap cleanup EXIT
@@ -77,7 +79,7 @@ in_guest() {
 	local flags=(-c 1 -t "$limit" -p "$tmp/payload" -d "$bin/guest") driver=cgroupfs
 	[ "$1" != systemd ] || { flags+=(-s); driver=systemd; }
 	stage
-	integration/guest/run "${flags[@]}" -e PAUSE_TEST_PATH=/payload/bin:/payload/bin/tools -e PAUSE_TEST_RUNTIME \
+	exec integration/guest/run "${flags[@]}" -e PAUSE_TEST_PATH=/payload/bin:/payload/bin/tools -e PAUSE_TEST_RUNTIME \
 		-e PAUSE_TEST_SHIMS -e PAUSE_TEST_CGROUPS=$driver -e PAUSE_TEST_PATIENCE=5 \
 		-- sh -c "$(commands /payload /payload/tests "${args[@]}")"
 }
@@ -111,7 +113,10 @@ v1) on_v1 ;;
 v2) in_guest cgroupfs ;;
 v2-systemd) in_guest systemd ;;
 *) echo "no such host: $host" >&2; false ;;
-esac >"$log" 2>&1 || status=$?
+esac >"$log" 2>&1 &
+tests=$!
+wait $tests || status=$?
+tests=''
 kill $progress
 if [ -n "$results" ]; then
 	mkdir -p "$results"

@@ -177,7 +177,7 @@ func TestPidsLimitOfPodIsFelt(t *testing.T) {
 		file := p.podFile(id, "pids", "pids", "pids.max", "pids.max")
 		expectEqual(t, "limit at first", strings.TrimSpace(readFile(t, file)), "max")
 		must(t, os.WriteFile(file, []byte("30"), 0))
-		r, err := theNode.Exec(p.ctx, id, "sh", "-c", "i=0; while [ $i -lt 60 ]; do sleep 1 & i=$((i+1)); done")
+		r, err := theNode.Exec(p.ctx, id, "sh", "-c", "i=0; while [ $i -lt 60 ]; do sleep 1000 >/dev/null 2>&1 & i=$((i+1)); done")
 		must(t, err)
 		if r.ExitCode == 0 || !strings.Contains(string(r.Stderr), "can't fork") {
 			t.Errorf("exit code %d, %s", r.ExitCode, r.Stderr)

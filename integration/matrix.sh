@@ -1,8 +1,10 @@
 #!/bin/bash
 # matrix.sh - run the integration tests on all kinds of hosts with all OCI runtimes, and write docs/hosts.md.
 #
-# usage: matrix.sh [-b DIR] [HOST.RUNTIME...]
+# usage: matrix.sh [-b DIR] [-g REGEXP] [-w COMMAND] [HOST.RUNTIME...]
 #   HOST.RUNTIME  such as v2-systemd.crun, see hosts.sh; all if none is named
+#   -g REGEXP     run only these tests in guests
+#   -w COMMAND    the command that the document names, default make matrix
 #   -b DIR        where the build is, default bin; DIR/matrix/hosts/HOST.RUNTIME.json keeps the results
 #
 # With all the table is new; with some, the rows of the others are those of the runs before. Guests run two at a time:
@@ -10,8 +12,12 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 bin=$PWD/bin
-while getopts b: o; do
-	case $o in b) bin=$(readlink -f "$OPTARG") ;; *) exit 2 ;; esac
+args=() by='make matrix'
+while getopts b:g:w: o; do
+	case $o in
+	b) bin=$(readlink -f "$OPTARG") ;; g) args=("-test.run=$OPTARG") ;; w) by=$OPTARG ;;
+	*) exit 2 ;;
+	esac
 done
 shift $((OPTIND - 1))
 go=${GO:-go}
@@ -29,13 +35,13 @@ if [ $# = 0 ]; then
 fi
 
 # A failure is in the results.
-run() { integration/hosts.sh -b "$bin" -j "$results" -t 10000 "${1%%.*}" "${1#*.}" 2>"$results/$1.log" || :; }
+run() { integration/hosts.sh -b "$bin" -j "$results" -t 10000 "${1%%.*}" "${1#*.}" "${@:2}" 2>"$results/$1.log" || :; }
 for cell; do
 	case $cell in
 	v1.*) run "$cell" ;;
 	*)
-		while [ "$(jobs -r | wc -l)" -ge 2 ]; do wait -n; done
-		run "$cell" &
+		while [ "$(jobs -r | wc -l)" -ge 2 ]; do wait -n || :; done
+		run "$cell" "${args[@]}" &
 		;;
 	esac
 done
@@ -61,5 +67,5 @@ for host in v1 v2 v2-systemd; do
 		[ ! -e "$file" ] || rows+=("$(name "$host.$runtime")=$file")
 	done
 done
-"$go" run ./integration/matrix -into docs/hosts.md -by 'make matrix' -head 'host; OCI runtime' \
+"$go" run ./integration/matrix -into docs/hosts.md -by "$by" -head 'host; OCI runtime' \
 	-column 'podsandbox, and plain containers=/pause(/|$)' -column 'Sandbox API=/pause-sandbox(/|$)' "${rows[@]}"

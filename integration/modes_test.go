@@ -229,10 +229,11 @@ func checkSysctls(t *testing.T, p *pod, id string) {
 // checkReaping leaves an orphan behind: its parents have ended when it ends.
 func checkReaping(t *testing.T, p *pod, m mode, id string) {
 	t.Helper()
-	orphan := p.exec(id, `sh -c '(sleep 0.3 >/dev/null 2>&1 & echo $!)'`)
+	orphan := p.exec(id, `sh -c '(sleep 1000 >/dev/null 2>&1 & echo $!)'`)
 	if m.pid != modeNode {
 		expectEqual(t, "parent of the orphan", p.exec(id, "awk '{print $4}' /proc/"+orphan+"/stat"), "1")
 	}
+	p.exec(id, "kill "+orphan)
 	eventually(t, "the orphan is reaped", func() bool {
 		return p.exec(id, "test -d /proc/"+orphan+" || echo gone") == "gone"
 	})

@@ -29,7 +29,9 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 		errs = append(errs, cleanUpSandbox(ctx, namespace, bundle, id, record))
 	default:
 		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle}
-		errs = append(errs, rt.delete(ctx, id, true))
+		// Under load, runc gives up on a cgroup whose last process the kernel has not
+		// taken out yet, with no more than a line in its log.
+		errs = append(errs, rt.delete(ctx, id, true), removeCgroup(ctx, record))
 	}
 	rootfs := filepath.Join(bundle, "rootfs")
 	if err := mount.UnmountRecursive(rootfs, 0); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -57,7 +57,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *spec)
 	if c.runtime.knows(r.ID) {
 		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.root(), errdefs.ErrAlreadyExists)
 	}
-	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options}); err != nil {
+	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options, CgroupsPath: s.Linux.CgroupsPath}); err != nil {
 		return nil, err
 	}
 	if err := writeStockRecord(r.Bundle, r.Options); err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -42,15 +44,45 @@ func (h *Supervisor) join(ctx context.Context, bundle string, s *spec) (leave fu
 }
 
 // checkStranger is for a container whose sandbox is not in this shim. It may be
-// elsewhere, but when it has ended, paths of its former thread are the host's.
+// elsewhere, but when it has ended, paths of its former thread are the host's. If
+// another shim of this kind holds it, only that knows the pod's PID and user
+// namespace: by the paths under its pid are the host's.
 func checkStranger(s *spec, sandboxID string) error {
-	prefix := fmt.Sprintf("/proc/%d/", os.Getpid())
 	for _, ns := range s.Linux.Namespaces {
-		if strings.HasPrefix(ns.Path, prefix) {
+		pid, ok := processOfPath(ns.Path)
+		switch {
+		case !ok:
+		case pid == os.Getpid():
 			return fmt.Errorf("sandbox %s is not running: its %s namespace %s is the host's by now: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
+		case (ns.Type == specs.PIDNamespace || ns.Type == specs.UserNamespace) && runsThisProgram(pid):
+			return fmt.Errorf("sandbox %s is in another shim: the %s namespace %s is not the pod's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
+}
+
+// processOfPath returns the pid in a path "/proc/<pid>/...".
+func processOfPath(path string) (pid int, ok bool) {
+	rest, ok := strings.CutPrefix(path, "/proc/")
+	if !ok {
+		return 0, false
+	}
+	name, _, _ := strings.Cut(rest, "/")
+	pid, err := strconv.Atoi(name)
+	return pid, err == nil
+}
+
+// runsThisProgram compares by name: the file may have been replaced meanwhile.
+func runsThisProgram(pid int) bool {
+	name := func(pid string) string {
+		path, err := os.Readlink("/proc/" + pid + "/exe")
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSuffix(filepath.Base(path), " (deleted)") // proc_pid_exe(5)
+	}
+	own := name("self")
+	return own != "" && own == name(strconv.Itoa(pid))
 }
 
 // membership finds the namespaces of a container in a sandbox.

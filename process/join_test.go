@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -188,6 +189,34 @@ func TestContainersOutsideOfThePod(t *testing.T) {
 	spec := containerSpec(t, "free", forever)
 	spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: hostPath(t, "net")}}
 	n.make(n.request("free", spec))
+}
+
+// Another shim's main thread has the pod's network namespace, but not its PID
+// namespace: what the path leads to is the host's.
+func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
+	program, err := os.Executable()
+	must(t, err)
+	other := filepath.Join(t.TempDir(), filepath.Base(program))
+	sleep, err := exec.LookPath("sleep")
+	must(t, err)
+	data, err := os.ReadFile(sleep)
+	must(t, err)
+	must(t, os.WriteFile(other, data, 0o755))
+	cmd := exec.Command(other, "100000")
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill() //nolint:errcheck // it may have ended
+		cmd.Wait()         //nolint:errcheck // likewise
+	})
+	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.UserNamespace} {
+		n := newNode(t)
+		spec := member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, procNames[kind]))
+		spec.Annotations[sandboxIDAnnotation] = "elsewhere"
+		_, err := n.Create(testContext(t), n.request("stranger", spec))
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "in another shim") {
+			t.Errorf("%s namespace: error is %v", kind, err)
+		}
+	}
 }
 
 func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {

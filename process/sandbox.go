@@ -315,6 +315,7 @@ func (s *sandbox) letGo() {
 	s.joins.Unlock()
 	s.endPodInit()
 	s.task.unwatchOOM()
+	s.dropCgroup()
 	closeAll(s.fifos...)
 	if err := s.files.unmount(); err != nil {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's /dev/shm is left")
@@ -329,6 +330,17 @@ func (s *sandbox) letGo() {
 		}
 	}
 	s.host.unseat(s)
+}
+
+// dropCgroup removes the cgroup before the thread is in the host's network namespace:
+// as long as it is there, cAdvisor reads the sandbox's counters by the shim's pid, and
+// would take the host's for the pod's. What is busy is left to remove.
+func (s *sandbox) dropCgroup() {
+	if cgroup := s.task.group(); cgroup != nil {
+		once, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = cgroup.Remove(once)
+	}
 }
 
 func (s *sandbox) remove(ctx context.Context, _ *Process) error {

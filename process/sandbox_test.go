@@ -430,8 +430,10 @@ func TestCgroupOfASandbox(t *testing.T) {
 
 	must(t, task.Kill("", unix.SIGTERM, false))
 	exitOf(t, task.init)
-	if len(cgroupsLeft()) == 0 {
-		t.Error("the cgroup is gone before the delete")
+	// Not only after the delete: who watches cgroups takes the shim's pid for the pod's
+	// as long as it is there.
+	if left := cgroupsLeft(); len(left) > 0 {
+		t.Errorf("cgroups are left at the exit: %v", left)
 	}
 	_, err := task.Delete(ctx, "")
 	must(t, err)
