@@ -79,7 +79,7 @@ test-here: unit
 
 .PHONY: unit
 unit: ## run the unit tests, with the race detector
-	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS)
+	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS) ./integration/matrix
 
 .PHONY: integration
 integration: ## run the integration tests only; make setup and make build come before (root)
@@ -101,8 +101,8 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 
 .PHONY: test-guests
 test-guests: test-binaries
-	integration/hosts.sh -b $(BIN) -P cgroups -P integration/cadvisor -P integration v2 crun -test.run '$(guest_tests)'
-	integration/hosts.sh -b $(BIN) -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
+	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration/cadvisor -P integration v2 crun -test.run '$(guest_tests)'
+	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
 	integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim process/program cgroups
 
 .PHONY: test-binaries
@@ -124,6 +124,7 @@ lint: ## check the code with golangci-lint
 	@integration/setup.sh -t $(TOOLS) lint
 	$(TOOLS)/golangci-lint run --build-tags $(TAGS) $(ROOMS)
 	$(TOOLS)/golangci-lint run ./integration/...
+	cd integration/cadvisor && $(TOOLS)/golangci-lint run
 
 .PHONY: setup
 setup: ## install the packages and build the tools that demo and test need (root)

@@ -205,8 +205,8 @@ func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 	cmd := exec.Command(other, "100000")
 	must(t, cmd.Start())
 	t.Cleanup(func() {
-		cmd.Process.Kill() //nolint:errcheck // it may have ended
-		cmd.Wait()         //nolint:errcheck // likewise
+		cmd.Process.Kill()
+		cmd.Wait()
 	})
 	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.UserNamespace} {
 		n := newNode(t)
