@@ -178,7 +178,8 @@ func (c *container) killLeftovers() {
 	if cgroup == nil {
 		return
 	}
-	if err := cgroup.Signal(unix.SIGKILL); err != nil {
+	// systemd removes a scope together with the last process.
+	if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("processes that the init has left are not killed")
 	}
 }
