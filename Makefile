@@ -101,7 +101,7 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 
 .PHONY: test-guests
 test-guests: test-binaries
-	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration/cadvisor -P integration v2 crun -test.run '$(guest_tests)'
+	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2 crun -test.run '$(guest_tests)'
 	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
 	integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim process/program cgroups
 
@@ -115,6 +115,7 @@ test-binaries:
 .PHONY: matrix
 matrix: setup build test-binaries ## run all tests on all kinds of hosts, OCI runtimes and releases of containerd; write docs/; QUICK=1: fewer tests in guests (root, hours)
 	@integration/setup.sh -t $(TOOLS) containerds
+	integration/hosts.sh -b $(BIN) -P integration/cadvisor v2 crun
 	integration/guest/arm64.sh -t 3000 $(BIN)/guest-arm64 cmd/$(NAME) shim task process process/program cgroups
 	integration/matrix.sh -b $(BIN) $(if $(QUICK),-g '$(guest_tests)' -w 'make matrix QUICK=1')
 	integration/versions/matrix.sh -b $(BIN)

@@ -13,7 +13,7 @@ make=1
 [ $# = 1 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 suite=trixie
 packages=linux-image-cloud-$(dpkg --print-architecture),systemd,systemd-sysv,dbus,kmod,iproute2,iptables
-packages+=,containerd,runc,crun,criu,containernetworking-plugins,busybox-static
+packages+=,containerd,runc,crun,criu,libcriu2,containernetworking-plugins,busybox-static
 # What the initrd loads: the disk, and what there is no udev for in the plain guest.
 modules="virtio_blk ext4 overlay veth bridge br_netfilter tun loop
 	nf_tables nft_compat nft_chain_nat xt_comment xt_MASQUERADE xt_addrtype xt_conntrack xt_nat xt_mark"
