@@ -28,7 +28,7 @@ RELEASES ?= 1.6 2.4
 HOST    ?= v2
 RUNTIME ?= crun
 GUEST_TESTS := EachKill KillOf NoKill KillByTheLimit MemoryLimit CPUQuota PidsLimitIs Update$$ UpdatedLimits CgroupOf \
-	Pids$$ Metrics Stats Pause Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod CheckpointAndRestore
+	Pids$$ Metrics Stats Pause Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod
 
 empty :=
 space := $(empty) $(empty)

@@ -63,16 +63,24 @@ commands() {
 
 # on_this_machine WRAPPER...: crun is the guest's there as well.
 on_this_machine() (
+	mkdir "$tmp/cgroup"
 	[ "$runtime" != crun ] || export PAUSE_TEST_RUNTIME=$bin/guest/crun/crun
 	PAUSE_TEST_PATH=$bin:$bin/tools exec "$@" sh -c "$(commands "$top" "$bin/tests" "${args[@]}")"
 )
 
-# crun refuses hybrid hosts. A mount namespace of its own leaves the machine's mounts alone.
+# crun refuses hybrid hosts, and where the cgroup2 mount is merely gone it makes directories in its place. A mount
+# namespace of its own, with the v1 hierarchies alone, leaves the machine's mounts alone.
 on_v1() {
 	# shellcheck disable=SC2016 # for the shell that it is given to
 	on_this_machine unshare --mount --propagation private sh -ec '
-		for m in $(awk '\''$3 == "cgroup2" { print $2 }'\'' /proc/self/mounts); do umount "$m"; done
-		exec "$@"' sh
+		mount -t tmpfs -o mode=755 cgroup "$0"
+		for m in $(awk '\''$3 == "cgroup" { print $2 }'\'' /proc/self/mounts); do
+			mkdir "$0/${m##*/}"
+			mount --bind "$m" "$0/${m##*/}"
+		done
+		mount -o remount,ro "$0"
+		mount --move "$0" /sys/fs/cgroup
+		exec "$@"' "$tmp/cgroup"
 }
 
 in_guest() {

@@ -240,6 +240,7 @@ func TestCheckpointAndRestore(t *testing.T) {
 		c.run(c.streams(nil))
 		c.out.expect(t, "\n3\n")
 		image := filepath.Join(theNode.Dir, "checkpoint", c.ID())
+		must(t, os.MkdirAll(filepath.Dir(image), 0o700)) // runc makes it, crun does not
 		_, err := c.task.Checkpoint(c.ctx, containerd.WithCheckpointImagePath(image), func(i *containerd.CheckpointTaskInfo) error {
 			i.Options = &options.CheckpointOptions{Exit: true, ImagePath: image}
 			return nil
