@@ -28,7 +28,7 @@ RELEASES ?= 1.6 2.4
 HOST    ?= v2
 RUNTIME ?= crun
 GUEST_TESTS := EachKill KillOf NoKill KillByTheLimit MemoryLimit CPUQuota PidsLimitIs Update$$ UpdatedLimits CgroupOf \
-	Pids$$ Metrics Stats Pause Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod
+	Pids$$ Metrics Stats Pause Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod CheckpointAndRestore
 
 empty :=
 space := $(empty) $(empty)
@@ -102,7 +102,7 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 .PHONY: test-guests
 test-guests: test-binaries
 	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2 crun -test.run '$(guest_tests)'
-	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)' -test.skip '^TestStats$$'
+	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
 	integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim process/program cgroups
 
 .PHONY: test-binaries

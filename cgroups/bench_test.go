@@ -4,7 +4,7 @@ import "testing"
 
 // BenchmarkStat measures what containerd asks for each second of each task.
 func BenchmarkStat(b *testing.B) {
-	c, err := Create("/pause-bench", nil)
+	c, err := Create("/pause-bench", false, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -45,16 +45,7 @@ type Cgroup struct {
 // Device rules in r are not applied: no process lives in a cgroup made here, and on v2 they would take an eBPF
 // program. On v1 the directory in the devices hierarchy is made like the others. In hybrid mode only the v1
 // hierarchies are used: the cgroup2 mount beside them is systemd's own.
-func Create(path string, r *specs.LinuxResources) (*Cgroup, error) {
-	return createAs(path, false, r)
-}
-
-// CreateSystemd is Create for where OCI runtimes are to use systemd.
-func CreateSystemd(path string, r *specs.LinuxResources) (*Cgroup, error) {
-	return createAs(path, true, r)
-}
-
-func createAs(path string, systemd bool, r *specs.LinuxResources) (*Cgroup, error) {
+func Create(path string, systemd bool, r *specs.LinuxResources) (*Cgroup, error) {
 	resolved, err := ResolvePath(path, systemd)
 	if err != nil {
 		return nil, err

@@ -224,7 +224,7 @@ func TestExportedFunctionsOnThisHost(t *testing.T) {
 		"cgroupfs": {path: prefix() + "a", want: "/" + prefix() + "a"},
 		"systemd":  {path: "-.slice:" + prefix() + "b:c", systemd: true, want: "/" + prefix() + "b-c.scope"},
 	} {
-		cg, err := createAs(c.path, c.systemd, nil)
+		cg, err := Create(c.path, c.systemd, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -252,8 +252,8 @@ func TestExportedFunctionsOnThisHost(t *testing.T) {
 		t.Errorf("no process: %v", err)
 	}
 	for _, create := range []func() (*Cgroup, error){
-		func() (*Cgroup, error) { return Create("", nil) },
-		func() (*Cgroup, error) { return CreateSystemd("a:b:c", nil) },
+		func() (*Cgroup, error) { return Create("", false, nil) },
+		func() (*Cgroup, error) { return Create("a:b:c", true, nil) },
 		func() (*Cgroup, error) { return Load("..", false) },
 	} {
 		if _, err := create(); !errdefs.IsInvalidArgument(err) {

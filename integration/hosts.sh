@@ -28,6 +28,8 @@ shift $((OPTIND - 1))
 [ $# -ge 2 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 host=$1 runtime=$2
 shift 2
+case $host in here | v1 | v2 | v2-systemd) ;; *) echo "hosts: no such host: $host" >&2; exit 2 ;; esac
+case $runtime in runc | runc-current | crun) ;; *) echo "hosts: no such OCI runtime: $runtime" >&2; exit 2 ;; esac
 [ ${#packages[@]} -gt 0 ] || packages=(integration)
 for p in "${packages[@]}"; do
 	[ -x "$bin/tests/${p##*/}.test" ] || { echo "hosts: no tests of $p in $bin/tests: see make test-binaries" >&2; exit 2; }
@@ -38,7 +40,7 @@ progress='' tests=''
 cleanup() {
 	[ -z "$progress" ] || kill "$progress" 2>/dev/null || :
 	# A guest, or the tests, that a signal has left.
-	[ -z "$tests" ] || { kill "$tests" && wait "$tests"; } 2>/dev/null || :
+	[ -z "$tests" ] || { kill -- "-$tests" && wait "$tests"; } 2>/dev/null || :
 	rm -rf "$tmp"
 }
 trap cleanup EXIT
@@ -115,14 +117,15 @@ report() {
 args=("$@") start=$SECONDS status=0
 while sleep 60; do report ", now $(grep -E '^=== RUN' "$log" | tail -n 1 | cut -c11-)"; done &
 progress=$!
+set -m # so that the tests are a process group, to be ended as one
 case $host in
 here) on_this_machine env ;;
 v1) on_v1 ;;
 v2) in_guest cgroupfs ;;
 v2-systemd) in_guest systemd ;;
-*) echo "no such host: $host" >&2; false ;;
 esac >"$log" 2>&1 &
 tests=$!
+set +m
 wait $tests || status=$?
 tests=''
 kill $progress

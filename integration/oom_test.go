@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"containerd-shim-pause-v2/integration/node"
 )
 
 // How the kernel's OOM kills are told. On cgroup v1 they are announced by an
@@ -146,9 +148,9 @@ func limitedMemory(c *runtime.ContainerConfig) {
 // slice if that is one. With it comes the base of the directory.
 func podParent(name string) (parent, base string) {
 	all := theNode.PodConfig(nil).Linux.CgroupParent
-	if slice, ok := strings.CutSuffix(all, ".slice"); ok {
-		parent = slice + "-" + name + ".slice"
-		return parent, parent
+	if slice, ok := strings.CutSuffix(filepath.Base(all), ".slice"); ok {
+		base = slice + "-" + name + ".slice"
+		return node.SlicePath(base), base
 	}
 	return all + "/" + name, name
 }
@@ -158,12 +160,12 @@ func podParent(name string) (parent, base string) {
 func runPodIn(t *testing.T, handler, name string) *pod {
 	t.Helper()
 	parent, base := podParent(name)
-	if strings.HasSuffix(parent, ".slice") {
-		systemctl(t, "start", parent)
+	if strings.HasSuffix(base, ".slice") {
+		systemctl(t, "start", base)
 	}
 	t.Cleanup(func() {
-		if strings.HasSuffix(parent, ".slice") {
-			systemctl(t, "stop", parent)
+		if strings.HasSuffix(base, ".slice") {
+			systemctl(t, "stop", base)
 		}
 		removeCgroups(t, base)
 	})

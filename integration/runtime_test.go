@@ -126,7 +126,7 @@ func TestShimCgroup(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
 		// Not a parent of others: cgroup v2 lets no process into one.
 		name := "/" + theNode.ID + "-shims"
-		made, err := cgroups.Create(name, nil)
+		made, err := cgroups.Create(name, false, nil)
 		must(t, err)
 		atEnd(t, made.Remove)
 		cfg := sh("sleep 1000")
@@ -240,7 +240,6 @@ func TestCheckpointAndRestore(t *testing.T) {
 		c.run(c.streams(nil))
 		c.out.expect(t, "\n3\n")
 		image := filepath.Join(theNode.Dir, "checkpoint", c.ID())
-		must(t, os.MkdirAll(filepath.Dir(image), 0o700)) // runc makes it, crun does not
 		_, err := c.task.Checkpoint(c.ctx, containerd.WithCheckpointImagePath(image), func(i *containerd.CheckpointTaskInfo) error {
 			i.Options = &options.CheckpointOptions{Exit: true, ImagePath: image}
 			return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"containerd-shim-pause-v2/cgroups"
 
@@ -57,6 +58,11 @@ func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bu
 	return removeRecord(bundle)
 }
 
+// cleanUpTimeout bounds how long a cgroup may stay busy. containerd gives the whole
+// of a delete call 5 s (cleanupTimeout in core/runtime/v2/shim.go), and without its
+// answer the exit status is lost.
+const cleanUpTimeout = 2 * time.Second
+
 func removeCgroup(ctx context.Context, record bundleRecord) error {
 	if record.CgroupsPath == "" {
 		return nil
@@ -68,7 +74,7 @@ func removeCgroup(ctx context.Context, record bundleRecord) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cleanUpTimeout)
 	defer cancel()
 	return cg.Remove(ctx)
 }

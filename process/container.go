@@ -287,6 +287,12 @@ func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 		o.WorkPath = filepath.Join(c.task.Bundle, "work", "criu-work")
 		defer os.RemoveAll(o.WorkPath)
 	}
+	// runc makes them, crun does not.
+	for _, dir := range []string{o.Path, o.WorkPath} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("cannot make a directory for the checkpoint: %w", err)
+		}
+	}
 	var actions []runc.CheckpointAction
 	if !o.Exit {
 		actions = append(actions, runc.LeaveRunning)

@@ -350,7 +350,7 @@ func TestUpdateAndCheckpoint(t *testing.T) {
 	if got := n.told("resources"); !strings.Contains(got, "12345678") {
 		t.Errorf("the OCI runtime was told %s", got)
 	}
-	images := filepath.Join(t.TempDir(), "images")
+	images := filepath.Join(t.TempDir(), "of", "c", "images")
 	must(t, task.Checkpoint(ctx, CheckpointOptions{Path: images}))
 	if _, err := os.Stat(images); err != nil {
 		t.Error(err)

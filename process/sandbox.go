@@ -197,11 +197,7 @@ func (s *sandbox) makeCgroup(spec *spec, systemd bool) error {
 	if path == "" {
 		return nil
 	}
-	create := cgroups.Create
-	if systemd {
-		create = cgroups.CreateSystemd
-	}
-	cgroup, err := create(path, spec.Linux.Resources)
+	cgroup, err := cgroups.Create(path, systemd, spec.Linux.Resources)
 	if err != nil {
 		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
 	}

@@ -25,12 +25,24 @@ func (n *Node) CgroupsPath(container string) string {
 	return "/" + n.ID + "/" + container
 }
 
-// cgroupParent is that of all pods.
+// cgroupParent is that of all pods, as kubelet gives it: also with systemd it is the
+// path of a directory.
 func (n *Node) cgroupParent() string {
 	if n.options.SystemdCgroup {
-		return sliceOf(n.ID)
+		return SlicePath(sliceOf(n.ID))
 	}
 	return "/" + n.ID
+}
+
+// SlicePath is the path of a slice's cgroup: each dash in the name is a level
+// (systemd.slice(5)).
+func SlicePath(slice string) string {
+	levels := strings.Split(strings.TrimSuffix(slice, ".slice"), "-")
+	path := "/"
+	for i := range levels {
+		path = filepath.Join(path, strings.Join(levels[:i+1], "-")+".slice")
+	}
+	return path
 }
 
 // sliceOf is the systemd slice of a node. By its dashes it is in others

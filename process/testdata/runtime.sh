@@ -18,7 +18,7 @@
 set -eu
 
 here=$(dirname "$0")
-log=/dev/null root='' bundle='' pidfile='' process='' images='' force=''
+log=/dev/null root='' bundle='' pidfile='' process='' images='' work='' force=''
 verb=''
 while [ $# -gt 0 ]; do
 	case $1 in
@@ -28,7 +28,8 @@ while [ $# -gt 0 ]; do
 	--pid-file) pidfile=$2; shift ;;
 	--process) process=$2; shift ;;
 	--image-path) images=$2; shift ;;
-	--log-format | --work-path | --parent-path) shift ;;
+	--work-path) work=$2; shift ;;
+	--log-format | --parent-path) shift ;;
 	--force) force=1 ;;
 	-*) ;;
 	*) if [ -z "$verb" ]; then verb=$1; else id=$1; fi ;;
@@ -184,7 +185,10 @@ exec)
 	made "$pid"
 	;;
 update) cat >"$here/resources" ;;
-checkpoint) mkdir -p "$images" ;;
+checkpoint) # as crun, which makes no directories on the way
+	[ -d "$work" ] || die "no work directory"
+	[ -d "$images" ] || mkdir "$images"
+	;;
 delete)
 	[ -d "$state" ] || die "container does not exist"
 	remove
