@@ -195,12 +195,13 @@ func (c *container) start(ctx context.Context, p *Process) error {
 func (c *container) restore(ctx context.Context, p *Process) error {
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
 	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
+		// Without NoSubreaper, which crun does not know. With runc it makes no difference: what
+		// it adopts comes to the shim when it ends.
 		opts := &runc.RestoreOpts{
 			CheckpointOpts: runc.CheckpointOpts{ImagePath: c.image.path, WorkDir: c.image.work, ParentPath: c.image.parent},
 			IO:             processIO{s},
 			PidFile:        pidFile,
 			Detach:         true,
-			NoSubreaper:    true, // the shim is one already
 		}
 		if console != nil {
 			opts.ConsoleSocket, opts.IO = console, nil
