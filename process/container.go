@@ -238,7 +238,11 @@ func killInit(init *child, cgroup *cgroups.Cgroup) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
 	defer cancel()
-	return cgroup.Thaw(ctx)
+	// The cgroup may go as soon as the process has died.
+	if err := cgroup.Thaw(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
 }
 
 func (c *container) signalAll(sig unix.Signal) error {
