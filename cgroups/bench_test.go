@@ -15,7 +15,7 @@ func BenchmarkStat(b *testing.B) {
 	})
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := c.StatAny(); err != nil {
+		if _, err := c.Stat(); err != nil {
 			b.Fatal(err)
 		}
 	}

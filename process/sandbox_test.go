@@ -390,9 +390,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 	}
 	memoryLimit := func() uint64 {
 		t.Helper()
-		encoded, err := task.Stats()
-		must(t, err)
-		m, err := encoded.UnmarshalNew()
+		m, err := task.Stats()
 		must(t, err)
 		switch m := m.(type) {
 		case *stats.Metrics:
@@ -445,9 +443,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 // pidsLimit is the limit that the metrics of a task show.
 func pidsLimit(t *testing.T, task *Task) uint64 {
 	t.Helper()
-	encoded, err := task.Stats()
-	must(t, err)
-	m, err := encoded.UnmarshalNew()
+	m, err := task.Stats()
 	must(t, err)
 	switch m := m.(type) {
 	case *stats.Metrics:

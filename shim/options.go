@@ -9,9 +9,10 @@ import (
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"containerd-shim-pause-v2/shim/wire"
 )
 
 // DecodeOptions returns the runtime options in a, as clients of the Task API
@@ -32,13 +33,13 @@ func DecodeOptions(a *anypb.Any) (*options.Options, error) {
 	switch a.MessageName() {
 	case runcOptionsName:
 		var o options.Options
-		if err := proto.Unmarshal(a.Value, &o); err != nil {
+		if err := wire.Unmarshal(a.Value, &o); err != nil {
 			return nil, fmt.Errorf("cannot decode runtime options: %w", err)
 		}
 		return &o, nil
 	case genericOptionsName:
 		var generic runtimeoptions.Options
-		if err := proto.Unmarshal(a.Value, &generic); err != nil {
+		if err := wire.Unmarshal(a.Value, &generic); err != nil {
 			return nil, fmt.Errorf("cannot decode runtime options: %w", err)
 		}
 		return fromTOML(&generic)
@@ -189,7 +190,7 @@ func unquote(text string) (string, error) {
 const optionsEnv = "PAUSE_SHIM_OPTIONS"
 
 func passOptions(o *options.Options) (string, error) {
-	data, err := proto.Marshal(o)
+	data, err := wire.Marshal(o)
 	if err != nil {
 		return "", fmt.Errorf("cannot encode runtime options: %w", err)
 	}
@@ -206,7 +207,7 @@ func takeOptions() (*options.Options, error) {
 	o := new(options.Options)
 	data, err := base64.StdEncoding.DecodeString(text)
 	if err == nil {
-		err = proto.Unmarshal(data, o)
+		err = wire.Unmarshal(data, o)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot decode $%s: %w", optionsEnv, err)

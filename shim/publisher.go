@@ -15,8 +15,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"containerd-shim-pause-v2/shim/wire"
 )
 
 const (
@@ -68,7 +70,7 @@ func newPublisher(address, namespace string) *Publisher {
 // time. It never blocks. Failures are logged: a shim has nobody to tell. After
 // Close it drops the event.
 func (p *Publisher) Publish(topic string, event proto.Message) {
-	value, err := proto.Marshal(event)
+	value, err := wire.MarshalAny(event)
 	if err != nil {
 		log.L.WithError(err).WithField("topic", topic).Error("cannot encode event")
 		return
@@ -77,8 +79,7 @@ func (p *Publisher) Publish(topic string, event proto.Message) {
 		Timestamp: timestamppb.Now(),
 		Namespace: p.namespace,
 		Topic:     topic,
-		// containerd's type URLs have no host (typeurl.TypeURL).
-		Event: &anypb.Any{TypeUrl: string(event.ProtoReflect().Descriptor().FullName()), Value: value},
+		Event:     value,
 	}
 
 	p.mu.Lock()
@@ -269,8 +270,8 @@ func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
 		}
 		d.client = ttrpc.NewClient(conn)
 	}
-	_, err := eventsapi.NewTTRPCEventsClient(d.client).Forward(ctx, &eventsapi.ForwardRequest{Envelope: e})
-	return err
+	request := wire.Message(&eventsapi.ForwardRequest{Envelope: e})
+	return d.client.Call(ctx, "containerd.services.events.ttrpc.v1.Events", "Forward", request, wire.Message(&emptypb.Empty{}))
 }
 
 func (d *daemon) close() {

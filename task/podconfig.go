@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"reflect"
 	"strings"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim/wire"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,60 +22,60 @@ const podConfigType = "runtime.v1.PodSandboxConfig"
 // Source: kubernetes, staging/src/k8s.io/cri-api/pkg/apis/runtime/v1/api.proto.
 type podConfig struct {
 	Metadata struct {
-		Name      string `wire:"1" json:"name,omitempty"`
-		UID       string `wire:"2" json:"uid,omitempty"`
-		Namespace string `wire:"3" json:"namespace,omitempty"`
-		Attempt   uint32 `wire:"4" json:"attempt,omitempty"`
-	} `wire:"1" json:"metadata"`
-	Hostname     string            `wire:"2" json:"hostname,omitempty"`
-	LogDirectory string            `wire:"3" json:"log_directory,omitempty"`
-	DNS          *dnsConfig        `wire:"4" json:"dns_config,omitempty"`
-	Labels       map[string]string `wire:"6" json:"labels,omitempty"`
-	Annotations  map[string]string `wire:"7" json:"annotations,omitempty"`
-	Linux        linuxConfig       `wire:"8" json:"linux"`
+		Name      string `protobuf:",1" json:"name,omitempty"`
+		UID       string `protobuf:",2" json:"uid,omitempty"`
+		Namespace string `protobuf:",3" json:"namespace,omitempty"`
+		Attempt   uint32 `protobuf:",4" json:"attempt,omitempty"`
+	} `protobuf:",1" json:"metadata"`
+	Hostname     string            `protobuf:",2" json:"hostname,omitempty"`
+	LogDirectory string            `protobuf:",3" json:"log_directory,omitempty"`
+	DNS          *dnsConfig        `protobuf:",4" json:"dns_config,omitempty"`
+	Labels       map[string]string `protobuf:",6" json:"labels,omitempty"`
+	Annotations  map[string]string `protobuf:",7" json:"annotations,omitempty"`
+	Linux        linuxConfig       `protobuf:",8" json:"linux"`
 }
 
 type dnsConfig struct {
-	Servers  []string `wire:"1" json:"servers,omitempty"`
-	Searches []string `wire:"2" json:"searches,omitempty"`
-	Options  []string `wire:"3" json:"options,omitempty"`
+	Servers  []string `protobuf:",1" json:"servers,omitempty"`
+	Searches []string `protobuf:",2" json:"searches,omitempty"`
+	Options  []string `protobuf:",3" json:"options,omitempty"`
 }
 
 type linuxConfig struct {
-	CgroupParent string            `wire:"1" json:"cgroup_parent,omitempty"`
-	Security     securityContext   `wire:"2" json:"security_context"`
-	Sysctls      map[string]string `wire:"3" json:"sysctls,omitempty"`
+	CgroupParent string            `protobuf:",1" json:"cgroup_parent,omitempty"`
+	Security     securityContext   `protobuf:",2" json:"security_context"`
+	Sysctls      map[string]string `protobuf:",3" json:"sysctls,omitempty"`
 }
 
 type securityContext struct {
-	Namespaces         namespaceOptions `wire:"1" json:"namespace_options"`
-	User               *int64Value      `wire:"3" json:"run_as_user,omitempty"`
-	Group              *int64Value      `wire:"8" json:"run_as_group,omitempty"`
-	SupplementalGroups []int64          `wire:"5" json:"supplemental_groups,omitempty"`
-	Privileged         bool             `wire:"6" json:"privileged,omitempty"`
+	Namespaces         namespaceOptions `protobuf:",1" json:"namespace_options"`
+	User               *int64Value      `protobuf:",3" json:"run_as_user,omitempty"`
+	Group              *int64Value      `protobuf:",8" json:"run_as_group,omitempty"`
+	SupplementalGroups []int64          `protobuf:",5" json:"supplemental_groups,omitempty"`
+	Privileged         bool             `protobuf:",6" json:"privileged,omitempty"`
 }
 
 type int64Value struct {
-	Value int64 `wire:"1" json:"value,omitempty"`
+	Value int64 `protobuf:",1" json:"value,omitempty"`
 }
 
 type namespaceOptions struct {
-	Network namespaceMode  `wire:"1" json:"network,omitempty"`
-	PID     namespaceMode  `wire:"2" json:"pid,omitempty"`
-	IPC     namespaceMode  `wire:"3" json:"ipc,omitempty"`
-	User    *userNamespace `wire:"5" json:"userns_options,omitempty"`
+	Network namespaceMode  `protobuf:",1" json:"network,omitempty"`
+	PID     namespaceMode  `protobuf:",2" json:"pid,omitempty"`
+	IPC     namespaceMode  `protobuf:",3" json:"ipc,omitempty"`
+	User    *userNamespace `protobuf:",5" json:"userns_options,omitempty"`
 }
 
 type userNamespace struct {
-	Mode namespaceMode `wire:"1" json:"mode,omitempty"`
-	UIDs []idMapping   `wire:"2" json:"uids,omitempty"`
-	GIDs []idMapping   `wire:"3" json:"gids,omitempty"`
+	Mode namespaceMode `protobuf:",1" json:"mode,omitempty"`
+	UIDs []idMapping   `protobuf:",2" json:"uids,omitempty"`
+	GIDs []idMapping   `protobuf:",3" json:"gids,omitempty"`
 }
 
 type idMapping struct {
-	HostID      uint32 `wire:"1" json:"host_id,omitempty"`
-	ContainerID uint32 `wire:"2" json:"container_id,omitempty"`
-	Length      uint32 `wire:"3" json:"length,omitempty"`
+	HostID      uint32 `protobuf:",1" json:"host_id,omitempty"`
+	ContainerID uint32 `protobuf:",2" json:"container_id,omitempty"`
+	Length      uint32 `protobuf:",3" json:"length,omitempty"`
 }
 
 // namespaceMode is CRI's NamespaceMode.
@@ -95,7 +95,7 @@ func decodePodConfig(options *anypb.Any) (*podConfig, error) {
 		return nil, fmt.Errorf("options of type %s are unknown, %s is expected: %w", name, podConfigType, errdefs.ErrInvalidArgument)
 	}
 	var c podConfig
-	if err := decodeWire(options.GetValue(), reflect.ValueOf(&c).Elem()); err != nil {
+	if err := wire.Unmarshal(options.GetValue(), &c); err != nil {
 		return nil, fmt.Errorf("cannot decode the %s: %w: %w", podConfigType, err, errdefs.ErrInvalidArgument)
 	}
 	return &c, nil

@@ -7,6 +7,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
+
+	"containerd-shim-pause-v2/shim/wire"
 )
 
 // Register serves the methods on the server under the names of both generations
@@ -61,13 +63,13 @@ func method[Request any, Response proto.Message, Message interface {
 }](f func(context.Context, Message) (Response, error)) ttrpc.Method {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		request := Message(new(Request))
-		if err := unmarshal(request); err != nil {
+		if err := unmarshal(wire.Message(request)); err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("cannot decode the request: %w", err))
 		}
 		response, err := f(ctx, request)
 		if err != nil {
 			return nil, errgrpc.ToGRPC(err)
 		}
-		return response, nil
+		return wire.Message(response), nil
 	}
 }

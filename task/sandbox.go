@@ -15,12 +15,14 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim/wire"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -413,7 +415,11 @@ func (s *Service) sandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 	if err != nil {
 		return nil, err
 	}
-	data, err := sb.metrics()
+	m, err := sb.metrics()
+	var data *anypb.Any
+	if err == nil {
+		data, err = wire.MarshalAny(m)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the metrics of sandbox %s: %w", r.SandboxID, err)
 	}
@@ -424,7 +430,7 @@ func (s *Service) sandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 
 // metrics are those of the pod's cgroup, in which the sandbox's is one beside
 // those of the containers: CRI shows them as the pod's.
-func (sb *podSandbox) metrics() (*anypb.Any, error) {
+func (sb *podSandbox) metrics() (proto.Message, error) {
 	if sb.config == nil || sb.config.Linux.CgroupParent == "" {
 		return sb.task.Stats()
 	}
@@ -432,7 +438,7 @@ func (sb *podSandbox) metrics() (*anypb.Any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pod.StatAny()
+	return pod.Stat()
 }
 
 // updateSandbox is told of changes in containerd's record of the sandbox. Labels

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim/wire"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -290,7 +291,7 @@ func (s *Service) pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 		if p.ExecID == "" {
 			continue
 		}
-		if infos[i].Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
+		if infos[i].Info, err = wire.MarshalAny(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
 			return nil, fmt.Errorf("cannot encode the details of process %s: %w", p.ExecID, err)
 		}
 	}
@@ -354,7 +355,11 @@ func (s *Service) stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	if err != nil {
 		return nil, err
 	}
-	return &taskapi.StatsResponse{Stats: metrics}, nil
+	encoded, err := wire.MarshalAny(metrics)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode the metrics of task %s: %w", r.ID, err)
+	}
+	return &taskapi.StatsResponse{Stats: encoded}, nil
 }
 
 // connect answers for tasks that do not exist, too: containerd asks for the
