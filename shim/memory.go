@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"strings"
@@ -19,9 +20,7 @@ const (
 
 	// worthCollecting is how many bytes of garbage and free memory are worth a
 	// collection then.
-	// To start a pod with one container leaves less; the collector's own first
-	// run costs 0.6 MB for good, for its lists of spans of each class of sizes.
-	worthCollecting = 1 << 20
+	worthCollecting = 256 << 10
 
 	godebugEnv = "GODEBUG"
 
@@ -43,6 +42,10 @@ func withoutHugePages() string {
 	}
 	return godebugEnv + "=" + noHugePages
 }
+
+// Nobody reads a memory profile, and each sample of it, one in 512 kB, touches another
+// page of a table (runtime.stkbucket).
+func init() { runtime.MemProfileRate = 0 }
 
 // saveMemory takes back what serverEnvironment put into the environment: it has
 // been read, and is not meant for the OCI runtime, which is a Go program, too.
@@ -82,8 +85,8 @@ func (t *trimmer) touch() {
 }
 
 // trim collects garbage and gives free memory back if there is enough of them.
-// runtime.ReadMemStats would tell as much, but returns all spans to the lists that
-// worthCollecting speaks of.
+// runtime.ReadMemStats would tell as much, but returns all spans to the runtime's
+// lists, which take memory for good (Makefile, RUNTIME).
 func trim() {
 	samples := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
