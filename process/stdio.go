@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -279,7 +280,9 @@ func (s *streams) start() {
 	}
 	for _, o := range s.outputs {
 		s.copies.Go(func() {
-			copyStream(o.dst, o.src)
+			if !spliceStream(o.dst, o.src) {
+				copyStream(o.dst, o.src)
+			}
 			o.src.Close()
 			o.dst.Close()
 		})
@@ -364,6 +367,54 @@ func copyStream(dst, src *os.File) {
 			return
 		}
 	}
+}
+
+// spliceStream copies from a pipe to another, such as a fifo, as copyStream does, but
+// by handing over the pages that the data is in (splice(2)): they never come to this
+// process. It returns false, and has copied nothing, if the two are not of that kind.
+func spliceStream(dst, src *os.File) bool {
+	in, err := src.SyscallConn()
+	if err != nil {
+		return false
+	}
+	out, err := dst.SyscallConn()
+	if err != nil {
+		return false
+	}
+	for waitReadable(src) {
+		n, err := splice(out, in)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESPIPE) {
+			return false // It is so from the beginning, or never.
+		}
+		if n == 0 || err != nil {
+			return true
+		}
+	}
+	return true
+}
+
+// splice moves what is in one pipe to another, when that has room. There must be
+// something to move, or the end: EAGAIN means that there is no room.
+func splice(out, in syscall.RawConn) (n int64, err error) {
+	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
+	failed := out.Write(func(to uintptr) bool {
+		closed := in.Control(func(from uintptr) {
+			for {
+				n, err = unix.Splice(int(from), nil, int(to), nil, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+				if !errors.Is(err, unix.EINTR) {
+					return
+				}
+			}
+		})
+		if closed != nil {
+			err = closed
+		}
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if failed != nil {
+		return 0, failed
+	}
+	return n, err
 }
 
 // waitReadable waits until a read from f would not wait, because there is data,

@@ -345,6 +345,64 @@ func TestLargeOutput(t *testing.T) {
 	n.remove(task)
 }
 
+func TestSpliceIsForPipes(t *testing.T) {
+	noLeakedFDs(t)
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer closeAll(r, w)
+	_, err = w.WriteString("output")
+	must(t, err)
+	file, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	must(t, err)
+	defer file.Close()
+	if spliceStream(file, r) {
+		t.Error("a file was taken for a pipe")
+	}
+	buf := make([]byte, 10)
+	if n, err := r.Read(buf); err != nil || string(buf[:n]) != "output" {
+		t.Errorf("the pipe has %q, %v", buf[:n], err)
+	}
+}
+
+// The client has stopped to read, and the pipes are full.
+func TestSpliceEndsWithItsFiles(t *testing.T) {
+	noLeakedFDs(t)
+	r, w, err := os.Pipe()
+	must(t, err)
+	dst, err := os.OpenFile(mkfifo(t), os.O_RDWR|unix.O_NONBLOCK, 0)
+	must(t, err)
+	written := make(chan error, 1)
+	go func() {
+		_, err := w.Write(make([]byte, 1<<20))
+		written <- err
+	}()
+	done := make(chan bool, 1)
+	go func() { done <- spliceStream(dst, r) }()
+	for unread(t, dst) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(20 * time.Millisecond)
+	closeAll(r, dst)
+	if !<-done {
+		t.Error("it says that there are no pipes")
+	}
+	if err := <-written; !errors.Is(err, unix.EPIPE) {
+		t.Errorf("the writer sees %v", err)
+	}
+	w.Close()
+}
+
+// unread is how many bytes are in a pipe (FIONREAD, pipe(7)).
+func unread(t *testing.T, f *os.File) int {
+	t.Helper()
+	conn, err := f.SyscallConn()
+	must(t, err)
+	n := 0
+	must(t, conn.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }))
+	must(t, err)
+	return n
+}
+
 // What the process has written when it ends still goes its way, even if the client reads late.
 func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 	noLeakedFDs(t)
