@@ -146,7 +146,10 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*nsFile, erro
 func (s *sandbox) runPodInit(ctx context.Context, spec *spec, bundle, pidFile string) error {
 	rt := s.host.ociRuntime(bundle, s.options)
 	run := func(seccomp *specs.LinuxSeccomp) error {
-		config := s.podInitSpec(spec)
+		config, err := s.podInitSpec(spec)
+		if err != nil {
+			return err
+		}
 		config.Linux.Seccomp = seccomp
 		if err := writeJSON(filepath.Join(bundle, "config.json"), config); err != nil {
 			return err

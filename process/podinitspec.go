@@ -19,8 +19,12 @@ import (
 
 // podInitSpec describes a container without any rights, for a sandbox with the
 // given spec.
-func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
+func (s *sandbox) podInitSpec(spec *spec) (*specs.Spec, error) {
 	linux := spec.Linux
+	resources, err := spec.resources()
+	if err != nil {
+		return nil, err
+	}
 	labels := enabledLabels(spec)
 	return &specs.Spec{
 		Version: "1.0.2", // nothing newer is used
@@ -45,7 +49,7 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 			UIDMappings:       linux.UIDMappings,
 			GIDMappings:       linux.GIDMappings,
 			CgroupsPath:       s.podInitCgroup(linux.CgroupsPath),
-			Resources:         linux.Resources,
+			Resources:         resources,
 			RootfsPropagation: "private",
 			MountLabel:        labels.mount,
 			// A container that may trace the init can reach its /proc. What is kept
@@ -56,7 +60,7 @@ func (s *sandbox) podInitSpec(spec *spec) *specs.Spec {
 			},
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
-	}
+	}, nil
 }
 
 // podInitCgroup is the path by which the OCI runtime puts the init into the sandbox's

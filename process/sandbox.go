@@ -197,7 +197,11 @@ func (s *sandbox) makeCgroup(spec *spec, systemd bool) error {
 	if path == "" {
 		return nil
 	}
-	cgroup, err := cgroups.Create(path, systemd, spec.Linux.Resources)
+	resources, err := spec.sandboxResources()
+	if err != nil {
+		return err
+	}
+	cgroup, err := cgroups.Create(path, systemd, resources)
 	if err != nil {
 		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
 	}

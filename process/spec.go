@@ -1,6 +1,7 @@
 package process
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -39,7 +40,7 @@ type spec struct {
 		GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
 		Sysctl      map[string]string      `json:"sysctl"`
 		CgroupsPath string                 `json:"cgroupsPath"`
-		Resources   *specs.LinuxResources  `json:"resources"`
+		Resources   json.RawMessage        `json:"resources"` // see resources
 		MountLabel  string                 `json:"mountLabel"`
 	} `json:"linux"`
 }
@@ -56,6 +57,37 @@ func readSpec(bundle string) (*spec, error) {
 		return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
 	return &s, nil
+}
+
+// resources decodes the limits of the container's cgroup, nil if there are none.
+func (s *spec) resources() (*specs.LinuxResources, error) {
+	if len(s.Linux.Resources) == 0 {
+		return nil, nil
+	}
+	r := new(specs.LinuxResources)
+	if err := json.Unmarshal(s.Linux.Resources, r); err != nil {
+		return nil, fmt.Errorf("cannot decode linux.resources of the OCI spec: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return r, nil
+}
+
+// sandboxResources are the resources that mean something to a cgroup without
+// processes, which devices do not. The type with all of them costs 60 kB of tables when
+// it is first decoded (encoding/json.typeFields), and what containerd gives to sandboxes
+// is nearly always the same and little.
+func (s *spec) sandboxResources() (*specs.LinuxResources, error) {
+	var usual struct {
+		Devices json.RawMessage `json:"devices"`
+		CPU     struct {
+			Shares *uint64 `json:"shares"`
+		} `json:"cpu"`
+	}
+	d := json.NewDecoder(bytes.NewReader(s.Linux.Resources))
+	d.DisallowUnknownFields()
+	if d.Decode(&usual) != nil {
+		return s.resources()
+	}
+	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: usual.CPU.Shares}}, nil
 }
 
 // changeSpec sets fields of "linux" in the config.json of a bundle. All else stays
