@@ -101,6 +101,7 @@ test-here: unit
 .PHONY: unit
 unit: ## run the unit tests, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS) ./integration/matrix
+	cd integration/bench && $(GO) test -count=1 .
 
 .PHONY: integration
 integration: ## run the integration tests only; make setup and make build come before (root)

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+)
+
+// text is the result as Markdown that can be read on a terminal as well.
+func (r *Result) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%s\n\n%s\n", strings.Join(r.Machine, "\n"), aimsTable([]*Result{r}))
+	r.writeGroups(&b)
+	return b.String()
+}
+
+// writeGroups writes a table for each group of figures.
+func (r *Result) writeGroups(b *strings.Builder) {
+	for _, name := range r.groups() {
+		fmt.Fprintf(b, "\n### %s\n\n%s", name, r.table(r.group(name)))
+	}
+}
+
+// table has a line for each figure: the value of each engine, and its ratio to the
+// first.
+func (r *Result) table(figures []*Figure) string {
+	header := []string{""}
+	for i, e := range r.Engines {
+		header = append(header, e)
+		if i > 0 {
+			header = append(header, "ratio")
+		}
+	}
+	rows := [][]string{header}
+	for _, f := range figures {
+		row := []string{f.Name}
+		if f.Unit != "" {
+			row[0] += ", " + f.Unit
+		}
+		for i, e := range r.Engines {
+			row = append(row, f.value(e))
+			if i > 0 {
+				row = append(row, ratioText(f.ratio(e, r.Engines[0])))
+			}
+		}
+		rows = append(rows, row)
+	}
+	return markdown(rows)
+}
+
+// value is the median; of some samples with the middle half of them; of many with
+// p95 and p99.
+func (f *Figure) value(engine string) string {
+	const some, many = 4, 20
+	n := len(f.Samples[engine])
+	number := func(x float64) string {
+		if x < 100 && x > -100 && x != float64(int(x)) {
+			return fmt.Sprintf("%.1f", x)
+		}
+		return fmt.Sprintf("%.0f", x)
+	}
+	if n == 0 {
+		return "-"
+	}
+	text := number(f.median(engine))
+	spread := number(f.quantile(0.25, engine)) + "–" + number(f.quantile(0.75, engine))
+	switch {
+	case n >= many && f.Unit == "ms":
+		return fmt.Sprintf("%s (%s; p95 %s, p99 %s)", text, spread, number(f.quantile(0.95, engine)), number(f.quantile(0.99, engine)))
+	case n >= some && f.Unit != "":
+		return fmt.Sprintf("%s (%s)", text, spread)
+	}
+	return text
+}
+
+func ratioText(ratio float64) string {
+	if ratio == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", ratio)
+}
+
+// markdown is a table whose first row is its header, with columns as wide as they
+// have to be.
+func markdown(rows [][]string) string {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell), len("---"))
+		}
+	}
+	var b strings.Builder
+	for n, row := range rows {
+		for i, cell := range row {
+			b.WriteString("| " + cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+1))
+		}
+		b.WriteString("|\n")
+		if n == 0 {
+			for _, w := range widths {
+				b.WriteString("| " + strings.Repeat("-", w) + " ")
+			}
+			b.WriteString("|\n")
+		}
+	}
+	return b.String()
+}
+
+// aim is what a figure of an engine should be: at most limit, as a ratio to the stock
+// shim or, if it is absolute, in the unit of the figure.
+type aim struct {
+	label    string
+	group    string
+	name     string // begins the name of the figure; the last one counts
+	engine   string
+	limit    float64
+	absolute bool
+	more     bool // at least limit
+}
+
+// aims are the project's.
+func aims() (all []aim) {
+	host := latencyGroup(hostNetwork, 1)
+	each := func(label, group, name string, podsandboxLimit, sandboxAPILimit float64) {
+		all = append(all,
+			aim{label: label, group: group, name: name, engine: podsandbox, limit: podsandboxLimit},
+			aim{label: label, group: group, name: name, engine: sandboxAPI, limit: sandboxAPILimit})
+	}
+	each("RunPodSandbox, host network", host, stepSandbox, 0.28, 0.14)
+	each("pod ready: sandbox and one container", host, stepReady, 0.60, 0.50)
+	each("stop and remove the sandbox", host, stepRemoveSandbox, 0.25, 0.18)
+	each("CPU time of a pod up", cpuGroup, cpuUp, 0.50, 0.50)
+	each("CPU time of a pod down", cpuGroup, cpuDown, 0.28, 0.28)
+	each("private memory, one container, idle", memoryGroup(1), memoryPrivate, 0.28, 0.28)
+	each("the same, in kB", memoryGroup(1), memoryPrivate, 1400, 1400)
+	all[len(all)-1].absolute, all[len(all)-2].absolute = true, true
+	each("exec", host, stepExec, 0.90, 0.90)
+	all = append(all,
+		aim{label: "CPU time of the shim per GB of output", group: readerGroup, name: outputShim, engine: podsandbox, limit: 0.50},
+		aim{label: "throughput of output", group: readerGroup, name: outputRate, engine: podsandbox, limit: 1, more: true})
+	each("the same into a log, CPU time", logGroup, outputShim, 0.50, 0.50)
+	each("the same into a log, throughput", logGroup, outputRate, 1, 1)
+	all[len(all)-1].more, all[len(all)-2].more = true, true
+	each("growth by execs, in kB", execGrowth, "after ", 256, 256)
+	all[len(all)-1].absolute, all[len(all)-2].absolute = true, true
+	return all
+}
+
+// value is what a run has measured for the aim; ok is false if it has not.
+func (a aim) value(r *Result) (value float64, ok bool) {
+	var f *Figure
+	for _, candidate := range r.group(a.group) {
+		if strings.HasPrefix(candidate.Name, a.name) {
+			f = candidate
+		}
+	}
+	if f == nil || len(f.Samples[a.engine]) == 0 {
+		return 0, false
+	}
+	if a.absolute {
+		return f.median(a.engine), true
+	}
+	value = f.ratio(a.engine, r.Engines[0])
+	return value, value > 0
+}
+
+// aimsTable compares runs with the aims.
+func aimsTable(runs []*Result) string {
+	header := []string{"ratio to the stock shim, medians", "", "aim"}
+	for _, r := range runs {
+		header = append(header, r.Time.Format("2006-01-02 15:04"))
+	}
+	rows := [][]string{header}
+	for _, a := range aims() {
+		format, relation := "%.2f", "≤ "
+		if a.absolute {
+			format = "%.0f"
+		}
+		if a.more {
+			relation = "≥ "
+		}
+		row := []string{a.label, a.engine, relation + fmt.Sprintf(format, a.limit)}
+		for _, r := range runs {
+			value, ok := a.value(r)
+			cell := "-"
+			if ok {
+				mark := ""
+				if a.more != (value > a.limit) && value != a.limit {
+					mark = " ✗"
+				}
+				cell = fmt.Sprintf(format, value) + mark
+			}
+			row = append(row, cell)
+		}
+		rows = append(rows, row)
+	}
+	return markdown(rows)
+}
+
+// Lines of the report between which all is replaced.
+const reportBegin, reportEnd = "<!-- bench: begin -->\n", "<!-- bench: end -->\n"
+
+// writeReport puts the results in a directory into a Markdown file that exists: all
+// are compared with the aims, the newest is shown as a whole.
+func writeReport(path, dir string) error {
+	all, err := readResults(dir)
+	if err != nil {
+		return err
+	}
+	newest := all[0]
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(old), reportBegin)
+	_, after, found := strings.Cut(rest, reportEnd)
+	if !ok || !found {
+		return fmt.Errorf("cannot find the place for the results in %s", path)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s%s\n## Aims\n\n%s\n✗: the aim is missed.\n", before, reportBegin, aimsTable(all))
+	fmt.Fprintf(&b, "\n## Run of %s\n\nMade by `%s` on:\n\n- %s\n", newest.Time.Format("2006-01-02 15:04 MST"), newest.Command, strings.Join(newest.Machine, "\n- "))
+	images, err := filepath.Rel(filepath.Dir(path), dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range newest.plots() {
+		fmt.Fprintf(&b, "\n![%s](%s)\n", name, filepath.ToSlash(filepath.Join(images, newest.name()+"-"+name+".svg")))
+	}
+	newest.writeGroups(&b)
+	fmt.Fprintf(&b, "\n%s%s", reportEnd, after)
+	return os.WriteFile(path, []byte(b.String()), 0o644)
+}

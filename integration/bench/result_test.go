@@ -1,0 +1,107 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// example is a run in which the stock shim takes 100 ms, in the median, podsandbox 28 and
+// the Sandbox API 15: that is more than it may.
+func example() *Result {
+	r := &Result{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Command: "make bench", Machine: []string{"a machine"}, Engines: []string{stock, podsandbox, sandboxAPI}}
+	for engine, samples := range map[string][]float64{stock: {300, 100, 90, 110, 80}, podsandbox: {28}, sandboxAPI: {14, 16}} {
+		for _, s := range samples {
+			r.add(latencyGroup(hostNetwork, 1), stepSandbox, "ms", engine, s)
+		}
+	}
+	r.add(execGrowth, growthAfter(1, "exec"), "kB", podsandbox, 10)
+	r.add(execGrowth, growthAfter(100, "exec"), "kB", podsandbox, 300)
+	r.add(execGrowth, growthAfter(100, "exec"), "kB", stock, 50)
+	return r
+}
+
+func TestMediansAndRatios(t *testing.T) {
+	f := example().find(latencyGroup(hostNetwork, 1), stepSandbox)
+	for engine, want := range map[string]float64{stock: 100, podsandbox: 28, sandboxAPI: 15, "another": 0} {
+		if got := f.median(engine); got != want {
+			t.Errorf("median of %s is %g, want %g", engine, got, want)
+		}
+	}
+	if got := f.ratio(podsandbox, stock); got != 0.28 {
+		t.Errorf("ratio %g", got)
+	}
+	if got := f.value(stock); !strings.HasPrefix(got, "100 (") {
+		t.Errorf("value %q", got)
+	}
+	if got := f.value("another"); got != "-" {
+		t.Errorf("value of what was not measured: %q", got)
+	}
+}
+
+func TestAims(t *testing.T) {
+	table := aimsTable([]*Result{example()})
+	for _, want := range []struct{ label, engine, cells string }{
+		{"RunPodSandbox, host network", podsandbox, "| ≤ 0.28 | 0.28 |"},
+		{"RunPodSandbox, host network", sandboxAPI, "| ≤ 0.14 | 0.15 ✗ |"},
+		{"growth by execs, in kB", podsandbox, "| ≤ 256 | 300 ✗ |"},
+		{"growth by execs, in kB", sandboxAPI, "| ≤ 256 | - |"},
+		{"throughput of output", podsandbox, "| ≥ 1.00 | - |"},
+	} {
+		found := false
+		for line := range strings.Lines(table) {
+			if fields := strings.Join(strings.Fields(line), " "); strings.HasPrefix(fields, "| "+want.label+" | "+want.engine+" |") {
+				found = strings.HasSuffix(fields, want.cells)
+			}
+		}
+		if !found {
+			t.Errorf("%s of %s: want %s in\n%s", want.label, want.engine, want.cells, table)
+		}
+	}
+}
+
+// A report is written again from the files of all runs.
+func TestReportOfSavedResults(t *testing.T) {
+	dir := t.TempDir()
+	first, second := example(), example()
+	second.Time = second.Time.Add(24 * time.Hour)
+	for _, r := range []*Result{first, second} {
+		if err := r.save(filepath.Join(dir, "runs")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "report.md")
+	if err := os.WriteFile(path, []byte("before\n"+reportBegin+"old\n"+reportEnd+"after\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := writeReport(path, filepath.Join(dir, "runs")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"before\n", "after\n", "2026-01-02 03:04", "2026-01-03 03:04", "(runs/2026-01-03-030405-latency.svg)"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is not in the report:\n%s", want, text)
+		}
+	}
+	if strings.Contains(string(text), "old\n") || strings.Count(string(text), reportBegin) != 1 {
+		t.Errorf("the old report is still there:\n%s", text)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "runs", "2026-01-03-030405-latency.svg")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNumbersInNames(t *testing.T) {
+	for name, want := range map[string]float64{"after one exec": 1, "after 100 execs": 100, memoryPrivate + ", of 20 pods": 20, memoryPrivate + ", of one pod": 1} {
+		if got := numberIn(name); got != want {
+			t.Errorf("%q: %g, want %g", name, got, want)
+		}
+	}
+}
