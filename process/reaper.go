@@ -181,12 +181,30 @@ func awaitExit(pid int) error {
 	var werr error
 	err = conn.Read(func(fd uintptr) bool {
 		werr = unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOWAIT, nil)
-		return !errors.Is(werr, unix.EAGAIN) && !errors.Is(werr, unix.EINTR)
+		switch {
+		case errors.Is(werr, unix.ECHILD):
+			// It may not be a child yet: an OCI runtime has forked twice, and what is
+			// between outlives the runtime for a moment.
+			return !isAlive(int(fd))
+		case errors.Is(werr, unix.EAGAIN), errors.Is(werr, unix.EINTR):
+			return false
+		}
+		return true
 	})
 	if err != nil {
 		return err
 	}
 	return os.NewSyscallError("waitid", werr)
+}
+
+// isAlive tells whether the process of a pidfd has not ended (pidfd_open(2)).
+func isAlive(pidfd int) bool {
+	ended := 0
+	err := ignoringEINTR(func() (err error) {
+		ended, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+		return err
+	})
+	return err == nil && ended == 0
 }
 
 func ignoringEINTR(f func() error) error {

@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -72,6 +73,30 @@ func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
 	}
 }
 
+// crun forks twice; its init becomes a child of the shim when the process between ends.
+func TestChildOfAnotherThatBecomesOne(t *testing.T) {
+	noLeakedFDs(t)
+	reaper.hold()
+	defer reaper.release()
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	between := exec.Command("sh", "-c", `sh -c 'sleep 0.4; exit 42' & echo $!; exec sleep 0.2`)
+	between.Stdout = w
+	must(t, between.Start())
+	w.Close()
+	var pid int
+	_, err = fmt.Fscan(r, &pid)
+	must(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- between.Wait() }()
+	status, err := reaper.claim(pid).wait()
+	if err != nil || status != 42 {
+		t.Errorf("got %d and error %v", status, err)
+	}
+	must(t, <-ended)
+}
+
 func TestSignalEndsAChild(t *testing.T) {
 	reaper.hold()
 	child := reaper.claim(fork(t, forever))
@@ -82,9 +107,17 @@ func TestSignalEndsAChild(t *testing.T) {
 	}
 }
 
+// It might become one until it has ended.
 func TestWaitForWhatIsNoChild(t *testing.T) {
-	child := reaper.claim(1)
-	if status, err := child.wait(); err == nil || status != unknownStatus {
+	parent := exec.Command("sh", "-c", `sleep 0.1 & echo $!; wait; exec sleep 10`)
+	out, err := parent.StdoutPipe()
+	must(t, err)
+	must(t, parent.Start())
+	defer func() { must(t, parent.Process.Kill()); _ = parent.Wait() }()
+	var pid int
+	_, err = fmt.Fscan(out, &pid)
+	must(t, err)
+	if status, err := reaper.claim(pid).wait(); err == nil || status != unknownStatus {
 		t.Errorf("got %d and error %v, want %d and an error", status, err, unknownStatus)
 	}
 }
