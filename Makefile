@@ -20,8 +20,9 @@ ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 # four lists for each class of sizes, and in a process of this size most of each block is never used, but zeroed: up to
 # 1.3 MB for good once the garbage collector has run some times. So the program is built with smaller blocks, by a copy
 # of that file which differs in two constants. A Go that does not have them there is used as it is.
-RUNTIME := $(BIN)/runtime
-OVERLAY := -overlay $(RUNTIME)/overlay.json
+# The copy's name keeps it out of the module's packages.
+SPANSETS := $(BIN)/mspanset.copy
+OVERLAY  := $(BIN)/overlay.json
 
 # More arguments of go test for the integration tests. Which shims and which OCI
 # runtime they use is said by the environment, see integration/main_test.go.
@@ -55,16 +56,16 @@ help: ## show this list
 
 .PHONY: overlay
 overlay:
-	@mkdir -p $(RUNTIME)
+	@mkdir -p $(BIN)
 	@file=$$($(GO) env GOROOT)/src/runtime/mspanset.go && \
 	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 64 /' \
-		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' "$$file" >$(RUNTIME)/mspanset.go && \
-	printf '{"Replace": {"%s": "%s"}}\n' "$$file" $(RUNTIME)/mspanset.go >$(RUNTIME)/overlay.json && \
-	if cmp -s "$$file" $(RUNTIME)/mspanset.go; then echo "build: $$($(GO) version) has another mspanset.go: the shim will need more memory" >&2; fi
+		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' "$$file" >$(SPANSETS) && \
+	printf '{"Replace": {"%s": "%s"}}\n' "$$file" $(SPANSETS) >$(OVERLAY) && \
+	if cmp -s "$$file" $(SPANSETS); then echo "build: $$($(GO) version) has another mspanset.go: the shim will need more memory" >&2; fi
 
 .PHONY: build
 build: overlay ## build the shim, static, into bin/ (GOARCH=arm64 for another machine)
-	CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build $(OVERLAY) -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/$(NAME) ./cmd/$(NAME)
+	CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -overlay $(OVERLAY) -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/$(NAME) ./cmd/$(NAME)
 
 .PHONY: build-arm64
 build-arm64: ## build the shim for arm64, into bin/arm64/

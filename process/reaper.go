@@ -185,7 +185,7 @@ func awaitExit(pid int) error {
 		case errors.Is(werr, unix.ECHILD):
 			// It may not be a child yet: an OCI runtime has forked twice, and what is
 			// between outlives the runtime for a moment.
-			return !isAlive(int(fd))
+			return isReady(int(fd), unix.POLLIN) // it has ended (pidfd_open(2))
 		case errors.Is(werr, unix.EAGAIN), errors.Is(werr, unix.EINTR):
 			return false
 		}
@@ -195,16 +195,6 @@ func awaitExit(pid int) error {
 		return err
 	}
 	return os.NewSyscallError("waitid", werr)
-}
-
-// isAlive tells whether the process of a pidfd has not ended (pidfd_open(2)).
-func isAlive(pidfd int) bool {
-	ended := 0
-	err := ignoringEINTR(func() (err error) {
-		ended, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
-		return err
-	})
-	return err == nil && ended == 0
 }
 
 func ignoringEINTR(f func() error) error {

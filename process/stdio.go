@@ -383,6 +383,9 @@ func spliceStream(dst, src *os.File) bool {
 	}
 	for waitReadable(src) {
 		n, err := splice(out, in)
+		if errors.Is(err, unix.EAGAIN) {
+			continue
+		}
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESPIPE) {
 			return false // It is so from the beginning, or never.
 		}
@@ -393,8 +396,8 @@ func spliceStream(dst, src *os.File) bool {
 	return true
 }
 
-// splice moves what is in one pipe to another, when that has room. There must be
-// something to move, or the end: EAGAIN means that there is no room.
+// splice moves what is in one pipe to another, when that has room. It returns EAGAIN if
+// there is nothing to move: a container can read from its own output, too.
 func splice(out, in syscall.RawConn) (n int64, err error) {
 	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
 	failed := out.Write(func(to uintptr) bool {
@@ -409,7 +412,7 @@ func splice(out, in syscall.RawConn) (n int64, err error) {
 		if closed != nil {
 			err = closed
 		}
-		return !errors.Is(err, unix.EAGAIN)
+		return !errors.Is(err, unix.EAGAIN) || isReady(int(to), unix.POLLOUT)
 	})
 	if failed != nil {
 		return 0, failed
@@ -425,9 +428,18 @@ func waitReadable(f *os.File) bool {
 		return false
 	}
 	err = conn.Read(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(poll, 0)
-		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
+		return isReady(int(fd), unix.POLLIN)
 	})
 	return err == nil
+}
+
+// isReady says whether a file is ready for the events, has failed or is at its end
+// (poll(2)).
+func isReady(fd int, events int16) bool {
+	n := 0
+	err := ignoringEINTR(func() (err error) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 0)
+		return err
+	})
+	return n > 0 || err != nil
 }

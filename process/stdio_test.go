@@ -392,6 +392,24 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 	w.Close()
 }
 
+// The container has read it back itself.
+func TestSpliceOfNothing(t *testing.T) {
+	noLeakedFDs(t)
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer closeAll(r, w)
+	dst, err := os.OpenFile(mkfifo(t), os.O_RDWR|unix.O_NONBLOCK, 0)
+	must(t, err)
+	defer dst.Close()
+	in, err := r.SyscallConn()
+	must(t, err)
+	out, err := dst.SyscallConn()
+	must(t, err)
+	if n, err := splice(out, in); n > 0 || !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("got %d and error %v", n, err)
+	}
+}
+
 // unread is how many bytes are in a pipe (FIONREAD, pipe(7)).
 func unread(t *testing.T, f *os.File) int {
 	t.Helper()

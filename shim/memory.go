@@ -86,7 +86,7 @@ func (t *trimmer) touch() {
 
 // trim collects garbage and gives free memory back if there is enough of them.
 // runtime.ReadMemStats would tell as much, but returns all spans to the runtime's
-// lists, which take memory for good (Makefile, RUNTIME).
+// lists, which take memory for good (Makefile, SPANSETS).
 func trim() {
 	samples := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
