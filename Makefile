@@ -84,7 +84,7 @@ demo: setup build ## run the same pod with the stock shim and with this one, sid
 	@$(GO) run ./integration/demo -path $(BIN):$(TOOLS)
 
 .PHONY: bench
-bench: setup build ## measure the stock shim and this one side by side, write docs/benchmarks.md; QUICK=1: in less than three minutes, no file (root, an hour)
+bench: setup build ## measure the stock shim and this one side by side, write docs/benchmarks.md; QUICK=1: in about three minutes, no file (root)
 	cd integration/bench && $(GO) build -o $(BIN)/bench .
 	$(BIN)/bench -path $(BIN):$(TOOLS) $(if $(QUICK),-quick,-out docs/benchmarks -report docs/benchmarks.md -command 'make bench') $(ARGS)
 

@@ -146,12 +146,12 @@ var (
 		restarts: []int{1, 100, 300, 1000},
 	}
 	few = amount{
-		programs: 20,
+		programs: 10,
 		rounds:   map[int]int{1: 10, 10: 1},
 		cpu:      2,
 		pods:     []int{1, 5},
-		idle:     8,
-		megabyte: 128, outputs: 2,
+		idle:     4,
+		megabyte: 128, outputs: 1,
 		execs:    []int{1, 100},
 		restarts: []int{1, 20},
 	}
