@@ -38,6 +38,7 @@ func (c *Cgroup) WatchOOM(f func()) (stop func(), err error) {
 type oomWatch struct {
 	report  func()
 	count   func() (uint64, error) // nil if the kernel does not count
+	unit    *unitWatch             // nil if the cgroup is in no slice, and on v1
 	stopped chan struct{}
 
 	// mu is held over a count and the reports of its growth, and guards what follows.
@@ -96,25 +97,25 @@ func (w *oomWatch) reportLocked(n uint64) {
 	}
 }
 
-// finish ends the watch, with a last check if the cgroup is there still.
+// finish ends the watch, with a last check. If the cgroup is gone, the slice around it may know more.
 func (w *oomWatch) finish() {
-	w.end(func() {
-		if w.count != nil {
-			_, _ = w.checkLocked() // no more can be done if it fails
-		}
-	})
-}
-
-// abandon ends the watch of a cgroup that is gone.
-func (w *oomWatch) abandon() { w.end(func() {}) }
-
-func (w *oomWatch) end(last func()) {
+	if w.unit != nil {
+		watchedSlices.Lock()
+		defer watchedSlices.Unlock()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.over {
 		return
 	}
-	last()
+	if w.count != nil {
+		if _, err := w.checkLocked(); absent(err) && w.unit != nil && w.unit.lost(w) {
+			w.reportLocked(1)
+		}
+	}
+	if w.unit != nil {
+		w.unit.leave(w)
+	}
 	w.over = true
 	close(w.stopped)
 }
@@ -191,7 +192,7 @@ const (
 
 func (w *v1OOM) run() {
 	defer w.event.Close()
-	defer w.abandon()
+	defer w.finish()
 	// A kill between the first count and the registration has no signal.
 	if w.count != nil {
 		if _, err := w.check(); err != nil {

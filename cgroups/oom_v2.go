@@ -20,26 +20,24 @@ func (t *v2Tree) watchOOM(f func()) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	kills, err := p.newV2Kills(filepath.Join(t.dir, "memory.oom.group"))
+	kills, err := p.newV2Kills(groupFiles(t.dir))
 	if err != nil {
 		p.close()
 		return nil, err
 	}
-	return p.watch(kills.count, f)
+	w := newOOMWatch(f)
+	w.count = kills.count
+	w.unit = w.enroll(t.dir)
+	kills.unit = w.unit
+	return p.watch(w), nil
 }
 
-// watch calls f for what is added to a count, which it takes anew whenever one of the files changes. It ends by stop,
-// or when the count fails, as it does once the cgroup is gone; the removal of an empty cgroup is no change of a file.
-func (p *priorityPoll) watch(count func() (uint64, error), f func()) (stop func(), err error) {
-	w := newOOMWatch(f)
-	w.count = count
-	if w.last, err = w.count(); err != nil {
-		p.close()
-		return nil, err
-	}
+// watch has the count taken anew whenever one of the files changes. It ends by stop, or when the count fails, as it
+// does once the cgroup is gone; the removal of an empty cgroup is no change of a file.
+func (p *priorityPoll) watch(w *oomWatch) (stop func()) {
 	go func() {
 		defer p.close()
-		defer w.abandon() // before the descriptors are closed, which a count reads
+		defer w.finish() // before the descriptors are closed, which a count reads
 		for p.wait() == nil {
 			if _, err := w.check(); err != nil {
 				return
@@ -49,7 +47,7 @@ func (p *priorityPoll) watch(count func() (uint64, error), f func()) (stop func(
 	return func() {
 		w.finish()
 		p.interrupt()
-	}, nil
+	}
 }
 
 // v2Kills counts the deeds of the OOM killer in a cgroup.
@@ -58,18 +56,35 @@ func (p *priorityPoll) watch(count func() (uint64, error), f func()) (stop func(
 // counts all of the group, the victim often once more (oom_kill_process, mm/oom_kill.c). So with memory.oom.group, by
 // which Kubernetes has containers die as a whole, the number of groups is what is right.
 type v2Kills struct {
-	poll      *priorityPoll
-	groupFile string // memory.oom.group; not there before Linux 4.19
-	seen      oomCounters
-	total     uint64
-	early     bool // the victim of a group kill has been taken for the group, which was not counted yet
-	inGroups  bool // there has been a group kill
+	poll       *priorityPoll
+	groupFiles []string // memory.oom.group of the cgroups that may be killed as a whole
+	asGroup    bool     // what they said last; they may go before the count has been read
+	seen       oomCounters
+	total      uint64
+	early      bool // the victim of a group kill has been taken for the group, which was not counted yet
+	inGroups   bool // there has been a group kill
+	unit       *unitWatch
 }
 
 type oomCounters struct{ kills, groups uint64 }
 
-func (p *priorityPoll) newV2Kills(groupFile string) (*v2Kills, error) {
-	k := &v2Kills{poll: p, groupFile: groupFile}
+// groupFiles returns the memory.oom.group, which is not there before Linux 4.19, of a cgroup and of those around it in
+// the same unit of a slice: crun makes a cgroup below the scope, which has the settings.
+func groupFiles(dir string) []string {
+	files := []string{filepath.Join(dir, "memory.oom.group")}
+	slice, _ := sliceOf(dir)
+	if slice == "" {
+		return files
+	}
+	for dir = filepath.Dir(dir); dir != slice; dir = filepath.Dir(dir) {
+		files = append(files, filepath.Join(dir, "memory.oom.group"))
+	}
+	return files
+}
+
+func (p *priorityPoll) newV2Kills(groupFiles []string) (*v2Kills, error) {
+	k := &v2Kills{poll: p, groupFiles: groupFiles}
+	k.diesAsGroup()
 	var err error
 	k.seen, err = k.read()
 	return k, err
@@ -77,6 +92,7 @@ func (p *priorityPoll) newV2Kills(groupFile string) (*v2Kills, error) {
 
 // count returns a number that grows by one with each kill of a process or of a group.
 func (k *v2Kills) count() (uint64, error) {
+	asGroup := k.diesAsGroup()
 	now, err := k.read()
 	if err != nil {
 		return 0, err
@@ -91,18 +107,30 @@ func (k *v2Kills) count() (uint64, error) {
 		k.early, k.inGroups = false, true
 		k.total += groups
 	case kills == 0:
-	case !k.diesAsGroup():
+	case !asGroup:
 		k.total += kills
 	case !k.early && !k.inGroups:
 		k.early = true
 		k.total++
 	}
+	if k.unit != nil {
+		k.unit.told.Add(kills)
+		k.unit.grouped = k.early || k.inGroups
+	}
 	return k.total, nil
 }
 
 func (k *v2Kills) diesAsGroup() bool {
-	value, err := readFile(k.groupFile)
-	return err == nil && strings.TrimSpace(value) == "1"
+	found := false
+	for _, file := range k.groupFiles {
+		value, err := readFile(file)
+		if err != nil {
+			return k.asGroup
+		}
+		found = found || strings.TrimSpace(value) == "1"
+	}
+	k.asGroup = found
+	return found
 }
 
 func (k *v2Kills) read() (c oomCounters, err error) {

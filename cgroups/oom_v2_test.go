@@ -59,7 +59,7 @@ func TestV2KillsCountsAGroupOnce(t *testing.T) {
 	} {
 		root := fakeTree(t, map[string]string{"memory.events": "oom_kill 3\noom_group_kill 1\n", "memory.oom.group": "0\n"})
 		events := openFake(t, root, "memory.events")
-		k, err := (&priorityPoll{paths: []string{"memory.events"}, fds: []int{events}}).newV2Kills(filepath.Join(root, "memory.oom.group"))
+		k, err := (&priorityPoll{paths: []string{"memory.events"}, fds: []int{events}}).newV2Kills(groupFiles(root))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestV2KillsOfTheFirstGroup(t *testing.T) {
 		"groups are not":       {"oom_kill 0\n", "oom_kill 1\n", "oom_kill 5\n", "oom_kill 9\n"},
 	} {
 		root := fakeTree(t, map[string]string{"memory.events": texts[0], "memory.oom.group": "1\n"})
-		k, err := (&priorityPoll{paths: []string{"memory.events"}, fds: []int{openFake(t, root, "memory.events")}}).newV2Kills(filepath.Join(root, "memory.oom.group"))
+		k, err := (&priorityPoll{paths: []string{"memory.events"}, fds: []int{openFake(t, root, "memory.events")}}).newV2Kills(groupFiles(root))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestV2KillsRefusesNonsense(t *testing.T) {
 	root := fakeTree(t, map[string]string{"kills": "oom_kill x\n", "groups": "oom_kill 1\noom_group_kill x\n"})
 	for _, name := range []string{"kills", "groups"} {
 		p := &priorityPoll{paths: []string{name}, fds: []int{openFake(t, root, name)}}
-		if _, err := p.newV2Kills(filepath.Join(root, "none")); err == nil {
+		if _, err := p.newV2Kills(nil); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -176,7 +176,9 @@ func TestPriorityPollWatchReportsGrowth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	count := func() (uint64, error) {
+	var reports atomic.Int32
+	w := newOOMWatch(func() { reports.Add(1) })
+	w.count = func() (uint64, error) {
 		texts, err := p.read()
 		if err != nil {
 			return 0, err
@@ -184,11 +186,7 @@ func TestPriorityPollWatchReportsGrowth(t *testing.T) {
 		n, _, err := keyedValue(texts[0], "populated")
 		return n, err
 	}
-	var reports atomic.Int32
-	stop, err := p.watch(count, func() { reports.Add(1) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	stop := p.watch(w)
 	t.Cleanup(stop)
 	sleeper(t, c)
 	eventually(t, "the growth is reported", func() bool { return reports.Load() > 0 })
