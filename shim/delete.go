@@ -6,11 +6,12 @@ import (
 	"os"
 	"os/signal"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"containerd-shim-pause-v2/shim/api"
+	"containerd-shim-pause-v2/shim/wire"
 )
 
 // delete removes what a dead shim left of the container or sandbox in the
@@ -43,11 +44,11 @@ func (c *call) delete(ctx context.Context) error {
 		return err
 	}
 
-	response := &taskapi.DeleteResponse{Pid: exit.Pid, ExitStatus: exit.Status}
+	response := &api.DeleteResponse{Pid: exit.Pid, ExitStatus: exit.Status}
 	if !exit.At.IsZero() {
 		response.ExitedAt = timestamppb.New(exit.At)
 	}
-	answer, err := proto.Marshal(response)
+	answer, err := wire.Marshal(response)
 	if err != nil {
 		return fmt.Errorf("cannot encode answer: %w", err)
 	}

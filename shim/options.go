@@ -4,14 +4,13 @@ import (
 	"encoding/base64"
 	"fmt"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 
-	"github.com/containerd/containerd/api/types/runc/options"
-	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"containerd-shim-pause-v2/shim/api"
 	"containerd-shim-pause-v2/shim/wire"
 )
 
@@ -26,19 +25,19 @@ import (
 // internal/cri/config/config.go of containerd 2.4). The keys are the same, so
 // that a config written for runc.v2 keeps its meaning. containerd 1.6 drops
 // the table: there config_path is the only way.
-func DecodeOptions(a *anypb.Any) (*options.Options, error) {
+func DecodeOptions(a *anypb.Any) (*api.Options, error) {
 	if a.GetTypeUrl() == "" && len(a.GetValue()) == 0 {
-		return &options.Options{}, nil
+		return &api.Options{}, nil
 	}
 	switch a.MessageName() {
-	case runcOptionsName:
-		var o options.Options
+	case api.OptionsName:
+		var o api.Options
 		if err := wire.Unmarshal(a.Value, &o); err != nil {
 			return nil, fmt.Errorf("cannot decode runtime options: %w", err)
 		}
 		return &o, nil
-	case genericOptionsName:
-		var generic runtimeoptions.Options
+	case api.GenericOptionsName:
+		var generic api.GenericOptions
 		if err := wire.Unmarshal(a.Value, &generic); err != nil {
 			return nil, fmt.Errorf("cannot decode runtime options: %w", err)
 		}
@@ -47,18 +46,13 @@ func DecodeOptions(a *anypb.Any) (*options.Options, error) {
 	return nil, fmt.Errorf("cannot decode runtime options: unknown type %q", a.TypeUrl)
 }
 
-var (
-	runcOptionsName    = (*options.Options)(nil).ProtoReflect().Descriptor().FullName()
-	genericOptionsName = (*runtimeoptions.Options)(nil).ProtoReflect().Descriptor().FullName()
-)
-
 func isOptions(a *anypb.Any) bool {
 	name := a.MessageName()
-	return name == runcOptionsName || name == genericOptionsName
+	return name == api.OptionsName || name == api.GenericOptionsName
 }
 
 // fromTOML reads the body, or else the file, of generic options.
-func fromTOML(generic *runtimeoptions.Options) (*options.Options, error) {
+func fromTOML(generic *api.GenericOptions) (*api.Options, error) {
 	source, text := "config body", generic.ConfigBody
 	if len(text) == 0 && generic.ConfigPath != "" {
 		var err error
@@ -67,23 +61,23 @@ func fromTOML(generic *runtimeoptions.Options) (*options.Options, error) {
 		}
 		source = generic.ConfigPath
 	}
-	var o options.Options
+	var o api.Options
 	for i, line := range strings.Split(string(text), "\n") {
 		if strings.HasPrefix(strings.TrimSpace(line), "[") {
 			break // Tables follow the plain keys (TOML 1.0, "Table"), and runc's options have none.
 		}
-		if err := setTOML(o.ProtoReflect(), line); err != nil {
+		if err := setTOML(&o, line); err != nil {
 			return nil, fmt.Errorf("cannot read runtime options: %s: line %d: %w", source, i+1, err)
 		}
 	}
 	return &o, nil
 }
 
-// setTOML sets the field of m that one line of TOML names. A whole TOML parser
+// setTOML sets the field of o that one line of TOML names. A whole TOML parser
 // would weigh more than this package; what CRI writes is one `Key = value` a
-// line, with strings, integers and booleans. Keys that m does not have are
+// line, with strings, integers and booleans. Keys that o does not have are
 // ignored, as they are in containerd.
-func setTOML(m protoreflect.Message, line string) error {
+func setTOML(o *api.Options, line string) error {
 	line = strings.TrimSpace(line)
 	if line == "" || line[0] == '#' {
 		return nil
@@ -92,8 +86,10 @@ func setTOML(m protoreflect.Message, line string) error {
 	if !ok {
 		return fmt.Errorf("no key and value in %q", line)
 	}
-	field := fieldOf(m, strings.Trim(strings.TrimSpace(key), `"'`))
-	if field == nil {
+	key = strings.Trim(strings.TrimSpace(key), `"'`)
+	// TOML decoders do not mind the case of a Go field.
+	field := reflect.ValueOf(o).Elem().FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, key) })
+	if !field.IsValid() {
 		return nil
 	}
 	text, err := scalar(text)
@@ -101,38 +97,26 @@ func setTOML(m protoreflect.Message, line string) error {
 		return err
 	}
 	switch field.Kind() {
-	case protoreflect.StringKind:
+	case reflect.String:
 		if text, err = unquote(text); err == nil {
-			m.Set(field, protoreflect.ValueOfString(text))
+			field.SetString(text)
 		}
-	case protoreflect.BoolKind:
+	case reflect.Bool:
 		switch text {
 		case "true", "false":
-			m.Set(field, protoreflect.ValueOfBool(text == "true"))
+			field.SetBool(text == "true")
 		default:
-			err = fmt.Errorf("%s is not a boolean: %s", field.Name(), text)
+			err = fmt.Errorf("%s is not a boolean: %s", key, text)
 		}
-	case protoreflect.Uint32Kind:
+	case reflect.Uint32:
 		var n uint64
 		if n, err = strconv.ParseUint(strings.ReplaceAll(text, "_", ""), 10, 32); err == nil {
-			m.Set(field, protoreflect.ValueOfUint32(uint32(n)))
+			field.SetUint(n)
 		}
 	default:
-		err = fmt.Errorf("%s has a type that is not known here", field.Name())
+		err = fmt.Errorf("%s has a type that is not known here", key)
 	}
 	return err
-}
-
-// fieldOf finds a field by the name that Go has for it: BinaryName is
-// binary_name. TOML decoders do not mind the case of a Go field.
-func fieldOf(m protoreflect.Message, key string) protoreflect.FieldDescriptor {
-	fields := m.Descriptor().Fields()
-	for i := range fields.Len() {
-		if strings.EqualFold(strings.ReplaceAll(string(fields.Get(i).Name()), "_", ""), key) {
-			return fields.Get(i)
-		}
-	}
-	return nil
 }
 
 // scalar returns the value at the start of text, without the comment behind.
@@ -189,7 +173,7 @@ func unquote(text string) (string, error) {
 // gives them to the one, but not with the requests of the Sandbox API.
 const optionsEnv = "PAUSE_SHIM_OPTIONS"
 
-func passOptions(o *options.Options) (string, error) {
+func passOptions(o *api.Options) (string, error) {
 	data, err := wire.Marshal(o)
 	if err != nil {
 		return "", fmt.Errorf("cannot encode runtime options: %w", err)
@@ -199,12 +183,12 @@ func passOptions(o *options.Options) (string, error) {
 
 // takeOptions returns the options that `start` has passed on, and removes them
 // from the environment, which OCI runtimes inherit.
-func takeOptions() (*options.Options, error) {
+func takeOptions() (*api.Options, error) {
 	text := os.Getenv(optionsEnv)
 	if err := os.Unsetenv(optionsEnv); err != nil {
 		return nil, err
 	}
-	o := new(options.Options)
+	o := new(api.Options)
 	data, err := base64.StdEncoding.DecodeString(text)
 	if err == nil {
 		err = wire.Unmarshal(data, o)

@@ -24,9 +24,10 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"containerd-shim-pause-v2/shim/api"
 )
 
 // Program is what the machinery needs to know about the program that it runs.
@@ -76,7 +77,7 @@ type Process struct {
 	Debug     bool   // debug messages are logged
 
 	// Options are the runtime options that the process was started with; never nil.
-	Options *options.Options
+	Options *api.Options
 
 	Server *ttrpc.Server // to register services on
 	Events *Publisher    // to containerd

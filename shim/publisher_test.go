@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"containerd-shim-pause-v2/shim/api"
 )
 
 // receiver is the event service of a containerd that can be started and
@@ -120,7 +122,7 @@ func TestEventsSurviveRestartsOfContainerdInOrder(t *testing.T) {
 		for range n {
 			topic := fmt.Sprintf("/test/%d", len(want))
 			want = append(want, topic)
-			p.Publish(topic, &eventsapi.TaskStart{ContainerID: "c1", Pid: uint32(len(want))})
+			p.Publish(topic, &api.TaskStart{ContainerID: "c1", Pid: uint32(len(want))})
 		}
 	}
 
@@ -148,13 +150,13 @@ func TestARestartBetweenEventsIsNotNoticed(t *testing.T) {
 	r := newReceiver(t)
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
-	p.Publish("/a", &eventsapi.TaskStart{})
+	p.Publish("/a", &api.TaskStart{})
 	for p.first() != nil { // Until the reply has arrived as well.
 		runtime.Gosched()
 	}
 	r.kill()
 	r.start()
-	p.Publish("/b", &eventsapi.TaskStart{})
+	p.Publish("/b", &api.TaskStart{})
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /b" || logged.Len() > 0 {
 		t.Errorf("containerd was sent %s, logged %q", got, logged)
@@ -178,8 +180,8 @@ func TestAnEventIsSentAgainIfContainerdDiesOverIt(t *testing.T) {
 	}
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
-	p.Publish("/test/a", &eventsapi.TaskStart{})
-	p.Publish("/test/b", &eventsapi.TaskStart{})
+	p.Publish("/test/a", &api.TaskStart{})
+	p.Publish("/test/b", &api.TaskStart{})
 	<-died
 	r.start()
 	p.Close(context.Background())
@@ -199,7 +201,7 @@ func TestEnvelope(t *testing.T) {
 	r := newReceiver(t)
 	p := newPublisher(r.path, "k8s.io")
 	before := time.Now()
-	exit := &eventsapi.TaskExit{ContainerID: "c1", ID: "e1", Pid: 5, ExitStatus: 137}
+	exit := &api.TaskExit{ContainerID: "c1", ID: "e1", Pid: 5, ExitStatus: 137}
 	p.Publish("/tasks/exit", exit)
 	published := time.Now()
 	r.start()
@@ -216,7 +218,8 @@ func TestEnvelope(t *testing.T) {
 		t.Errorf("the time is %v, not that of Publish (%v)", at, before)
 	}
 	var got eventsapi.TaskExit
-	if err := proto.Unmarshal(e.Event.Value, &got); err != nil || !proto.Equal(&got, exit) {
+	want := &eventsapi.TaskExit{ContainerID: "c1", ID: "e1", Pid: 5, ExitStatus: 137}
+	if err := proto.Unmarshal(e.Event.Value, &got); err != nil || !proto.Equal(&got, want) {
 		t.Errorf("the event is %v, error %v", &got, err)
 	}
 }
@@ -235,7 +238,7 @@ func TestARefusedEventDoesNotHoldUpOthers(t *testing.T) {
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
 	for _, topic := range []string{"/a", "/bad", "/b"} {
-		p.Publish(topic, &eventsapi.TaskStart{})
+		p.Publish(topic, &api.TaskStart{})
 	}
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /bad /b" {
@@ -272,7 +275,7 @@ func TestCloseTellsHowManyEventsAreLost(t *testing.T) {
 	logged := captureLog(t)
 	p := newPublisher(filepath.Join(shortDir(t), "nobody"), "k8s.io")
 	for range 3 {
-		p.Publish("/test", &eventsapi.TaskStart{})
+		p.Publish("/test", &api.TaskStart{})
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -282,7 +285,7 @@ func TestCloseTellsHowManyEventsAreLost(t *testing.T) {
 	}
 
 	logged.Reset()
-	p.Publish("/late", &eventsapi.TaskStart{})
+	p.Publish("/late", &api.TaskStart{})
 	p.Close(ctx)
 	if !strings.Contains(logged.String(), "/late") || strings.Contains(logged.String(), "events=") {
 		t.Errorf("logged %q for an event after Close", logged)
@@ -292,8 +295,8 @@ func TestCloseTellsHowManyEventsAreLost(t *testing.T) {
 func TestEventsWithoutAnAddressAreDropped(t *testing.T) {
 	logged := captureLog(t)
 	p := newPublisher("", "k8s.io")
-	p.Publish("/test", &eventsapi.TaskStart{})
-	p.Publish("/test", &eventsapi.TaskStart{})
+	p.Publish("/test", &api.TaskStart{})
+	p.Publish("/test", &api.TaskStart{})
 	p.Close(context.Background())
 	if n := strings.Count(logged.String(), "TTRPC_ADDRESS"); n != 1 {
 		t.Errorf("warned %d times, want once: %s", n, logged)
@@ -305,12 +308,12 @@ func TestPublisherAtRestHasNoGoroutine(t *testing.T) {
 	r := newReceiver(t)
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
-	p.Publish("/a", &eventsapi.TaskStart{})
+	p.Publish("/a", &api.TaskStart{})
 	p.mu.Lock()
 	ended := p.ended
 	p.mu.Unlock()
 	<-ended
-	p.Publish("/b", &eventsapi.TaskStart{})
+	p.Publish("/b", &api.TaskStart{})
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /b" {
 		t.Errorf("containerd was sent %s", got)

@@ -15,15 +15,15 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim/api"
+	"containerd-shim-pause-v2/shim/wire"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -98,9 +98,10 @@ type recorder struct {
 	lines  []string
 }
 
-func (r *recorder) Publish(topic string, event proto.Message) {
+func (r *recorder) Publish(topic string, event api.Event) {
+	message := received(event)
 	line := topic
-	switch e := event.(type) {
+	switch e := message.(type) {
 	case *eventsapi.TaskExit:
 		line = fmt.Sprintf("%s %s %s %d", topic, e.ContainerID, e.ID, e.ExitStatus)
 	case *eventsapi.TaskExecAdded:
@@ -112,8 +113,21 @@ func (r *recorder) Publish(topic string, event proto.Message) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events = append(r.events, event)
+	r.events = append(r.events, message)
 	r.lines = append(r.lines, line)
+}
+
+// received returns an event as those have it who receive it.
+func received(event api.Event) proto.Message {
+	encoded, err := wire.MarshalAny(event.FullName(), event)
+	if err != nil {
+		panic(err)
+	}
+	message, err := encoded.UnmarshalNew()
+	if err != nil {
+		panic(err)
+	}
+	return message
 }
 
 func (r *recorder) all() []string {
@@ -145,18 +159,21 @@ type node struct {
 	t         *testing.T
 	events    *recorder
 	control   string // see process/testdata/runtime.sh
-	options   *options.Options
+	options   *api.Options
 	shutdowns chan struct{}
 	sandboxes sandboxapi.TTRPCSandboxService
 }
 
 // decodeOptions takes only runc's options; package shim has the real one.
-func decodeOptions(a *anypb.Any) (*options.Options, error) {
-	o := &options.Options{}
+func decodeOptions(a *anypb.Any) (*api.Options, error) {
+	o := &api.Options{}
 	if a == nil {
 		return o, nil
 	}
-	return o, typeurl.UnmarshalTo(a, o)
+	if a.MessageName() != api.OptionsName {
+		return nil, fmt.Errorf("options of type %s", a.TypeUrl)
+	}
+	return o, wire.Unmarshal(a.Value, o)
 }
 
 func newNode(t *testing.T) *node {
@@ -166,7 +183,7 @@ func newNode(t *testing.T) *node {
 		t:         t,
 		events:    &recorder{},
 		control:   control,
-		options:   &options.Options{BinaryName: filepath.Join(control, "runtime.sh"), Root: filepath.Join(control, "root")},
+		options:   &api.Options{BinaryName: filepath.Join(control, "runtime.sh"), Root: filepath.Join(control, "root")},
 		shutdowns: make(chan struct{}, 100),
 	}
 	script, err := filepath.Abs("../process/testdata/runtime.sh")
@@ -227,7 +244,7 @@ func (n *node) request(id string, spec *specs.Spec) *taskapi.CreateTaskRequest {
 	data, err := json.Marshal(spec)
 	must(n.t, err)
 	must(n.t, os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600))
-	opts, err := typeurl.MarshalAnyToProto(n.options)
+	opts, err := wire.MarshalAny(api.OptionsName, n.options)
 	must(n.t, err)
 	return &taskapi.CreateTaskRequest{ID: id, Bundle: bundle, Options: opts}
 }

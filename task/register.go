@@ -6,7 +6,6 @@ import (
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/proto"
 
 	"containerd-shim-pause-v2/shim/wire"
 )
@@ -57,12 +56,9 @@ func (s *Service) RegisterSandbox(server *ttrpc.Server) {
 
 // method makes a ttrpc method of a function: it decodes the request, and turns
 // the error into a gRPC status of the code that errdefs assigns to its kind.
-func method[Request any, Response proto.Message, Message interface {
-	*Request
-	proto.Message
-}](f func(context.Context, Message) (Response, error)) ttrpc.Method {
+func method[Request, Response any](f func(context.Context, *Request) (*Response, error)) ttrpc.Method {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
-		request := Message(new(Request))
+		request := new(Request)
 		if err := unmarshal(wire.Message(request)); err != nil {
 			return nil, errgrpc.ToGRPC(fmt.Errorf("cannot decode the request: %w", err))
 		}

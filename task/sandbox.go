@@ -15,10 +15,8 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/wire"
+	"containerd-shim-pause-v2/shim/api"
 
-	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -44,7 +42,7 @@ const (
 	sandboxNotReady = "SANDBOX_NOTREADY"
 )
 
-func (s *Service) createSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
+func (s *Service) createSandbox(ctx context.Context, r *api.CreateSandboxRequest) (*api.CreateSandboxResponse, error) {
 	if err := s.reserveSandbox(r.SandboxID); err != nil {
 		return nil, err
 	}
@@ -56,7 +54,7 @@ func (s *Service) createSandbox(ctx context.Context, r *sandboxapi.CreateSandbox
 		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
 	}
 	s.sandboxes[r.SandboxID] = sb
-	return &sandboxapi.CreateSandboxResponse{}, nil
+	return &api.CreateSandboxResponse{}, nil
 }
 
 func (s *Service) reserveSandbox(id string) error {
@@ -69,7 +67,7 @@ func (s *Service) reserveSandbox(id string) error {
 	return nil
 }
 
-func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*podSandbox, error) {
+func (s *Service) makeSandbox(ctx context.Context, r *api.CreateSandboxRequest) (*podSandbox, error) {
 	config, err := decodePodConfig(r.Options)
 	if err != nil {
 		return nil, err
@@ -95,7 +93,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRe
 // writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
 // pod's configuration instead of one; other clients may have given one when they
 // made the bundle, or none, then the pod gets all namespaces anew.
-func writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*sandboxSpec, error) {
+func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*sandboxSpec, error) {
 	path := filepath.Join(r.BundlePath, "config.json")
 	if config == nil {
 		switch spec, err := givenSpec(path, r); {
@@ -120,7 +118,7 @@ func writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*sandboxS
 
 // givenSpec reads the spec that a client has put into the bundle, and adds what
 // the request says besides. All else in the file stays as it is, known or not.
-func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*sandboxSpec, error) {
+func givenSpec(path string, r *api.CreateSandboxRequest) (*sandboxSpec, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the spec: %w", err)
@@ -154,7 +152,7 @@ func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*sandboxSpec, e
 
 // add gives the path of the network namespace and the annotations of a request to
 // a spec.
-func (s *sandboxSpec) add(r *sandboxapi.CreateSandboxRequest) {
+func (s *sandboxSpec) add(r *api.CreateSandboxRequest) {
 	if s.Annotations == nil {
 		s.Annotations = make(map[string]string)
 	}
@@ -191,7 +189,7 @@ func (sb *podSandbox) process() *process.Process {
 	return p
 }
 
-func (s *Service) startSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest) (*sandboxapi.StartSandboxResponse, error) {
+func (s *Service) startSandbox(ctx context.Context, r *api.StartSandboxRequest) (*api.StartSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -213,7 +211,7 @@ func (s *Service) startSandbox(ctx context.Context, r *sandboxapi.StartSandboxRe
 	s.mu.Lock()
 	sb.started = started
 	s.mu.Unlock()
-	return &sandboxapi.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(started), Spec: spec}, nil
+	return &api.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(started), Spec: spec}, nil
 }
 
 // specType is the type of an OCI spec in an Any (typeurl in containerd's
@@ -241,7 +239,7 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 
 // platform is asked for before each container, just before CRI looks for the
 // pod's files.
-func (s *Service) platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
+func (s *Service) platform(_ context.Context, r *api.PlatformRequest) (*api.PlatformResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -249,12 +247,12 @@ func (s *Service) platform(_ context.Context, r *sandboxapi.PlatformRequest) (*s
 	if err := sb.task.RestoreFiles(); err != nil {
 		return nil, err
 	}
-	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
+	return &api.PlatformResponse{Platform: &api.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
 }
 
 // stopSandbox ends the sandbox, but not its containers, which are CRI's to stop
 // first; and waits for the end.
-func (s *Service) stopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest) (*sandboxapi.StopSandboxResponse, error) {
+func (s *Service) stopSandbox(ctx context.Context, r *api.StopSandboxRequest) (*api.StopSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -267,7 +265,7 @@ func (s *Service) stopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequ
 	if err := sb.stop(ctx); err != nil {
 		return nil, fmt.Errorf("cannot stop sandbox %s: %w", r.SandboxID, err)
 	}
-	return &sandboxapi.StopSandboxResponse{}, nil
+	return &api.StopSandboxResponse{}, nil
 }
 
 func (sb *podSandbox) stop(ctx context.Context) error { return endTask(ctx, sb.task) }
@@ -286,7 +284,7 @@ func endTask(ctx context.Context, t *process.Task) error {
 	return err
 }
 
-func (s *Service) waitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest) (*sandboxapi.WaitSandboxResponse, error) {
+func (s *Service) waitSandbox(ctx context.Context, r *api.WaitSandboxRequest) (*api.WaitSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -295,10 +293,10 @@ func (s *Service) waitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 	if err != nil {
 		return nil, err
 	}
-	return &sandboxapi.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
+	return &api.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-func (s *Service) sandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
+func (s *Service) sandboxStatus(_ context.Context, r *api.SandboxStatusRequest) (*api.SandboxStatusResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -307,7 +305,7 @@ func (s *Service) sandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 	started := sb.started
 	s.mu.Unlock()
 	st := sb.process().Status()
-	resp := &sandboxapi.SandboxStatusResponse{
+	resp := &api.SandboxStatusResponse{
 		SandboxID: r.SandboxID,
 		Pid:       uint32(st.Pid),
 		State:     sandboxNotReady,
@@ -356,16 +354,16 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 // runtimeType is the runtime type that this shim is for.
 const runtimeType = "io.containerd.pause.v2"
 
-func (s *Service) pingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
+func (s *Service) pingSandbox(_ context.Context, r *api.PingRequest) (*api.PingResponse, error) {
 	if _, err := s.sandbox(r.SandboxID); err != nil {
 		return nil, err
 	}
-	return &sandboxapi.PingResponse{}, nil
+	return &api.PingResponse{}, nil
 }
 
 // shutdownSandbox removes the sandbox, with all that is left in it, and ends the
 // shim. containerd calls it for a sandbox that could not be created, too.
-func (s *Service) shutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
+func (s *Service) shutdownSandbox(ctx context.Context, r *api.ShutdownSandboxRequest) (*api.ShutdownSandboxResponse, error) {
 	if err := s.removeTasks(ctx); err != nil {
 		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
 	}
@@ -377,7 +375,7 @@ func (s *Service) shutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
 	}
 	s.shutdown()
-	return &sandboxapi.ShutdownSandboxResponse{}, nil
+	return &api.ShutdownSandboxResponse{}, nil
 }
 
 // removeTasks removes containers that the client has left in the pod.
@@ -410,7 +408,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
 	return nil
 }
 
-func (s *Service) sandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest) (*sandboxapi.SandboxMetricsResponse, error) {
+func (s *Service) sandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest) (*api.SandboxMetricsResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -418,12 +416,12 @@ func (s *Service) sandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 	m, err := sb.metrics()
 	var data *anypb.Any
 	if err == nil {
-		data, err = wire.MarshalAny(m)
+		data, err = encodeMetrics(m)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the metrics of sandbox %s: %w", r.SandboxID, err)
 	}
-	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{
+	return &api.SandboxMetricsResponse{Metrics: &api.Metric{
 		Timestamp: timestamppb.Now(), ID: r.SandboxID, Data: data,
 	}}, nil
 }
@@ -445,7 +443,7 @@ func (sb *podSandbox) metrics() (proto.Message, error) {
 // and extensions are only kept there: CRI puts the resources of a pod that was
 // resized into the latter for those who ask, while the kubelet sets the limits of
 // the pod's cgroup itself. Nothing else can change in a sandbox that runs.
-func (s *Service) updateSandbox(ctx context.Context, r *sandboxapi.UpdateSandboxRequest) (*sandboxapi.UpdateSandboxResponse, error) {
+func (s *Service) updateSandbox(ctx context.Context, r *api.UpdateSandboxRequest) (*api.UpdateSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -464,5 +462,5 @@ func (s *Service) updateSandbox(ctx context.Context, r *sandboxapi.UpdateSandbox
 			return nil, err
 		}
 	}
-	return &sandboxapi.UpdateSandboxResponse{}, nil
+	return &api.UpdateSandboxResponse{}, nil
 }

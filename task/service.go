@@ -11,16 +11,14 @@ import (
 	"sync"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim/api"
 	"containerd-shim-pause-v2/shim/wire"
 
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/runc/options"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -33,7 +31,7 @@ type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
 	decode     DecodeOptions
-	options    *options.Options // of sandboxes, whose requests carry none
+	options    *api.Options // of sandboxes, whose requests carry none
 	shutdown   func()
 
 	mu        sync.Mutex
@@ -43,13 +41,13 @@ type Service struct {
 
 // DecodeOptions decodes the runtime options of a request, in whichever form the
 // client has sent them. None at all are valid.
-type DecodeOptions func(*anypb.Any) (*options.Options, error)
+type DecodeOptions func(*anypb.Any) (*api.Options, error)
 
 // NewService returns a service whose tasks are made by the supervisor, which
 // must tell its events to the same Events. o are the runtime options that the
 // shim was started with. The service calls shutdown when it is asked to shut down
 // and has neither task nor sandbox.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *options.Options, shutdown func()) *Service {
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *api.Options, shutdown func()) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
@@ -63,7 +61,7 @@ func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOpt
 
 var empty = &emptypb.Empty{}
 
-func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
 	opts, err := s.decode(r.Options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
@@ -96,7 +94,7 @@ func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	s.mu.Unlock()
 	s.events.created(r, pid)
 	t.Watch()
-	return &taskapi.CreateTaskResponse{Pid: pid}, nil
+	return &api.CreateTaskResponse{Pid: pid}, nil
 }
 
 // reserve keeps a second create of the same id out.
@@ -134,7 +132,7 @@ func (s *Service) process(id, execID string) (*process.Process, error) {
 	return t.Process(execID)
 }
 
-func (s *Service) start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+func (s *Service) start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -143,10 +141,10 @@ func (s *Service) start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	if err != nil {
 		return nil, err
 	}
-	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
+	return &api.StartResponse{Pid: uint32(pid)}, nil
 }
 
-func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -159,14 +157,14 @@ func (s *Service) delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 		s.forget(r.ID)
 		s.events.deleted(r.ID, st)
 	}
-	return &taskapi.DeleteResponse{
+	return &api.DeleteResponse{
 		Pid:        uint32(st.Pid),
 		ExitStatus: st.Exit.Status,
 		ExitedAt:   timestamp(st.Exit),
 	}, nil
 }
 
-func (s *Service) exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+func (s *Service) exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -183,7 +181,7 @@ func (s *Service) exec(_ context.Context, r *taskapi.ExecProcessRequest) (*empty
 	return empty, nil
 }
 
-func (s *Service) resizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
+func (s *Service) resizePty(_ context.Context, r *api.ResizePtyRequest) (*emptypb.Empty, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -191,7 +189,7 @@ func (s *Service) resizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*em
 	return empty, p.Resize(uint16(r.Width), uint16(r.Height))
 }
 
-func (s *Service) closeIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
+func (s *Service) closeIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Empty, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -200,7 +198,7 @@ func (s *Service) closeIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	return empty, nil
 }
 
-func (s *Service) state(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+func (s *Service) state(_ context.Context, r *api.StateRequest) (*api.StateResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -214,7 +212,7 @@ func (s *Service) state(_ context.Context, r *taskapi.StateRequest) (*taskapi.St
 	if r.ExecID != "" {
 		id = r.ExecID
 	}
-	return &taskapi.StateResponse{
+	return &api.StateResponse{
 		ID:         id,
 		Bundle:     t.Bundle,
 		Pid:        uint32(st.Pid),
@@ -228,23 +226,23 @@ func (s *Service) state(_ context.Context, r *taskapi.StateRequest) (*taskapi.St
 	}, nil
 }
 
-func statusOf(s process.State) tasktypes.Status {
+func statusOf(s process.State) api.Status {
 	switch s {
 	case process.Created:
-		return tasktypes.Status_CREATED
+		return api.StatusCreated
 	case process.Running:
-		return tasktypes.Status_RUNNING
+		return api.StatusRunning
 	case process.Pausing:
-		return tasktypes.Status_PAUSING
+		return api.StatusPausing
 	case process.Paused:
-		return tasktypes.Status_PAUSED
+		return api.StatusPaused
 	case process.Stopped, process.Deleted:
-		return tasktypes.Status_STOPPED
+		return api.StatusStopped
 	}
-	return tasktypes.Status_UNKNOWN
+	return api.StatusUnknown
 }
 
-func (s *Service) pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+func (s *Service) pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -256,7 +254,7 @@ func (s *Service) pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.
 	return empty, nil
 }
 
-func (s *Service) resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
+func (s *Service) resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -268,7 +266,7 @@ func (s *Service) resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptyp
 	return empty, nil
 }
 
-func (s *Service) kill(_ context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
+func (s *Service) kill(_ context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -276,7 +274,7 @@ func (s *Service) kill(_ context.Context, r *taskapi.KillRequest) (*emptypb.Empt
 	return empty, t.Kill(r.ExecID, unix.Signal(r.Signal), r.All)
 }
 
-func (s *Service) pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+func (s *Service) pids(_ context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -285,27 +283,31 @@ func (s *Service) pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]*tasktypes.ProcessInfo, len(found))
+	infos := make([]*api.ProcessInfo, len(found))
 	for i, p := range found {
-		infos[i] = &tasktypes.ProcessInfo{Pid: uint32(p.Pid)}
+		infos[i] = &api.ProcessInfo{Pid: uint32(p.Pid)}
 		if p.ExecID == "" {
 			continue
 		}
-		if infos[i].Info, err = wire.MarshalAny(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
+		if infos[i].Info, err = wire.MarshalAny(api.ProcessDetailsName, &api.ProcessDetails{ExecID: p.ExecID}); err != nil {
 			return nil, fmt.Errorf("cannot encode the details of process %s: %w", p.ExecID, err)
 		}
 	}
-	return &taskapi.PidsResponse{Processes: infos}, nil
+	return &api.PidsResponse{Processes: infos}, nil
 }
 
-func (s *Service) checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
+func (s *Service) checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	var o options.CheckpointOptions
+	var o api.CheckpointOptions
 	if r.Options != nil {
-		if err := typeurl.UnmarshalTo(r.Options, &o); err != nil {
+		err := wire.Unmarshal(r.Options.GetValue(), &o)
+		if name := r.Options.MessageName(); name != api.CheckpointName {
+			err = fmt.Errorf("unknown type %q", name)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("cannot decode the checkpoint options of task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -322,7 +324,7 @@ func (s *Service) checkpoint(ctx context.Context, r *taskapi.CheckpointTaskReque
 	})
 }
 
-func (s *Service) update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
+func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -334,7 +336,7 @@ func (s *Service) update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 	return empty, t.Update(ctx, &resources)
 }
 
-func (s *Service) wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+func (s *Service) wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -343,10 +345,14 @@ func (s *Service) wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 	if err != nil {
 		return nil, err
 	}
-	return &taskapi.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
+	return &api.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-func (s *Service) stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
+func encodeMetrics(m proto.Message) (*anypb.Any, error) {
+	return wire.MarshalAny(string(m.ProtoReflect().Descriptor().FullName()), m)
+}
+
+func (s *Service) stats(_ context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -355,17 +361,17 @@ func (s *Service) stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	if err != nil {
 		return nil, err
 	}
-	encoded, err := wire.MarshalAny(metrics)
+	encoded, err := encodeMetrics(metrics)
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the metrics of task %s: %w", r.ID, err)
 	}
-	return &taskapi.StatsResponse{Stats: encoded}, nil
+	return &api.StatsResponse{Stats: encoded}, nil
 }
 
 // connect answers for tasks that do not exist, too: containerd asks for the
 // shim's pid before it has created one.
-func (s *Service) connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
+func (s *Service) connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
+	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())}
 	if p, err := s.process(r.ID, ""); err == nil {
 		resp.TaskPid = uint32(p.Status().Pid)
 	} else if sb, err := s.sandbox(r.ID); err == nil {
@@ -376,7 +382,7 @@ func (s *Service) connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 
 // shutDown ends the shim unless it serves tasks or a sandbox: containerd asks it
 // to after the delete of every single task.
-func (s *Service) shutDown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+func (s *Service) shutDown(context.Context, *api.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.tasks) == 0 && len(s.sandboxes) == 0 {
@@ -385,7 +391,7 @@ func (s *Service) shutDown(context.Context, *taskapi.ShutdownRequest) (*emptypb.
 	return empty, nil
 }
 
-func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
+func rootfsMounts(r *api.CreateTaskRequest) []mount.Mount {
 	mounts := make([]mount.Mount, len(r.Rootfs))
 	for i, m := range r.Rootfs {
 		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
@@ -393,7 +399,7 @@ func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
 	return mounts
 }
 
-func runtimeOptions(o *options.Options) process.Options {
+func runtimeOptions(o *api.Options) process.Options {
 	return process.Options{
 		BinaryName:    o.BinaryName,
 		Root:          o.Root,

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/shim/api"
 
 	"github.com/containerd/cgroups/v3/cgroup1/stats"
 	statsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -323,7 +324,7 @@ func TestOptionsOfAWrongType(t *testing.T) {
 }
 
 func TestOptionsReachTheRuntime(t *testing.T) {
-	o := &options.Options{
+	o := &api.Options{
 		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUid: 1, IoGid: 2,
 		CriuWorkPath: "w",
 	}

@@ -10,7 +10,6 @@ package program
 
 import (
 	"bytes"
-	"debug/elf"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -74,29 +73,26 @@ func holderEntry() unsafe.Pointer
 func executable(entry unsafe.Pointer) ([]byte, error) {
 	const base = 0x400000 // where static programs are, by convention
 	code := functionCode(entry)
-	var header elf.Header64
-	segments := []elf.Prog64{
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base, Align: 0x10000},
-		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
+	var header fileHeader
+	segments := []segmentHeader{
+		{Type: segmentLoad, Flags: flagRead | flagExecute, Vaddr: base, Paddr: base, Align: 0x10000},
+		{Type: segmentStack, Flags: flagRead | flagWrite, Align: 16},
 	}
 	start := binary.Size(header) + binary.Size(segments)
 	segments[0].Filesz = uint64(start + len(code))
 	segments[0].Memsz = segments[0].Filesz
-	header = elf.Header64{
-		Type:      uint16(elf.ET_EXEC),
-		Machine:   uint16(machine),
-		Version:   uint32(elf.EV_CURRENT),
+	header = fileHeader{
+		Type:      typeExec,
+		Machine:   machine,
+		Version:   version,
 		Entry:     base + uint64(start),
 		Phoff:     uint64(binary.Size(header)),
 		Ehsize:    uint16(binary.Size(header)),
 		Phentsize: uint16(binary.Size(segments[0])),
 		Phnum:     uint16(len(segments)),
-		Shentsize: uint16(binary.Size(elf.Section64{})),
+		Shentsize: sectionHeader,
 	}
-	copy(header.Ident[:], elf.ELFMAG)
-	header.Ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
-	header.Ident[elf.EI_DATA] = byte(elf.ELFDATA2LSB)
-	header.Ident[elf.EI_VERSION] = byte(elf.EV_CURRENT)
+	copy(header.Ident[:], []byte{0x7f, 'E', 'L', 'F', class64, littleEndian, version})
 
 	var file bytes.Buffer
 	for _, part := range []any{header, segments, code} {

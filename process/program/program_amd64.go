@@ -1,5 +1,3 @@
 package program
 
-import "debug/elf"
-
-const machine = elf.EM_X86_64
+const machine = machineX86_64

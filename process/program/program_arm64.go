@@ -1,5 +1,3 @@
 package program
 
-import "debug/elf"
-
-const machine = elf.EM_AARCH64
+const machine = machineAArch64

@@ -24,43 +24,47 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/runtime/protoiface"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// Marshal returns the encoding of a message. A field without the tag "protobuf" is not
-// part of it.
-func Marshal(m proto.Message) ([]byte, error) {
+// Marshal returns the encoding of a message, which is a pointer to a struct. A field
+// without the tag "protobuf" is not part of it.
+func Marshal(m any) ([]byte, error) {
 	return appendMessage(make([]byte, 0, 256), reflect.ValueOf(m).Elem())
 }
 
 // Unmarshal decodes a message into a pointer to a struct whose fields have tags as those
-// of generated code. Of a tag only the number counts: `protobuf:",3"` is enough.
+// of generated code. Of a tag only kind and number count: `protobuf:"bytes,3"` is enough.
 func Unmarshal(data []byte, m any) error {
 	return decodeMessage(data, reflect.ValueOf(m).Elem())
 }
 
 // MarshalAny returns a message in an Any with a type URL of containerd's kind, which is
-// the name alone (typeurl.TypeURL).
-func MarshalAny(m proto.Message) (*anypb.Any, error) {
+// the message's full name alone (typeurl.TypeURL).
+func MarshalAny(name string, m any) (*anypb.Any, error) {
 	value, err := Marshal(m)
 	if err != nil {
 		return nil, err
 	}
-	return &anypb.Any{TypeUrl: string(m.ProtoReflect().Descriptor().FullName()), Value: value}, nil
+	return &anypb.Any{TypeUrl: name, Value: value}, nil
 }
 
 // Message returns a message that proto.Marshal and proto.Unmarshal, and so whoever calls
 // them, encode and decode by this package. It is of no use for anything else.
-func Message(m proto.Message) proto.Message { return message{m} }
+func Message(m any) proto.Message { return message{m} }
 
-type message struct{ proto.Message }
+type message struct{ content any }
 
 // Reset is what proto.Unmarshal calls first.
-func (m message) Reset() { reflect.ValueOf(m.Message).Elem().SetZero() }
+func (m message) Reset() { reflect.ValueOf(m.content).Elem().SetZero() }
 
 // ProtoReflect implements [proto.Message].
 func (m message) ProtoReflect() protoreflect.Message {
-	return reflection{Message: m.Message.ProtoReflect(), message: m}
+	return reflection{Message: noFields, message: m}
 }
+
+// noFields is what a message looks like to those who would look into it.
+var noFields = (&emptypb.Empty{}).ProtoReflect()
 
 type reflection struct {
 	protoreflect.Message
@@ -88,7 +92,7 @@ var methods = protoiface.Methods{
 }
 
 func structOf(m protoreflect.Message) reflect.Value {
-	return reflect.ValueOf(m.Interface().(message).Message).Elem()
+	return reflect.ValueOf(m.Interface().(message).content).Elem()
 }
 
 // numbers are the field numbers of the struct types seen so far, 0 for a field that is

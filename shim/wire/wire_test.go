@@ -153,7 +153,7 @@ func TestMessageIsEncodedByThisPackage(t *testing.T) {
 
 func TestMarshalAny(t *testing.T) {
 	want := &options.ProcessDetails{ExecID: "e1"}
-	encoded, err := MarshalAny(want)
+	encoded, err := MarshalAny("containerd.runc.v1.ProcessDetails", want)
 	if err != nil {
 		t.Fatal(err)
 	}
