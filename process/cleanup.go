@@ -22,8 +22,10 @@ import (
 func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) {
 	var errs []error
 	record, err := readRecord(bundle)
+	if errors.Is(err, os.ErrNotExist) {
+		return readExit(bundle) // nothing was made, or all has been removed
+	}
 	switch {
-	case errors.Is(err, os.ErrNotExist): // no task was made in this bundle
 	case err != nil:
 		errs = append(errs, err)
 	case record.Sandbox:

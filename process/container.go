@@ -27,8 +27,10 @@ type container struct {
 	// shared says that processes of the container may outlive its init, because
 	// its PID namespace is not its own.
 	shared bool
-	image  checkpointImage
-	child  *child // the init; nil before there is one
+	// poststart says that there are hooks which the OCI runtime has to run at the start.
+	poststart bool
+	image     checkpointImage
+	child     *child // the init; nil before there is one
 }
 
 // checkpointImage is what a container is restored from; empty for a new one.
@@ -45,6 +47,8 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *spec)
 		host:    h,
 		runtime: h.ociRuntime(r.Bundle, r.Options),
 		shared:  !s.ownsPIDNamespace(),
+
+		poststart: s.Hooks != nil && len(s.Hooks.Poststart) > 0,
 	}
 	t.body = c
 	t.init = newProcess(r.ID, "", r.Stdio, h.events, c)
@@ -188,6 +192,12 @@ func (c *container) start(ctx context.Context, p *Process) error {
 	if c.image.path != "" && c.child == nil {
 		return c.restore(ctx, p)
 	}
+	if fifo := c.runtime.execFifo(c.task.ID); fifo != "" && !c.poststart {
+		if err := openExecFifo(ctx, fifo, c.child); err != nil {
+			return fmt.Errorf("OCI runtime start failed: %w", err)
+		}
+		return nil
+	}
 	return c.runtime.start(ctx, c.task.ID)
 }
 
@@ -259,7 +269,10 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 	if err := c.runtime.delete(ctx, c.task.ID, false); err != nil {
 		return err
 	}
-	return c.unmountRootfs()
+	if err := c.unmountRootfs(); err != nil {
+		return err
+	}
+	return removeRecord(c.task.Bundle)
 }
 
 func (c *container) discard(ctx context.Context) error {

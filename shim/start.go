@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 )
 
 // start answers with the address of the shim that serves the group of the
@@ -101,23 +102,23 @@ func (c *call) startServer(b *bootstrap, listener *net.UnixListener) (undo func(
 	defer listener.Close() // The server has its own.
 	path := listener.Addr().String()
 
-	cmd, err := c.spawn(b, listener)
+	pid, err := c.spawn(b, listener)
 	if err != nil {
 		_ = removeSocket(path)
 		return nil, err
 	}
 	undo = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		_ = unix.Kill(pid, unix.SIGKILL) // it is ours, and not reaped: no other's
+		_, _ = unix.Wait4(pid, nil, 0, nil)
 		_ = removeSocket(path)
 	}
 	if cgroup := b.options.ShimCgroup; cgroup != "" {
-		if err = c.program.JoinCgroup(cgroup, cmd.Process.Pid); err != nil {
+		if err = c.program.JoinCgroup(cgroup, pid); err != nil {
 			err = fmt.Errorf("cannot put the shim into its cgroup: %w", err)
 		}
 	}
 	if err == nil {
-		err = adjustOOMScore(cmd.Process.Pid)
+		err = adjustOOMScore(pid)
 	}
 	if err != nil {
 		undo()
