@@ -19,7 +19,7 @@ func (n *Node) writeNetwork() error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{"cni", "fifo", "oci", "s"} {
+	for _, dir := range []string{"cni", "fifo", "s"} {
 		if err := os.Mkdir(filepath.Join(n.Dir, dir), 0o711); err != nil {
 			return err
 		}

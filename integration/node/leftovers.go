@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +50,9 @@ func (n *Node) leftovers() (left []string) {
 			add("process", p.String())
 		}
 	}
-	add("mount", mounts(n.Dir)...)
+	add("mount", slices.DeleteFunc(mounts(n.Dir), func(m string) bool {
+		return filepath.Dir(m) == n.Dir && slices.Contains(runDirs, filepath.Base(m))
+	})...)
 	for _, c := range cgroups(n.ID) {
 		if base := filepath.Base(c); base != n.ID && base != sliceOf(n.ID) { // the parent of all; nobody promised to remove it
 			add("cgroup", c)

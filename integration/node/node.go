@@ -17,6 +17,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -174,6 +175,9 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	setRunning(n, true)
+	if err = n.mountRun(); err != nil {
+		return nil, err
+	}
 	if err = adoptOrphans(); err != nil {
 		return nil, err
 	}
@@ -193,6 +197,23 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	return n, n.importImages(ctx)
+}
+
+// runDirs are what of a node is on a tmpfs, as /run of a host is: the state of containerd,
+// with the bundles of its shims, and that of the OCI runtime.
+var runDirs = []string{"state", "oci"}
+
+func (n *Node) mountRun() error {
+	for _, name := range runDirs {
+		dir := filepath.Join(n.Dir, name)
+		if err := os.Mkdir(dir, 0o711); err != nil {
+			return err
+		}
+		if err := unix.Mount("run", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711"); err != nil {
+			return fmt.Errorf("cannot mount %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // Socket is the path of containerd's and CRI's socket.
