@@ -12,7 +12,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -118,11 +117,7 @@ func (c *container) create(ctx context.Context) error {
 	p := c.task.init
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
 	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
-		opts := &runc.CreateOpts{IO: processIO{s}, PidFile: pidFile}
-		if console != nil {
-			opts.ConsoleSocket, opts.IO = console, nil
-		}
-		return c.runtime.create(ctx, c.task.ID, opts)
+		return c.runtime.create(ctx, c.task.ID, pidFile, s, console)
 	})
 	if err != nil {
 		return err
@@ -205,18 +200,7 @@ func (c *container) start(ctx context.Context, p *Process) error {
 func (c *container) restore(ctx context.Context, p *Process) error {
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
 	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
-		// Without NoSubreaper, which crun does not know. With runc it makes no difference: what
-		// it adopts comes to the shim when it ends.
-		opts := &runc.RestoreOpts{
-			CheckpointOpts: runc.CheckpointOpts{ImagePath: c.image.path, WorkDir: c.image.work, ParentPath: c.image.parent},
-			IO:             processIO{s},
-			PidFile:        pidFile,
-			Detach:         true,
-		}
-		if console != nil {
-			opts.ConsoleSocket, opts.IO = console, nil
-		}
-		return c.runtime.restore(ctx, c.task.ID, opts)
+		return c.runtime.restore(ctx, c.task.ID, c.image, pidFile, s, console)
 	})
 	if err != nil {
 		// Unlike a container that cannot be started, this one has not been before.
@@ -311,20 +295,7 @@ func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 			return fmt.Errorf("cannot make a directory for the checkpoint: %w", err)
 		}
 	}
-	var actions []runc.CheckpointAction
-	if !o.Exit {
-		actions = append(actions, runc.LeaveRunning)
-	}
-	err := c.runtime.checkpoint(ctx, c.task.ID, &runc.CheckpointOpts{
-		ImagePath:                o.Path,
-		WorkDir:                  o.WorkPath,
-		ParentPath:               o.ParentPath,
-		AllowOpenTCP:             o.OpenTCP,
-		AllowExternalUnixSockets: o.ExternalUnixSockets,
-		AllowTerminal:            o.Terminal,
-		FileLocks:                o.FileLocks,
-		EmptyNamespaces:          o.EmptyNamespaces,
-	}, actions...)
+	err := c.runtime.checkpoint(ctx, c.task.ID, o)
 	if err == nil {
 		return nil
 	}

@@ -2,25 +2,39 @@ package process
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
-	runc "github.com/containerd/go-runc"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // execution runs a process in a container beside its init.
 type execution struct {
 	container *container
-	spec      *specs.Process
+	spec      []byte // JSON of a specs.Process
 	child     *child // nil before start
 }
 
-func (c *container) newExec(t *Task, id string, sio Stdio, spec *specs.Process) (*Process, error) {
-	spec.Terminal = sio.Terminal
+func (c *container) newExec(t *Task, id string, sio Stdio, spec []byte) (*Process, error) {
+	// The terminal is what the request says. All else is the OCI runtime's, known or not.
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(spec, &fields); err != nil {
+		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", id, t.ID, err, errdefs.ErrInvalidArgument)
+	}
+	if fields == nil {
+		return nil, fmt.Errorf("process %s in task %s has no spec: %w", id, t.ID, errdefs.ErrInvalidArgument)
+	}
+	fields["terminal"] = strconv.AppendBool(nil, sio.Terminal)
+	spec, err := json.Marshal(fields)
+	if err != nil {
+		return nil, err
+	}
 	return newProcess(t.ID, id, sio, c.host.events, &execution{container: c, spec: spec}), nil
 }
 
@@ -34,15 +48,16 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 			t.running.Done()
 		}
 	}()
-	pidFile := e.pidFile(p)
+	pidFile := e.file(p, ".pid")
 	defer os.Remove(pidFile)
+	spec := e.file(p, ".json")
+	defer os.Remove(spec)
+	if err := os.WriteFile(spec, e.spec, 0o600); err != nil {
+		return err
+	}
 	rt := e.container.runtime
 	e.child, err = e.container.host.spawn(ctx, p, rt.options, pidFile, func(s *streams, console *consoleSocket) error {
-		opts := &runc.ExecOpts{IO: processIO{s}, PidFile: pidFile, Detach: true}
-		if console != nil {
-			opts.ConsoleSocket, opts.IO = console, nil
-		}
-		return rt.exec(ctx, t.ID, *e.spec, opts, "exec-"+p.id+".log.json")
+		return rt.exec(ctx, t.ID, spec, pidFile, filepath.Base(e.file(p, ".log.json")), s, console)
 	})
 	if err != nil {
 		return err
@@ -52,8 +67,9 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	return nil
 }
 
-func (e *execution) pidFile(p *Process) string {
-	return filepath.Join(e.container.task.Bundle, "exec-"+p.id+".pid")
+// file is the path of a file in the bundle that is there while the process starts.
+func (e *execution) file(p *Process, suffix string) string {
+	return filepath.Join(e.container.task.Bundle, "exec-"+p.id+suffix)
 }
 
 func (e *execution) awaitEnd(p *Process) {

@@ -281,9 +281,11 @@ func containerSpec(t *testing.T, id, command string) *specs.Spec {
 	}
 }
 
-func execSpec(t *testing.T, command string) *specs.Process {
+func execSpec(t *testing.T, command string) []byte {
 	t.Helper()
-	return &specs.Process{Args: []string{script(t, command)}}
+	spec, err := json.Marshal(specs.Process{Args: []string{script(t, command)}})
+	must(t, err)
+	return spec
 }
 
 // request asks for a task, of a sandbox or of a container that the script is the init of.

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -214,17 +213,14 @@ const podInitDir = "init"
 
 // runDetached has the runtime create and start a container.
 func (r *ociRuntime) runDetached(ctx context.Context, id, pidFile string) error {
-	null, err := runc.NewNullIO()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	opts := &runc.CreateOpts{
-		IO: null, PidFile: pidFile, Detach: true, NoPivot: r.options.NoPivotRoot, NoNewKeyring: r.options.NoNewKeyring,
-	}
-	return r.run("run", runtimeLog, func(rt *runc.Runc) error {
-		_, err := rt.Run(ctx, id, r.bundle, opts)
-		return err
+	return r.run(ctx, call{
+		verb: "run", id: id, stdio: [3]*os.File{null, null, null},
+		args: append(append(madeArgs(pidFile, nil), "--detach"), r.bundleArgs()...),
 	})
 }
 

@@ -14,7 +14,6 @@ import (
 	runc "github.com/containerd/go-runc"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
-	"golang.org/x/sys/unix"
 )
 
 // Options are those of the runtime options that concern the OCI runtime. They
@@ -58,32 +57,57 @@ func (r *ociRuntime) knows(id string) bool {
 	return err == nil
 }
 
-// run calls the OCI runtime by f. An error of it carries the message that the
-// runtime wrote to its log, which says more than its exit status. The log is
-// called log.json like the stock shim's; another one keeps calls that run at the
-// same time apart.
-func (r *ociRuntime) run(verb, logName string, f func(*runc.Runc) error) error {
+// call is one call of the OCI runtime.
+type call struct {
+	verb string
+	args []string // without the runtime's own, and the id that comes last
+	id   string
+	log  string // name of the log in the bundle; empty for runtimeLog
+
+	// stdio are the files of the runtime, and of a process that it makes; nil is
+	// /dev/null. Without any, what the runtime writes to them is its message.
+	stdio [3]*os.File
+	// started is called when the runtime has been started, and has its own copies.
+	started func()
+}
+
+// run calls the OCI runtime. An error of it carries the message that the runtime
+// wrote to its log, which says more than its exit status. The log is called log.json
+// like the stock shim's; another one keeps calls that run at the same time apart.
+func (r *ociRuntime) run(ctx context.Context, c call) error {
 	if r.reaper != nil {
 		r.reaper.hold()
 		defer r.reaper.release()
 	}
-	log := filepath.Join(r.bundle, logName)
+	if c.log == "" {
+		c.log = runtimeLog
+	}
+	log := filepath.Join(r.bundle, c.log)
 	start := fileSize(log)
-	err := f(&runc.Runc{
-		Command:       r.options.BinaryName,
-		Log:           log,
-		LogFormat:     runc.JSON,
-		PdeathSignal:  unix.SIGKILL,
-		Root:          r.root(),
-		SystemdCgroup: r.options.SystemdCgroup,
-	})
+	args := []string{r.binary(), "--root", r.root(), "--log", log, "--log-format", "json"}
+	if r.options.SystemdCgroup {
+		args = append(args, "--systemd-cgroup")
+	}
+	args = append(append(append(args, c.verb), c.args...), c.id)
+	out, err := runToEnd(ctx, args, c.stdio, c.started)
 	if err == nil {
 		return nil
 	}
 	if msg := lastError(log, start); msg != "" {
-		return fmt.Errorf("OCI runtime %s failed: %s", verb, msg)
+		return fmt.Errorf("OCI runtime %s failed: %s", c.verb, msg)
 	}
-	return fmt.Errorf("OCI runtime %s failed: %w", verb, err)
+	if out = strings.TrimSpace(out); out != "" {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return fmt.Errorf("OCI runtime %s failed: %w", c.verb, err)
+}
+
+// binary is the name or path of the OCI runtime.
+func (r *ociRuntime) binary() string {
+	if r.options.BinaryName == "" {
+		return runc.DefaultCommand
+	}
+	return r.options.BinaryName
 }
 
 const runtimeLog = "log.json"
@@ -121,36 +145,93 @@ func lastError(path string, offset int64) string {
 	}
 }
 
-func (r *ociRuntime) create(ctx context.Context, id string, opts *runc.CreateOpts) error {
-	opts.NoPivot = r.options.NoPivotRoot
-	opts.NoNewKeyring = r.options.NoNewKeyring
-	return r.run("create", runtimeLog, func(rt *runc.Runc) error { return rt.Create(ctx, id, r.bundle, opts) })
+// madeArgs are the arguments by which the OCI runtime tells of a process that it makes.
+func madeArgs(pidFile string, console *consoleSocket) []string {
+	args := []string{"--pid-file", pidFile}
+	if console != nil {
+		args = append(args, "--console-socket", console.Path())
+	}
+	return args
 }
 
-func (r *ociRuntime) start(ctx context.Context, id string) error {
-	return r.run("start", runtimeLog, func(rt *runc.Runc) error { return rt.Start(ctx, id) })
-}
-
-func (r *ociRuntime) exec(ctx context.Context, id string, spec specs.Process, opts *runc.ExecOpts, logName string) error {
-	opts.LogFile = filepath.Join(r.bundle, logName)
-	defer os.Remove(opts.LogFile)
-	return r.run("exec", logName, func(rt *runc.Runc) error { return rt.Exec(ctx, id, spec, opts) })
-}
-
-func (r *ociRuntime) restore(ctx context.Context, id string, opts *runc.RestoreOpts) error {
-	opts.NoPivot = r.options.NoPivotRoot
-	return r.run("restore", runtimeLog, func(rt *runc.Runc) error {
-		_, err := rt.Restore(ctx, id, r.bundle, opts)
-		return err
+func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *streams, console *consoleSocket) error {
+	return r.run(ctx, call{
+		verb: "create", id: id, stdio: s.child, started: s.closeChildEnds,
+		args: append(madeArgs(pidFile, console), r.bundleArgs()...),
 	})
 }
 
-func (r *ociRuntime) checkpoint(ctx context.Context, id string, opts *runc.CheckpointOpts, actions ...runc.CheckpointAction) error {
-	return r.run("checkpoint", runtimeLog, func(rt *runc.Runc) error { return rt.Checkpoint(ctx, id, opts, actions...) })
+// bundleArgs are the arguments of the commands that make a container.
+func (r *ociRuntime) bundleArgs() []string {
+	args := []string{"--bundle", r.bundle}
+	if r.options.NoPivotRoot {
+		args = append(args, "--no-pivot")
+	}
+	if r.options.NoNewKeyring {
+		args = append(args, "--no-new-keyring")
+	}
+	return args
+}
+
+func (r *ociRuntime) start(ctx context.Context, id string) error {
+	return r.run(ctx, call{verb: "start", id: id})
+}
+
+// exec executes a process, whose spec is in a file.
+func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s *streams, console *consoleSocket) error {
+	defer os.Remove(filepath.Join(r.bundle, log))
+	return r.run(ctx, call{
+		verb: "exec", id: id, log: log, stdio: s.child, started: s.closeChildEnds,
+		args: append(madeArgs(pidFile, console), "--process", spec, "--detach"),
+	})
+}
+
+func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointImage, pidFile string, s *streams, console *consoleSocket) error {
+	args := append(madeArgs(pidFile, console), "--image-path", image.path, "--work-path", image.work)
+	if image.parent != "" {
+		args = append(args, "--parent-path", image.parent)
+	}
+	if r.options.NoPivotRoot {
+		args = append(args, "--no-pivot")
+	}
+	// Without --no-subreaper, which crun does not know. With runc it makes no difference:
+	// what it adopts comes to the shim when it ends.
+	return r.run(ctx, call{
+		verb: "restore", id: id, stdio: s.child, started: s.closeChildEnds,
+		args: append(args, "--bundle", r.bundle, "--detach"),
+	})
+}
+
+func (r *ociRuntime) checkpoint(ctx context.Context, id string, o CheckpointOptions) error {
+	args := []string{"--image-path", o.Path, "--work-path", o.WorkPath}
+	if o.ParentPath != "" {
+		args = append(args, "--parent-path", o.ParentPath)
+	}
+	for arg, wanted := range map[string]bool{
+		"--tcp-established": o.OpenTCP, "--ext-unix-sk": o.ExternalUnixSockets, "--shell-job": o.Terminal,
+		"--file-locks": o.FileLocks, "--leave-running": !o.Exit,
+	} {
+		if wanted {
+			args = append(args, arg)
+		}
+	}
+	for _, ns := range o.EmptyNamespaces {
+		args = append(args, "--empty-ns", ns)
+	}
+	return r.run(ctx, call{verb: "checkpoint", id: id, args: args})
 }
 
 func (r *ociRuntime) update(ctx context.Context, id string, resources *specs.LinuxResources) error {
-	return r.run("update", runtimeLog, func(rt *runc.Runc) error { return rt.Update(ctx, id, resources) })
+	data, err := json.Marshal(resources)
+	if err != nil {
+		return err
+	}
+	stdin, err := scratchFile("resources", data)
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	return r.run(ctx, call{verb: "update", id: id, args: []string{"--resources=-"}, stdio: [3]*os.File{stdin}})
 }
 
 // delete removes the container from the OCI runtime. One that it does not know
@@ -159,9 +240,11 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	if !r.knows(id) {
 		return nil
 	}
-	err := r.run("delete", runtimeLog, func(rt *runc.Runc) error {
-		return rt.Delete(ctx, id, &runc.DeleteOpts{Force: force})
-	})
+	var args []string
+	if force {
+		args = append(args, "--force")
+	}
+	err := r.run(ctx, call{verb: "delete", id: id, args: args})
 	if err != nil && !r.knows(id) {
 		return nil
 	}

@@ -393,7 +393,7 @@ func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {
 	return cgroup.Update(r)
 }
 
-func (s *sandbox) newExec(*Task, string, Stdio, *specs.Process) (*Process, error) {
+func (s *sandbox) newExec(*Task, string, Stdio, []byte) (*Process, error) {
 	return nil, fmt.Errorf("task %s is a sandbox without a process or root file system, nothing can be executed in it: %w", s.task.ID, errdefs.ErrNotImplemented)
 }
 

@@ -172,7 +172,7 @@ func TestWhatASandboxCannotDo(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
 	ctx := testContext(t)
-	wantKind(t, task.Exec("e", Stdio{}, &specs.Process{}), errdefs.IsNotImplemented, "not implemented")
+	wantKind(t, task.Exec("e", Stdio{}, []byte("{}")), errdefs.IsNotImplemented, "not implemented")
 	wantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
 	_, err := task.Process("e")
 	wantKind(t, err, errdefs.IsNotFound, "not found")

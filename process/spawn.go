@@ -2,10 +2,7 @@ package process
 
 import (
 	"context"
-	"io"
-	"os/exec"
 
-	runc "github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,24 +77,4 @@ func (h *Supervisor) attachConsole(ctx context.Context, s *streams, console *con
 func (h *Supervisor) abandon(c *child) {
 	_ = c.signal(unix.SIGKILL) // it may have ended
 	_, _ = c.wait()
-}
-
-// processIO gives a process's ends of its streams to go-runc.
-type processIO struct{ *streams }
-
-var _ runc.IO = processIO{}
-
-func (p processIO) Set(cmd *exec.Cmd) {
-	p.set(cmd)
-}
-
-func (p processIO) Close() error          { return nil }
-func (p processIO) Stdin() io.WriteCloser { return nil }
-func (p processIO) Stdout() io.ReadCloser { return nil }
-func (p processIO) Stderr() io.ReadCloser { return nil }
-
-// CloseAfterStart leaves the process's own ends with the runtime only.
-func (p processIO) CloseAfterStart() error {
-	p.closeChildEnds()
-	return nil
 }

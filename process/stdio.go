@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -248,20 +247,6 @@ func awaitReader(ctx context.Context, path string) (fd int, err error) {
 		case <-ctx.Done():
 			return -1, fmt.Errorf("nobody reads %s: %w", path, ctx.Err())
 		}
-	}
-}
-
-// set gives the process's ends to the command that starts it.
-func (s *streams) set(cmd *exec.Cmd) {
-	// A nil *os.File must not become a non-nil interface: nil is /dev/null.
-	if s.child[0] != nil {
-		cmd.Stdin = s.child[0]
-	}
-	if s.child[1] != nil {
-		cmd.Stdout = s.child[1]
-	}
-	if s.child[2] != nil {
-		cmd.Stderr = s.child[2]
 	}
 }
 

@@ -44,7 +44,7 @@ type Task struct {
 // body is what differs between containers and sandboxes.
 type body interface {
 	runner
-	newExec(t *Task, id string, sio Stdio, spec *specs.Process) (*Process, error)
+	newExec(t *Task, id string, sio Stdio, spec []byte) (*Process, error)
 	checkpoint(ctx context.Context, o CheckpointOptions) error
 	update(ctx context.Context, r *specs.LinuxResources) error
 	// signalAll sends sig to all processes.
@@ -134,7 +134,7 @@ func (t *Task) Process(id string) (*Process, error) {
 
 // Exec adds a process to be executed in the container. It is started by
 // [Process.Start].
-func (t *Task) Exec(id string, sio Stdio, spec *specs.Process) error {
+func (t *Task) Exec(id string, sio Stdio, spec []byte) error {
 	if err := checkExecID(id); err != nil {
 		return err
 	}

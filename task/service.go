@@ -169,12 +169,8 @@ func (s *Service) exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.E
 	if err != nil {
 		return nil, err
 	}
-	var spec specs.Process
-	if err := json.Unmarshal(r.Spec.GetValue(), &spec); err != nil {
-		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", r.ExecID, r.ID, err, errdefs.ErrInvalidArgument)
-	}
 	sio := process.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
-	if err := t.Exec(r.ExecID, sio, &spec); err != nil {
+	if err := t.Exec(r.ExecID, sio, r.Spec.GetValue()); err != nil {
 		return nil, err
 	}
 	s.events.execAdded(r.ID, r.ExecID)

@@ -1,0 +1,86 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func sh(t *testing.T, ctx context.Context, command string, stdio [3]*os.File) (string, error) {
+	t.Helper()
+	reaper.hold()
+	defer reaper.release()
+	return runToEnd(ctx, []string{"sh", "-c", command}, stdio, nil)
+}
+
+func TestRunToEnd(t *testing.T) {
+	for command, want := range map[string]string{
+		"exit 0":                  "",
+		"exit 3":                  "exit status 3",
+		"kill -9 $$":              "signal 9",
+		"cat; [ ! -t 0 ]; exit 4": "exit status 4",
+	} {
+		_, err := sh(t, testContext(t), command, [3]*os.File{})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", command, err, want)
+		}
+	}
+	_, err := runToEnd(testContext(t), []string{"no-such-program"}, [3]*os.File{}, nil)
+	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRunToEndReturnsMessages(t *testing.T) {
+	out, err := sh(t, testContext(t), "echo one; echo two >&2; exit 1", [3]*os.File{})
+	if err == nil || out != "one\ntwo\n" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	out, _ = sh(t, testContext(t), "yes | head -c 100000; exit 1", [3]*os.File{})
+	if len(out) != 4<<10 {
+		t.Errorf("got %d bytes", len(out))
+	}
+}
+
+func TestRunToEndWithFiles(t *testing.T) {
+	in, err := scratchFile("in", []byte("text"))
+	must(t, err)
+	defer in.Close()
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	out, err := sh(t, testContext(t), "cat; echo lost >&2", [3]*os.File{in, w, nil})
+	must(t, err)
+	w.Close()
+	var buf [10]byte
+	n, err := r.Read(buf[:])
+	must(t, err)
+	if got := string(buf[:n]); got != "text" || out != "" {
+		t.Errorf("got %q, and messages %q", got, out)
+	}
+}
+
+func TestRunToEndIsKilledWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
+	defer cancel()
+	_, err := sh(t, ctx, "exec sleep 1000", [3]*os.File{})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRuntimeEnvironment(t *testing.T) {
+	for _, tc := range []struct{ env, want []string }{
+		{[]string{"A=b", "NOTIFY_SOCKET=/run/x"}, []string{"A=b", "GOGC=400"}},
+		{[]string{"GOGC=50", "A=b"}, []string{"GOGC=50", "A=b"}},
+		{nil, []string{"GOGC=400"}},
+	} {
+		if got := runtimeEnvironment(tc.env); !slices.Equal(got, tc.want) {
+			t.Errorf("%q: got %q, want %q", tc.env, got, tc.want)
+		}
+	}
+}
