@@ -16,13 +16,13 @@ TAGS    := no_grpc
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
-# Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go). There are
-# four lists for each class of sizes, and in a process of this size most of each block is never used, but zeroed: up to
-# 1.3 MB for good once the garbage collector has run some times. So the program is built with smaller blocks, by a copy
-# of that file which differs in two constants. A Go that does not have them there is used as it is.
-# The copy's name keeps it out of the module's packages.
-SPANSETS := $(BIN)/mspanset.copy
-OVERLAY  := $(BIN)/overlay.json
+# Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go), and the mark
+# bits of its garbage collector in chunks of 64 kB (runtime/mheap.go). There are four lists for each class of sizes, and
+# in a process of this size most of each block is never used, but zeroed: up to 1.5 MB for good once the collector has
+# run some times. So the program is built with smaller ones, by copies of these files that differ in four constants. A
+# Go that does not have them there is used as it is. The copies' names keep them out of the module's packages.
+GORUNTIME := $(BIN)/goruntime
+OVERLAY   := $(BIN)/overlay.json
 
 # The generated code of containerd's API registers itself when a program starts: 230 kB, for good. Nothing in the shim
 # uses it (shim/api has the messages), but containerd's package mount imports one type of it, for two functions that
@@ -63,12 +63,18 @@ help: ## show this list
 
 .PHONY: overlay
 overlay:
-	@mkdir -p $(BIN)
-	@file=$$($(GO) env GOROOT)/src/runtime/mspanset.go && \
-	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 64 /' \
-		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' "$$file" >$(SPANSETS) && \
-	printf '{"Replace": {"%s": "%s"}}\n' "$$file" $(SPANSETS) >$(OVERLAY) && \
-	if cmp -s "$$file" $(SPANSETS); then echo "build: $$($(GO) version) has another mspanset.go: the shim will need more memory" >&2; fi
+	@mkdir -p $(GORUNTIME)
+	@dir=$$($(GO) env GOROOT)/src/runtime && \
+	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 56 /' \
+		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' \
+		-e 's/^\tpad \[tagAlign - unsafe.Sizeof(spanSetBlockHeader{})\]byte/\tpad [64 - unsafe.Sizeof(spanSetBlockHeader{})]byte/' \
+		"$$dir/mspanset.go" >$(GORUNTIME)/mspanset.copy && \
+	sed -e 's/^const gcBitsChunkBytes = uintptr(64 << 10)/const gcBitsChunkBytes = uintptr(4 << 10)/' \
+		"$$dir/mheap.go" >$(GORUNTIME)/mheap.copy && \
+	printf '{"Replace": {"%s": "%s", "%s": "%s"}}\n' "$$dir/mspanset.go" $(GORUNTIME)/mspanset.copy \
+		"$$dir/mheap.go" $(GORUNTIME)/mheap.copy >$(OVERLAY) && \
+	if [ "$$(diff "$$dir/mspanset.go" $(GORUNTIME)/mspanset.copy | grep -c '^>') $$(diff "$$dir/mheap.go" $(GORUNTIME)/mheap.copy | grep -c '^>')" != '3 1' ]; then \
+		echo "build: $$($(GO) version) has another runtime: the shim will need more memory" >&2; fi
 
 .PHONY: modfile
 modfile:

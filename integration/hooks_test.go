@@ -133,6 +133,21 @@ func TestEachHookOfSandboxRunsOnce(t *testing.T) {
 	})
 }
 
+// The hooks of a container are the OCI runtime's, whoever starts the container.
+func TestEachHookOfContainerRunsOnce(t *testing.T) {
+	eachShim(t, func(t *testing.T, shim string) {
+		l := newHookLog(t)
+		cfg := sh("exec sleep 1000")
+		cfg.spec = l.quiet()
+		c := startContainer(t, shim, cfg)
+		expectEqual(t, "hooks of start", l.order(), "prestart createRuntime createContainer poststart")
+		must(t, c.task.Kill(c.ctx, unix.SIGKILL))
+		c.wait()
+		c.remove()
+		expectEqual(t, "hooks of all", l.order(), strings.Join(hookKinds, " "))
+	})
+}
+
 func TestHooksOfSandboxGetTheState(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
 		l := newHookLog(t)
