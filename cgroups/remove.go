@@ -12,16 +12,21 @@ import (
 // long as the kernel says that something is busy, which it also does for a moment after the last process died, Remove
 // tries again, until ctx ends. It kills nothing.
 func (c *Cgroup) Remove(ctx context.Context) error {
+	if err := RemoveDirs(ctx, c.tree.dirs()); err != nil {
+		return fmt.Errorf("cannot remove cgroup %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// RemoveDirs is Remove for a cgroup of which the directory in each hierarchy is known.
+func RemoveDirs(ctx context.Context, dirs []string) error {
 	var errs []error
-	for _, dir := range c.tree.dirs() {
+	for _, dir := range dirs {
 		if err := removeDir(ctx, dir); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	if len(errs) > 0 {
-		return fmt.Errorf("cannot remove cgroup %s: %w", c.path, errors.Join(errs...))
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func removeDir(ctx context.Context, dir string) error {

@@ -26,10 +26,11 @@ type container struct {
 	// shared says that processes of the container may outlive its init, because
 	// its PID namespace is not its own.
 	shared bool
-	// poststart says that there are hooks which the OCI runtime has to run at the start.
-	poststart bool
-	image     checkpointImage
-	child     *child // the init; nil before there is one
+	// mustStart and mustDelete say that no less will do than the commands of the OCI
+	// runtime, because of hooks, of systemd's unit, or of a group in the CPU's cache control.
+	mustStart, mustDelete bool
+	image                 checkpointImage
+	child                 *child // the init; nil before there is one
 }
 
 // checkpointImage is what a container is restored from; empty for a new one.
@@ -46,8 +47,13 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *spec)
 		host:    h,
 		runtime: h.ociRuntime(r.Bundle, r.Options),
 		shared:  !s.ownsPIDNamespace(),
-
-		poststart: s.Hooks != nil && len(s.Hooks.Poststart) > 0,
+	}
+	// What the OCI runtime has to do itself.
+	if s.Hooks != nil {
+		c.mustStart, c.mustDelete = len(s.Hooks.Poststart) > 0, len(s.Hooks.Poststop) > 0
+	}
+	if r.Options.SystemdCgroup || len(s.Linux.IntelRdt) > 0 {
+		c.mustDelete = true
 	}
 	t.body = c
 	t.init = newProcess(r.ID, "", r.Stdio, h.events, c)
@@ -187,7 +193,7 @@ func (c *container) start(ctx context.Context, p *Process) error {
 	if c.image.path != "" && c.child == nil {
 		return c.restore(ctx, p)
 	}
-	if fifo := c.runtime.execFifo(c.task.ID); fifo != "" && !c.poststart {
+	if fifo := c.runtime.execFifo(c.task.ID); fifo != "" && !c.mustStart {
 		if err := openExecFifo(ctx, fifo, c.child); err != nil {
 			return fmt.Errorf("OCI runtime start failed: %w", err)
 		}
@@ -250,8 +256,10 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 	if err := p.closeStreams(ctx); err != nil {
 		log.G(ctx).Warn(err)
 	}
-	if err := c.runtime.delete(ctx, c.task.ID, false); err != nil {
-		return err
+	if c.mustDelete || !c.runtime.removeContainer(ctx, c.task.ID) {
+		if err := c.runtime.delete(ctx, c.task.ID, false); err != nil {
+			return err
+		}
 	}
 	if err := c.unmountRootfs(); err != nil {
 		return err

@@ -42,6 +42,7 @@ type spec struct {
 		CgroupsPath string                 `json:"cgroupsPath"`
 		Resources   json.RawMessage        `json:"resources"` // see resources
 		MountLabel  string                 `json:"mountLabel"`
+		IntelRdt    json.RawMessage        `json:"intelRdt"`
 	} `json:"linux"`
 }
 

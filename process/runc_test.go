@@ -110,3 +110,43 @@ func TestExecFifoIsRuncsOnly(t *testing.T) {
 	must(t, os.Remove(filepath.Join(dir, "state.json")))
 	want("no state", "runc", false)
 }
+
+func TestRemoveContainerOfRunc(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "ns", "c")
+	cgroup := t.TempDir()
+	try := func(binary, state string) bool {
+		t.Helper()
+		must(t, os.MkdirAll(dir, 0o700))
+		must(t, os.MkdirAll(filepath.Join(cgroup, "made", "below"), 0o700))
+		if state != "" {
+			must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(state), 0o600))
+		}
+		r := &ociRuntime{options: Options{BinaryName: binary, Root: root}, namespace: "ns"}
+		done := r.removeContainer(testContext(t), "c")
+		for _, path := range []string{dir, filepath.Join(cgroup, "made")} {
+			if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) != done {
+				t.Errorf("%q, %s: %v, and %s: %v", binary, state, done, path, err)
+			}
+		}
+		must(t, os.RemoveAll(dir))
+		return done
+	}
+	usual := `{"cgroup_paths": {"memory": "` + filepath.Join(cgroup, "made") + `"}}`
+	for _, binary := range []string{"", "runc", "/opt/runc-1.5"} {
+		if !try(binary, usual) {
+			t.Errorf("%q has to remove the usual container", binary)
+		}
+	}
+	for state, binary := range map[string]string{
+		usual: "crun",
+		"":    "runc",
+		"{":   "runc",
+		`{}`:  "runc",
+		strings.Replace(usual, "{", `{"intel_rdt_path": "/sys/fs/resctrl/x", `, 1): "runc",
+	} {
+		if try(binary, state) {
+			t.Errorf("%s, %q: removed", binary, state)
+		}
+	}
+}

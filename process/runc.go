@@ -4,14 +4,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"containerd-shim-pause-v2/cgroups"
+
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
+
+// Two of runc's commands do less than it takes to start a Go program. For the usual
+// container the shim does itself what they do; for others, and for other OCI runtimes, it
+// calls them. See execFifo and removeContainer.
+
+// isRunc says whether the OCI runtime is runc, by its name.
+func (r *ociRuntime) isRunc() bool { return strings.HasPrefix(filepath.Base(r.binary()), "runc") }
+
+// stateFile is where runc keeps what it knows of a container. crun has no file of that
+// name.
+func (r *ociRuntime) stateFile(id string) string { return filepath.Join(r.root(), id, "state.json") }
 
 // The init of a container that runc has created waits until somebody opens the fifo
 // exec.fifo in runc's directory of the container, writes a byte into it, and closes it by
@@ -23,18 +39,16 @@ import (
 // the end of create, up to 1.5 at least; where there are any, it is called all the same.
 
 // execFifo returns the path of the fifo if the container is one of runc's that waits to
-// be started; otherwise it is empty. Other OCI runtimes may have files of the same names,
-// but no state.json beside an exec.fifo.
+// be started; otherwise it is empty.
 func (r *ociRuntime) execFifo(id string) string {
-	if name := filepath.Base(r.options.BinaryName); r.options.BinaryName != "" && !strings.HasPrefix(name, "runc") {
+	if !r.isRunc() {
 		return ""
 	}
-	dir := filepath.Join(r.root(), id)
-	fifo := filepath.Join(dir, "exec.fifo")
+	if _, err := os.Lstat(r.stateFile(id)); err != nil {
+		return ""
+	}
+	fifo := filepath.Join(r.root(), id, "exec.fifo")
 	if st, err := os.Lstat(fifo); err != nil || st.Mode().Type() != os.ModeNamedPipe {
-		return ""
-	}
-	if _, err := os.Lstat(filepath.Join(dir, "state.json")); err != nil {
 		return ""
 	}
 	return fifo
@@ -107,4 +121,31 @@ func (r *execFifoReader) read(fd uintptr) bool {
 			r.told = true
 		}
 	}
+}
+
+// removeContainer does what `runc delete` does to a container that has ended, and has no
+// more than usual: it removes the cgroup, and runc's directory of the container (destroy,
+// libcontainer/state_linux.go). It returns false if that is left to runc, which then goes
+// on with what is there.
+func (r *ociRuntime) removeContainer(ctx context.Context, id string) bool {
+	if !r.isRunc() {
+		return false
+	}
+	var state struct {
+		CgroupPaths  map[string]string `json:"cgroup_paths"`
+		IntelRdtPath string            `json:"intel_rdt_path"`
+	}
+	if err := readJSON(r.stateFile(id), &state); err != nil || len(state.CgroupPaths) == 0 || state.IntelRdtPath != "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	err := cgroups.RemoveDirs(ctx, slices.Collect(maps.Values(state.CgroupPaths)))
+	if err == nil {
+		err = os.RemoveAll(filepath.Dir(r.stateFile(id)))
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("id", id).Warn("runc is to remove the container")
+	}
+	return err == nil
 }
