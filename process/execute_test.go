@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func sh(t *testing.T, ctx context.Context, command string, stdio [3]*os.File) (string, error) {
+func sh(ctx context.Context, t *testing.T, command string, stdio [3]*os.File) (string, error) {
 	t.Helper()
 	reaper.hold()
 	defer reaper.release()
@@ -24,7 +24,7 @@ func TestRunToEnd(t *testing.T) {
 		"kill -9 $$":              "signal 9",
 		"cat; [ ! -t 0 ]; exit 4": "exit status 4",
 	} {
-		_, err := sh(t, testContext(t), command, [3]*os.File{})
+		_, err := sh(testContext(t), t, command, [3]*os.File{})
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", command, err, want)
 		}
@@ -36,11 +36,11 @@ func TestRunToEnd(t *testing.T) {
 }
 
 func TestRunToEndReturnsMessages(t *testing.T) {
-	out, err := sh(t, testContext(t), "echo one; echo two >&2; exit 1", [3]*os.File{})
+	out, err := sh(testContext(t), t, "echo one; echo two >&2; exit 1", [3]*os.File{})
 	if err == nil || out != "one\ntwo\n" {
 		t.Errorf("got %q, %v", out, err)
 	}
-	out, _ = sh(t, testContext(t), "yes | head -c 100000; exit 1", [3]*os.File{})
+	out, _ = sh(testContext(t), t, "yes | head -c 100000; exit 1", [3]*os.File{})
 	if len(out) != 4<<10 {
 		t.Errorf("got %d bytes", len(out))
 	}
@@ -53,7 +53,7 @@ func TestRunToEndWithFiles(t *testing.T) {
 	r, w, err := os.Pipe()
 	must(t, err)
 	defer r.Close()
-	out, err := sh(t, testContext(t), "cat; echo lost >&2", [3]*os.File{in, w, nil})
+	out, err := sh(testContext(t), t, "cat; echo lost >&2", [3]*os.File{in, w, nil})
 	must(t, err)
 	w.Close()
 	var buf [10]byte
@@ -67,7 +67,7 @@ func TestRunToEndWithFiles(t *testing.T) {
 func TestRunToEndIsKilledWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
 	defer cancel()
-	_, err := sh(t, ctx, "exec sleep 1000", [3]*os.File{})
+	_, err := sh(ctx, t, "exec sleep 1000", [3]*os.File{})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}

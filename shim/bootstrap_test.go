@@ -51,7 +51,7 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 		ttrpc = "/run/containerd/containerd.sock.ttrpc"
 	)
 	f := flags{namespace: "k8s.io", id: "4f1a", address: grpc}
-	all := &api.Options{BinaryName: "/usr/bin/crun", ShimCgroup: "/shims", SystemdCgroup: true, IoUid: 1000}
+	all := &api.Options{BinaryName: "/usr/bin/crun", ShimCgroup: "/shims", SystemdCgroup: true, IoUID: 1000}
 	sent := &options.Options{BinaryName: "/usr/bin/crun", ShimCgroup: "/shims", SystemdCgroup: true, IoUid: 1000}
 
 	for _, tc := range []struct {

@@ -24,7 +24,7 @@ func TestOptionsAsTOML(t *testing.T) {
 	}{
 		{
 			"as containerd 2 writes it", "BinaryName = 'crun'\nIoGid = 5\nNoPivotRoot = false\nSystemdCgroup = true\n",
-			&api.Options{BinaryName: "crun", IoGid: 5, SystemdCgroup: true},
+			&api.Options{BinaryName: "crun", IoGID: 5, SystemdCgroup: true},
 		},
 		{
 			"as containerd 1.7 writes it", "BinaryName = \"/opt/a b/crun\"\nNoNewKeyring = true\n",
@@ -32,7 +32,7 @@ func TestOptionsAsTOML(t *testing.T) {
 		},
 		{
 			"as people write it", "# which runtime\n\n  BinaryName=\"/opt/\\\"#\\\"/runc\" # really\n\"Root\" = 'C:\\' #\nioUid = 1_000 # ten hundred\r\nCriuWorkPath = ''\n",
-			&api.Options{BinaryName: `/opt/"#"/runc`, Root: `C:\`, IoUid: 1000},
+			&api.Options{BinaryName: `/opt/"#"/runc`, Root: `C:\`, IoUID: 1000},
 		},
 		{"unknown keys", "TypeUrl = 'x'\nRuntimeRoot = [1, 2]\nRoot = '/r'\n", &api.Options{Root: "/r"}},
 		{"tables", "Root = '/r'\n[Nested]\nRoot = '/n'\n", &api.Options{Root: "/r"}},

@@ -453,7 +453,7 @@ func (s *Service) updateSandbox(ctx context.Context, r *api.UpdateSandboxRequest
 			return nil, fmt.Errorf("cannot update sandbox %s: field %q of a running sandbox cannot change: %w", r.SandboxID, field, errdefs.ErrInvalidArgument)
 		}
 	}
-	if data := r.Resources.GetValue(); data != nil { //nolint:staticcheck // deprecated, but a client may send it
+	if data := r.Resources.GetValue(); data != nil { // deprecated, but a client may send it
 		var resources specs.LinuxResources
 		if err := json.Unmarshal(data, &resources); err != nil {
 			return nil, fmt.Errorf("cannot decode the resources for sandbox %s: %w: %w", r.SandboxID, err, errdefs.ErrInvalidArgument)

@@ -312,7 +312,7 @@ func (s *Service) checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) 
 		WorkPath:            o.WorkPath,
 		ParentPath:          o.ParentPath,
 		Exit:                o.Exit,
-		OpenTCP:             o.OpenTcp,
+		OpenTCP:             o.OpenTCP,
 		ExternalUnixSockets: o.ExternalUnixSockets,
 		Terminal:            o.Terminal,
 		FileLocks:           o.FileLocks,
@@ -402,8 +402,8 @@ func runtimeOptions(o *api.Options) process.Options {
 		SystemdCgroup: o.SystemdCgroup,
 		NoPivotRoot:   o.NoPivotRoot,
 		NoNewKeyring:  o.NoNewKeyring,
-		IoUID:         o.IoUid,
-		IoGID:         o.IoGid,
+		IoUID:         o.IoUID,
+		IoGID:         o.IoGID,
 		CriuWorkPath:  o.CriuWorkPath,
 	}
 }

@@ -325,7 +325,7 @@ func TestOptionsOfAWrongType(t *testing.T) {
 
 func TestOptionsReachTheRuntime(t *testing.T) {
 	o := &api.Options{
-		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUid: 1, IoGid: 2,
+		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUID: 1, IoGID: 2,
 		CriuWorkPath: "w",
 	}
 	want := process.Options{

@@ -126,7 +126,8 @@ func compare(t *testing.T, ours, theirs reflect.Type) {
 			continue
 		}
 		fields++
-		got, ok := ours.FieldByName(want.Name)
+		// Generated code has names such as IoUid.
+		got, ok := ours.FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, want.Name) })
 		if !ok {
 			t.Errorf("%s has no field %s", ours, want.Name)
 			continue

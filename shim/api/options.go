@@ -5,21 +5,21 @@ type Options struct {
 	NoPivotRoot    bool   `protobuf:"varint,1" json:"no_pivot_root,omitempty"`
 	NoNewKeyring   bool   `protobuf:"varint,2" json:"no_new_keyring,omitempty"`
 	ShimCgroup     string `protobuf:"bytes,3" json:"shim_cgroup,omitempty"`
-	IoUid          uint32 `protobuf:"varint,4" json:"io_uid,omitempty"`
-	IoGid          uint32 `protobuf:"varint,5" json:"io_gid,omitempty"`
+	IoUID          uint32 `protobuf:"varint,4" json:"io_uid,omitempty"`
+	IoGID          uint32 `protobuf:"varint,5" json:"io_gid,omitempty"`
 	BinaryName     string `protobuf:"bytes,6" json:"binary_name,omitempty"`
 	Root           string `protobuf:"bytes,7" json:"root,omitempty"`
 	SystemdCgroup  bool   `protobuf:"varint,9" json:"systemd_cgroup,omitempty"`
 	CriuImagePath  string `protobuf:"bytes,10" json:"criu_image_path,omitempty"`
 	CriuWorkPath   string `protobuf:"bytes,11" json:"criu_work_path,omitempty"`
-	TaskApiAddress string `protobuf:"bytes,12" json:"task_api_address,omitempty"`
-	TaskApiVersion uint32 `protobuf:"varint,13" json:"task_api_version,omitempty"`
+	TaskAPIAddress string `protobuf:"bytes,12" json:"task_api_address,omitempty"`
+	TaskAPIVersion uint32 `protobuf:"varint,13" json:"task_api_version,omitempty"`
 }
 
 // CheckpointOptions is containerd.runc.v1.CheckpointOptions.
 type CheckpointOptions struct {
 	Exit                bool     `protobuf:"varint,1"`
-	OpenTcp             bool     `protobuf:"varint,2"`
+	OpenTCP             bool     `protobuf:"varint,2"`
 	ExternalUnixSockets bool     `protobuf:"varint,3"`
 	Terminal            bool     `protobuf:"varint,4"`
 	FileLocks           bool     `protobuf:"varint,5"`
@@ -37,7 +37,7 @@ type ProcessDetails struct {
 
 // GenericOptions is runtimeoptions.v1.Options.
 type GenericOptions struct {
-	TypeUrl    string `protobuf:"bytes,1"`
+	TypeURL    string `protobuf:"bytes,1"`
 	ConfigPath string `protobuf:"bytes,2"`
 	ConfigBody []byte `protobuf:"bytes,3"`
 }
