@@ -62,6 +62,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	if err != nil {
 		return err
 	}
+	e.spec = nil // it is not needed any more, and may be long
 	p.setPID(e.child.pid)
 	go e.awaitEnd(p)
 	return nil

@@ -80,14 +80,13 @@ func openExecFifo(ctx context.Context, path string, init *child) error {
 		case reader.err != nil:
 			return os.NewSyscallError("read", reader.err)
 		case err == nil:
-			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			return nil
+			return removeFifo(path)
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case dead && reader.told:
+			return removeFifo(path) // somebody else holds the fifo open
 		case dead:
 			return fmt.Errorf("container process is already dead: %w", errdefs.ErrFailedPrecondition)
 		}
@@ -96,8 +95,16 @@ func openExecFifo(ctx context.Context, path string, init *child) error {
 	}
 }
 
+func removeFifo(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // execFifoReader reads the byte and then the end of a fifo whose writer may not have
-// come yet, which looks like the end.
+// come yet, which looks like the end. More than one byte is not from runc's init: a
+// container that may trace another's processes could write for ever.
 type execFifoReader struct {
 	told bool
 	err  error
@@ -105,7 +112,7 @@ type execFifoReader struct {
 
 // read says whether there is no more to come.
 func (r *execFifoReader) read(fd uintptr) bool {
-	var buf [8]byte
+	var buf [2]byte
 	for {
 		n, err := unix.Read(int(fd), buf[:])
 		switch {
@@ -117,6 +124,9 @@ func (r *execFifoReader) read(fd uintptr) bool {
 			return true
 		case n == 0:
 			return r.told
+		case r.told, n > 1:
+			r.told = true
+			return true
 		default:
 			r.told = true
 		}

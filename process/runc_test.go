@@ -42,6 +42,7 @@ func TestOpenExecFifo(t *testing.T) {
 		"it comes later":          `sleep 0.3; printf 0 >"$1"; exec sleep 1000`,
 		"it ends at once":         `printf 0 >"$1"`,
 		"it takes time to exec":   `exec 3>"$1"; printf 0 >&3; sleep 0.3; exec 3>&-; exec sleep 1000`,
+		"it writes for ever":      `exec 3>"$1"; while printf 0 >&3; do :; done`,
 		"it dies after the start": `exec 3>"$1"; printf 0 >&3; sleep 0.3; kill -9 $$`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,6 +54,16 @@ func TestOpenExecFifo(t *testing.T) {
 				t.Errorf("the fifo is left: %v", err)
 			}
 		})
+	}
+}
+
+func TestOpenExecFifoThatAnotherHoldsOpen(t *testing.T) {
+	fifo, init := waitingInit(t, `printf 0 >"$1"; sleep 0.3; exit 0`)
+	other, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	must(t, err)
+	defer other.Close()
+	if err := openExecFifo(testContext(t), fifo, init); err != nil {
+		t.Error(err)
 	}
 }
 

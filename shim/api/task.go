@@ -3,9 +3,9 @@
 // package wire.
 //
 // They are those of github.com/containerd/containerd/api, whose documentation is
-// theirs, too, and whose generated code they spare the shim: what that registers when
-// a program starts takes 100 kB, for good, and a millisecond. The tests compare every
-// field with it.
+// theirs, too, and whose generated code they spare the shim: what that and its imports
+// set up when a program starts takes 0.36 MB, for good. The tests compare every field
+// with it.
 package api
 
 import (
