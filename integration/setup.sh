@@ -82,6 +82,7 @@ guest() {
 	local missing=() dir
 	dir=$(dirname "$tools")/guest
 	have qemu-system-x86_64 || missing+=(qemu-system-x86)
+	have qemu-system-aarch64 || missing+=(qemu-system-arm)
 	have debootstrap || missing+=(debootstrap)
 	have mke2fs || missing+=(e2fsprogs)
 	have patchelf || missing+=(patchelf)

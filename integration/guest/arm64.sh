@@ -94,6 +94,7 @@ X
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) >"$tmp/initrd"
 start=$SECONDS
+: >"$tmp/console"
 timeout -k 5 "$limit" qemu-system-aarch64 -accel tcg -M virt -cpu cortex-a57 -smp 1 -m 3072 \
 	-nodefaults -nographic -no-reboot -nic none -serial "file:$tmp/console" \
 	-kernel "$dir/vmlinuz" -initrd "$tmp/initrd" -append "console=ttyAMA0 quiet panic=-1 mitigations=off" \
