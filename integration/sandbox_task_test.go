@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,10 +69,26 @@ func TestSandboxTaskEndsBySignal(t *testing.T) {
 			ctx, task := p.sandboxTask()
 			exited, err := task.Wait(ctx)
 			must(t, err)
+			awaitHandlers(t, p.sandboxPid())
 			must(t, task.Kill(ctx, signal))
 			expectEqual(t, "exit code after "+signal.String(), exitCode(t, exited), code)
 			p.expectNotReady()
 		}
+	})
+}
+
+// awaitHandlers waits until the program of a sandbox handles SIGTERM. The stock shim's
+// is still to be executed when the container has been started, and the kernel keeps
+// signals that it has no handler for from the init of a PID namespace.
+func awaitHandlers(t *testing.T, pid int) {
+	t.Helper()
+	eventually(t, "the sandbox handles SIGTERM", func() bool {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		must(t, err)
+		_, caught, _ := strings.Cut(string(status), "\nSigCgt:\t")
+		mask, err := strconv.ParseUint(caught[:16], 16, 64)
+		must(t, err)
+		return !strings.HasPrefix(string(status), "Name:\trunc") && mask&(1<<(syscall.SIGTERM-1)) != 0
 	})
 }
 
