@@ -11,9 +11,14 @@ REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git d
 BIN   := $(CURDIR)/bin
 TOOLS := $(BIN)/tools
 
+# The entry point of the program is package entry's, before Go's runtime starts. And with transparent_hugepage=always
+# the first byte of Go's heap that is used would cost 2 MiB: disablethp keeps the heap from that. It has to be known
+# when the runtime starts.
+EARLY := -E containerd-shim-pause-v2/shim/entry.entry -X runtime.godebugDefault=disablethp=1
+
 # no_grpc keeps gRPC out of what is linked: ttrpc imports it only for its status codes.
 TAGS    := no_grpc
-LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(EARLY)
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
 # Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go), and the mark
@@ -123,6 +128,7 @@ test-here: unit
 .PHONY: unit
 unit: ## run the unit tests, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS) ./integration/matrix
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -ldflags '$(EARLY)' -count=1 -timeout 10m ./shim ./shim/entry
 	cd integration/bench && $(GO) test -count=1 .
 
 .PHONY: integration
@@ -147,7 +153,7 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 test-guests: test-binaries
 	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2 crun -test.run '$(guest_tests)'
 	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
-	integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim process/program cgroups
+	EARLY='$(EARLY)' integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry process/program cgroups
 
 .PHONY: test-binaries
 test-binaries:
@@ -160,7 +166,7 @@ test-binaries:
 matrix: setup build test-binaries ## run all tests on all kinds of hosts, OCI runtimes and releases of containerd; write docs/; QUICK=1: fewer tests in guests (root, hours)
 	@integration/setup.sh -t $(TOOLS) containerds
 	integration/hosts.sh -b $(BIN) -P integration/cadvisor v2 crun
-	integration/guest/arm64.sh -t 3000 $(BIN)/guest-arm64 cmd/$(NAME) shim task process process/program cgroups
+	EARLY='$(EARLY)' integration/guest/arm64.sh -t 3000 $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry task process process/program cgroups
 	integration/matrix.sh -b $(BIN) $(if $(QUICK),-g '$(guest_tests)' -w 'make matrix QUICK=1')
 	integration/versions/matrix.sh -b $(BIN)
 

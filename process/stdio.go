@@ -366,43 +366,137 @@ func spliceStream(dst, src *os.File) bool {
 	if err != nil {
 		return false
 	}
-	for waitReadable(src) {
-		n, err := splice(out, in)
-		if errors.Is(err, unix.EAGAIN) {
-			continue
-		}
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESPIPE) {
+	p := &pace{src: src, dst: dst}
+	for {
+		n, err := splice(out, in, p.mayNap)
+		p.moved += n
+		switch {
+		case errors.Is(err, errFull):
+			time.Sleep(p.nap)
+		case errors.Is(err, unix.EAGAIN):
+			if !waitReadable(src) {
+				return true
+			}
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
 			return false // It is so from the beginning, or never.
-		}
-		if n == 0 || err != nil {
+		case n == 0, err != nil:
 			return true
 		}
 	}
-	return true
 }
 
-// splice moves what is in one pipe to another, when that has room. It returns EAGAIN if
-// there is nothing to move: a container can read from its own output, too.
-func splice(out, in syscall.RawConn) (n int64, err error) {
+// errFull is EAGAIN because of the destination.
+var errFull = fmt.Errorf("the pipe is full: %w", unix.EAGAIN)
+
+// splice moves what is in one pipe to another. If that has no room it waits for some, or
+// returns errFull if mayNap says so. It returns EAGAIN if there is nothing to move: a
+// container can read from its own output, too.
+func splice(out, in syscall.RawConn, mayNap func() bool) (n int64, err error) {
 	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
-	failed := out.Write(func(to uintptr) bool {
+	failed := out.Write(func(to uintptr) (done bool) {
 		closed := in.Control(func(from uintptr) {
-			for {
+			err = ignoringEINTR(func() (err error) {
 				n, err = unix.Splice(int(from), nil, int(to), nil, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-				if !errors.Is(err, unix.EINTR) {
-					return
-				}
-			}
+				return err
+			})
 		})
 		if closed != nil {
 			err = closed
 		}
-		return !errors.Is(err, unix.EAGAIN) || isReady(int(to), unix.POLLOUT)
+		if !errors.Is(err, unix.EAGAIN) || isReady(int(to), unix.POLLOUT) {
+			return true
+		}
+		if mayNap() {
+			err = errFull
+			return true
+		}
+		return false
 	})
 	if failed != nil {
 		return 0, failed
 	}
-	return n, err
+	return max(n, 0), err
+}
+
+// pace is how to wait for room in a pipe. The kernel tells of room at each read, and to be
+// woken up for each costs more than to move what has been read for. If the reader is slow,
+// as containerd is with logs, it is better to sleep for as long as it takes about half of
+// what is in the pipe, in a pipe of more than the usual size.
+type pace struct {
+	src, dst *os.File
+	// moved has been since the time since, which is zero before the pipe was first full.
+	moved int64
+	since time.Time
+
+	nap   time.Duration // for half of the pipe, as it was the last time
+	large bool          // the pipes have been made larger
+	size  int64         // of dst
+}
+
+const (
+	pipeSize  = 64 << 10 // pipe(7), "Pipe capacity"
+	floodSize = 256 << 10
+
+	// shortestNap is no less than the Go runtime's timers take when all is idle.
+	shortestNap = time.Millisecond
+	longestNap  = 10 * time.Millisecond
+	// window is the shortest time that tells how fast a reader is who is not slept for.
+	window = 5 * time.Millisecond
+)
+
+// mayNap says, of a pipe that is full, whether it is to be slept for.
+func (p *pace) mayNap() bool {
+	now := time.Now()
+	elapsed := now.Sub(p.since)
+	switch {
+	case p.since.IsZero():
+		p.size = pipeSize
+		p.since, p.moved = now, 0
+		return false
+	case p.moved == 0:
+		// The reader has stopped, maybe for long. What it has done before is no measure.
+		p.nap = 0
+		p.since = now
+		return false
+	case p.nap > 0 || elapsed >= window:
+		p.measure(elapsed)
+		p.since, p.moved = now, 0
+	}
+	return p.nap > 0
+}
+
+// measure sets the nap by what was moved in a time.
+func (p *pace) measure(elapsed time.Duration) {
+	size := p.size
+	if !p.large {
+		size = max(size, floodSize)
+	}
+	p.nap = min(elapsed*time.Duration(size/2)/time.Duration(p.moved), longestNap).Truncate(shortestNap)
+	if p.nap > 0 && !p.large {
+		p.enlarge()
+		p.measure(elapsed)
+	}
+}
+
+// enlarge makes the pipes larger, if the kernel lets it, and then for good: as long as
+// they are empty it costs next to nothing (pipe(7), F_SETPIPE_SZ).
+func (p *pace) enlarge() {
+	p.large = true
+	for _, f := range []*os.File{p.src, p.dst} {
+		conn, err := f.SyscallConn()
+		if err != nil {
+			return
+		}
+		_ = conn.Control(func(fd uintptr) {
+			n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+			if err == nil && n < floodSize {
+				if m, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, floodSize); err == nil {
+					n = m
+				}
+			}
+			p.size = int64(max(n, 1)) // that of dst in the end
+		})
+	}
 }
 
 // waitReadable waits until a read from f would not wait, because there is data,

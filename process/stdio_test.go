@@ -405,8 +405,50 @@ func TestSpliceOfNothing(t *testing.T) {
 	must(t, err)
 	out, err := dst.SyscallConn()
 	must(t, err)
-	if n, err := splice(out, in); n > 0 || !errors.Is(err, unix.EAGAIN) {
+	if n, err := splice(out, in, func() bool { return false }); n > 0 || !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("got %d and error %v", n, err)
+	}
+}
+
+func TestPaceOfAReader(t *testing.T) {
+	noLeakedFDs(t)
+	src, w, err := os.Pipe()
+	must(t, err)
+	defer closeAll(src, w)
+	r, dst, err := os.Pipe()
+	must(t, err)
+	defer closeAll(r, dst)
+	p := &pace{src: src, dst: dst}
+	// mayNap is told that so much has been moved in 10 ms, or a little more.
+	mayNap := func(moved int64) bool {
+		p.moved, p.since = moved, time.Now().Add(-10*time.Millisecond)
+		return p.mayNap()
+	}
+	if p.mayNap() || p.since.IsZero() {
+		t.Error("it naps before it knows the reader")
+	}
+	if p.moved = 1 << 10; p.mayNap() {
+		t.Error("it naps after less than the window")
+	}
+	if mayNap(100<<20) || p.large {
+		t.Errorf("it naps for %v for a reader who is fast; the pipes are large: %t", p.nap, p.large)
+	}
+	if !mayNap(320<<10) || p.nap < 4*time.Millisecond || p.nap > longestNap {
+		t.Errorf("it naps for %v, but half of %d bytes take 4 ms", p.nap, p.size)
+	}
+	for _, f := range []*os.File{src, dst} {
+		if n, err := unix.FcntlInt(f.Fd(), unix.F_GETPIPE_SZ, 0); err != nil || n != floodSize {
+			t.Errorf("the pipe has %d bytes, error %v, want %d", n, err, floodSize)
+		}
+	}
+	if mayNap(0) || p.nap != 0 {
+		t.Error("it naps again for a reader who has stopped")
+	}
+	if !mayNap(1<<10) || p.nap != longestNap {
+		t.Errorf("it naps for %v for a reader who is slow, want %v", p.nap, longestNap)
+	}
+	if mayNap(100 << 20) {
+		t.Error("it naps for a reader who has become fast")
 	}
 }
 

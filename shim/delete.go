@@ -2,15 +2,20 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"sync"
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"containerd-shim-pause-v2/shim/api"
+	"containerd-shim-pause-v2/shim/entry"
 	"containerd-shim-pause-v2/shim/wire"
 )
 
@@ -44,11 +49,7 @@ func (c *call) delete(ctx context.Context) error {
 		return err
 	}
 
-	response := &api.DeleteResponse{Pid: exit.Pid, ExitStatus: exit.Status}
-	if !exit.At.IsZero() {
-		response.ExitedAt = timestamppb.New(exit.At)
-	}
-	answer, err := wire.Marshal(response)
+	answer, err := exit.encode()
 	if err != nil {
 		return fmt.Errorf("cannot encode answer: %w", err)
 	}
@@ -78,4 +79,63 @@ func removeRecordedSocket(bundle string) error {
 		return err
 	}
 	return removeStaleSocket(path)
+}
+
+// encode returns the answer to `delete`.
+func (e Exit) encode() ([]byte, error) {
+	response := &api.DeleteResponse{Pid: e.Pid, ExitStatus: e.Status}
+	if !e.At.IsZero() {
+		response.ExitedAt = timestamppb.New(e.At)
+	}
+	return wire.Marshal(response)
+}
+
+// answers are those to `delete` that the process writes into bundles. Each is for package
+// entry, and no more than a shortcut: without it `delete` looks for remains and finds none.
+type answers struct {
+	own string // the bundle of the process
+
+	mu sync.Mutex
+	// late are the exits whose answers are written when the process has removed its
+	// socket, which belongs to its own bundle, and to the last one once that has gone.
+	// Guarded by mu; nil until the own bundle's is there.
+	late map[string]Exit
+}
+
+// removed implements [Process.Removed].
+func (a *answers) removed(bundle string, e Exit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.late == nil && bundle != a.own {
+		writeAnswer(bundle, e)
+		return
+	}
+	if a.late == nil {
+		a.late = make(map[string]Exit)
+	}
+	a.late[bundle] = e
+}
+
+// finish is called when nothing is left of the process.
+func (a *answers) finish() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for bundle, e := range a.late {
+		writeAnswer(bundle, e)
+	}
+}
+
+// writeAnswer writes the answer to `delete` into a bundle, whole or not at all. The bundle
+// may be gone.
+func writeAnswer(bundle string, e Exit) {
+	answer, err := e.encode()
+	path := filepath.Join(bundle, entry.AnswerFile)
+	if err == nil {
+		if err = os.WriteFile(path+".tmp", answer, 0o600); err == nil {
+			err = os.Rename(path+".tmp", path)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.L.WithError(err).Debug("no answer is left to delete")
+	}
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	"containerd-shim-pause-v2/shim/entry"
 )
 
 // These tests run the binary as containerd 2.4 does, see daemon_test.go.
@@ -43,6 +45,10 @@ func TestLifeOfAShim(t *testing.T) {
 	}
 	if score, err := readOOMScore(oomScorePath(s.pid)); err != nil || score != shimOOMScore(daemon) {
 		t.Errorf("its OOM score is %d with %d for its daemon, error %v", score, daemon, err)
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.pid))
+	if args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00"); err != nil || strings.Join(args[1:], " ") != "-namespace test -id c1" {
+		t.Errorf("its command line is %q, error %v", args, err)
 	}
 	s.do("publish")
 	s.do("shutdown")
@@ -184,6 +190,56 @@ func TestDeleteAfterAKilledShim(t *testing.T) {
 		if exists(t, s.path) {
 			t.Error("the socket is left")
 		}
+	}
+}
+
+// What the shim has removed itself, `delete` need not look for: package entry answers it.
+func TestAnswersToDelete(t *testing.T) {
+	d := newDaemonSide(t)
+	own, member, last := d.bundle(""), d.bundle("c1"), d.bundle("c1")
+	answer := func(bundle string) *taskapi.DeleteResponse {
+		data, err := os.ReadFile(filepath.Join(bundle, entry.AnswerFile))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		var response taskapi.DeleteResponse
+		if err := errors.Join(err, proto.Unmarshal(data, &response)); err != nil {
+			t.Fatal(err)
+		}
+		return &response
+	}
+	s := d.mustStart("c1", own)
+	s.do("removed " + member)
+	if a := answer(member); a == nil || a.Pid != 8 || a.ExitStatus != 2 || a.ExitedAt.AsTime().UnixNano() != 1700000000000000007 {
+		t.Errorf("the answer for a member is %v", a)
+	}
+	s.do("removed")
+	s.do("removed " + last)
+	s.do("removed " + filepath.Join(t.TempDir(), "gone"))
+	if a, b := answer(own), answer(last); a != nil || b != nil {
+		t.Errorf("the process is there, and the answers are %v and %v", a, b)
+	}
+	s.do("shutdown")
+	s.wait()
+	if a := answer(own); a == nil || a.Pid != 7 || a.ExitStatus != 1 || a.ExitedAt.AsTime().UnixNano() != 1700000000000000006 {
+		t.Errorf("the answer is %v", a)
+	}
+	if a := answer(last); a == nil || a.Pid != 8 {
+		t.Errorf("the answer for the last member is %v", a)
+	}
+}
+
+func TestNoAnswerToDeleteOfAKilledShim(t *testing.T) {
+	d := newDaemonSide(t)
+	bundle := d.bundle("")
+	s := d.mustStart("c1", bundle)
+	s.do("removed")
+	if err := unix.Kill(s.pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.wait()
+	if exists(t, filepath.Join(bundle, entry.AnswerFile)) || !exists(t, s.path) {
+		t.Error("delete is told that nothing is left, and the socket is")
 	}
 }
 

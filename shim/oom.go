@@ -14,13 +14,14 @@ import (
 // maxOOMScore is OOM_SCORE_ADJ_MAX of the kernel's include/uapi/linux/oom.h.
 const maxOOMScore = 1000
 
-// adjustOOMScore makes the kernel prefer the shim pid to containerd, our
-// parent, when memory runs out, by one point of oom_score_adj (proc(5)).
+// adjustOOMScore makes the kernel prefer this process to containerd, whose score
+// it has inherited, when memory runs out, by one point of oom_score_adj (proc(5)).
 // Without the privilege to do so it leaves things as they are.
-func adjustOOMScore(pid int) error {
-	score, err := readOOMScore(oomScorePath(os.Getppid()))
+func adjustOOMScore() error {
+	path := oomScorePath(os.Getpid())
+	score, err := readOOMScore(path)
 	if err == nil {
-		err = os.WriteFile(oomScorePath(pid), []byte(strconv.Itoa(shimOOMScore(score))), 0)
+		err = os.WriteFile(path, []byte(strconv.Itoa(shimOOMScore(score))), 0)
 		if errors.Is(err, fs.ErrPermission) && (os.Geteuid() != 0 || userns.RunningInUserNS()) {
 			return nil
 		}

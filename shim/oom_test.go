@@ -2,7 +2,6 @@ package shim
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 )
@@ -12,31 +11,6 @@ func TestShimOOMScore(t *testing.T) {
 		if got := shimOOMScore(daemon); got != want {
 			t.Errorf("for a daemon with %d got %d, want %d", daemon, got, want)
 		}
-	}
-}
-
-func TestOOMScoreOfAProcess(t *testing.T) {
-	cmd := exec.Command("sleep", "infinity")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	}()
-	if err := adjustOOMScore(cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	parent, err := readOOMScore(oomScorePath(os.Getppid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := readOOMScore(oomScorePath(cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := shimOOMScore(parent); got != want {
-		t.Errorf("got %d, want %d", got, want)
 	}
 }
 

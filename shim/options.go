@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"encoding/base64"
 	"fmt"
 	"os"
 	"reflect"
@@ -167,34 +166,4 @@ func unquote(text string) (string, error) {
 		return s, nil
 	}
 	return "", fmt.Errorf("not a string: %s", text)
-}
-
-// optionsEnv carries the runtime options from `start` to the server: containerd
-// gives them to the one, but not with the requests of the Sandbox API.
-const optionsEnv = "PAUSE_SHIM_OPTIONS"
-
-func passOptions(o *api.Options) (string, error) {
-	data, err := wire.Marshal(o)
-	if err != nil {
-		return "", fmt.Errorf("cannot encode runtime options: %w", err)
-	}
-	return base64.StdEncoding.EncodeToString(data), nil
-}
-
-// takeOptions returns the options that `start` has passed on, and removes them
-// from the environment, which OCI runtimes inherit.
-func takeOptions() (*api.Options, error) {
-	text := os.Getenv(optionsEnv)
-	if err := os.Unsetenv(optionsEnv); err != nil {
-		return nil, err
-	}
-	o := new(api.Options)
-	data, err := base64.StdEncoding.DecodeString(text)
-	if err == nil {
-		err = wire.Unmarshal(data, o)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot decode $%s: %w", optionsEnv, err)
-	}
-	return o, nil
 }

@@ -2,15 +2,17 @@
 // containerd starts, finds, logs, asks and stops a shim process. It knows
 // nothing of containers; those belong to the Program that it runs.
 //
-// containerd calls the same binary in four ways
+// containerd calls the same binary in three ways
 // (https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md):
 //
 //	shim [flags] start    bootstrap.go, start.go, spawn.go
-//	  │ answers with the address of the group's shim on stdout; starts that
-//	  │ shim unless it runs already:
-//	  └► shim [flags]     serve.go, log.go, publisher.go
+//	  │ the starter, which waits for its child. That answers with the address
+//	  │ of the group's shim on stdout, and becomes it unless it runs already:
+//	  └►                  serve.go, log.go, publisher.go
 //	shim [flags] delete   delete.go; after every end of a shim process
 //	shim -info            info.go
+//
+// Package entry does what is done before the Go runtime starts.
 package shim
 
 import (
@@ -60,7 +62,7 @@ type Program struct {
 	// sandboxes, of the given name.
 	SandboxImage func(w io.Writer, name string) error
 
-	// JoinCgroup puts a shim process that was started into an existing cgroup,
+	// JoinCgroup puts a process into an existing cgroup,
 	// which the option ShimCgroup names by its path below the root.
 	JoinCgroup func(path string, pid int) error
 
@@ -85,6 +87,10 @@ type Process struct {
 	// Shutdown asks the process to end. It returns at once, so that the RPC
 	// which calls it is still answered. It may be called many times.
 	Shutdown func()
+
+	// Removed is told that nothing is left of a container or sandbox, so that `delete`
+	// has nothing to do for it, and how it ended. bundle is an absolute path.
+	Removed func(bundle string, e Exit)
 }
 
 // DeleteRequest says of what the remains are to be removed.
@@ -109,9 +115,12 @@ type Exit struct {
 func Run(ctx context.Context, p *Program, args []string) int {
 	c := &call{program: p, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := c.run(ctx, args)
+	var code exitCode
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
+	case errors.As(err, &code):
+		return int(code)
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "%s: %s\n", p.Runtime, err)
 		return 1
@@ -134,7 +143,7 @@ type flags struct {
 	id        string
 	address   string // gRPC address of containerd
 	bundle    string // for delete
-	socket    string // path to serve on, instead of the inherited listener
+	socket    string // path to serve on, without being started by containerd
 	debug     bool
 	image     *string // name of a sandbox image to write; nil without
 	version   bool
@@ -160,11 +169,11 @@ func (c *call) run(ctx context.Context, args []string) error {
 	}
 	switch c.action {
 	case "start":
-		return c.start()
+		return c.start(ctx)
 	case "delete":
 		return c.delete(ctx)
 	case "":
-		return c.serve(ctx)
+		return c.serveSocket(ctx)
 	}
 	return fmt.Errorf("unknown action %q: want start, delete, or none to serve", c.action)
 }

@@ -73,6 +73,9 @@ var testProgram = &Program{
 
 // do runs a verb of the test service in the server.
 func do(p *Process, verb string) string {
+	if bundle, ok := strings.CutPrefix(verb, "removed "); ok {
+		p.Removed(bundle, Exit{Pid: 8, Status: 2, At: time.Unix(1700000000, 7)})
+	}
 	switch verb {
 	case "pid":
 		return fmt.Sprint(os.Getpid())
@@ -94,6 +97,8 @@ func do(p *Process, verb string) string {
 		}
 	case "publish":
 		p.Events.Publish("/test/publish", &api.TaskStart{ContainerID: p.ID, Pid: 7})
+	case "removed":
+		p.Removed(p.Bundle, Exit{Pid: 7, Status: 1, At: time.Unix(1700000000, 6)})
 	case "shutdown":
 		p.Shutdown()
 		p.Shutdown()

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
+
+	"containerd-shim-pause-v2/shim/api"
 )
 
 const (
@@ -26,29 +29,30 @@ const (
 	replyLimit = 200 * time.Millisecond
 )
 
-// serve is the life of a shim process.
-func (c *call) serve(ctx context.Context) error {
-	saveMemory()
-
+// serve is the life of a shim process. ready is called first, and what the
+// process inherits may be used until then.
+func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListener, ready func() error) error {
 	// First of all, so that every later way out removes the socket.
-	listener, err := c.listener()
-	if err != nil {
-		return err
-	}
 	defer listener.Close()
-	removed := sync.OnceFunc(func() {
-		if err := removeSocket(listener.Addr().String()); err != nil {
+	removed := sync.OnceValue(func() error {
+		err := removeSocket(listener.Addr().String())
+		if err != nil {
 			log.L.WithError(err).Warn("a shim socket may be left")
 		}
+		return err
 	})
 	defer removed()
 
-	logs, err := openLog(logFile, c.debug)
+	saveMemory()
+	if err := ready(); err != nil {
+		return err
+	}
+	logs, err := openLog(logFile, b.debug)
 	if err != nil {
 		return err
 	}
 	peers := &connections{}
-	p, ended, err := c.newProcess(peers)
+	p, ended, finish, err := c.newProcess(b, peers)
 	if err != nil {
 		return err
 	}
@@ -75,10 +79,13 @@ func (c *call) serve(ctx context.Context) error {
 
 	// The order matters: no new connections; then the last events, before
 	// containerd sees the open connections end and cleans up by itself.
-	removed()
+	left := removed()
 	listener.Close()
 	if stop != nil {
 		stop()
+	}
+	if left == nil {
+		finish()
 	}
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
 	defer cancel()
@@ -87,60 +94,52 @@ func (c *call) serve(ctx context.Context) error {
 	return err
 }
 
-// listener returns the listener that `start` left open for this process, or
-// one on -socket.
-func (c *call) listener() (*net.UnixListener, error) {
-	if c.socket != "" {
-		l, err := claimSocket(c.socket)
-		if err == nil && l == nil {
-			err = fmt.Errorf("cannot listen on %s: a shim listens there", c.socket)
-		}
-		return l, err
+// serveSocket serves on the socket that the flag names, for tests and for those who
+// want to see a shim without containerd.
+func (c *call) serveSocket(ctx context.Context) error {
+	if c.socket == "" {
+		return errors.New("no action, and no path to serve on: -socket is missing")
 	}
-	unix.CloseOnExec(listenerFD)
-	f := os.NewFile(listenerFD, "listener")
-	defer f.Close() // FileListener has a copy.
-	l, err := net.FileListener(f)
+	listener, err := claimSocket(c.socket)
+	if err == nil && listener == nil {
+		err = fmt.Errorf("cannot listen on %s: a shim listens there", c.socket)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot take over the listener (file descriptor %d) from start: %w", listenerFD, err)
+		return err
 	}
-	u, ok := l.(*net.UnixListener)
-	if !ok {
-		l.Close()
-		return nil, fmt.Errorf("cannot serve on %s: not a unix socket", l.Addr())
-	}
-	return u, nil
+	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: &api.Options{}}
+	return c.serve(ctx, b, listener, func() error { return nil })
 }
 
-// newProcess returns the process that is served, and a channel that is closed
-// when it is asked to end.
-func (c *call) newProcess(peers *connections) (*Process, <-chan struct{}, error) {
+// newProcess returns the process that is served, a channel that is closed when it is
+// asked to end, and what is to be called when nothing is left of it.
+func (c *call) newProcess(b *bootstrap, peers *connections) (p *Process, ended <-chan struct{}, finish func(), err error) {
 	bundle, err := os.Getwd()
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
+		return nil, nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
 	}
 	server, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(peers),
 		ttrpc.WithUnaryServerInterceptor((&trimmer{}).intercept),
 	)
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
+		return nil, nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
 	}
-	options, err := takeOptions()
-	if err != nil {
-		return nil, nil, err
+	if err := os.Setenv(ttrpcAddressEnv, b.ttrpcAddress); err != nil {
+		return nil, nil, nil, err
 	}
-	ended := make(chan struct{})
+	done, left := make(chan struct{}), &answers{own: bundle}
 	return &Process{
-		Options:   options,
+		Options:   b.options,
 		Namespace: c.namespace,
 		ID:        c.id,
 		Bundle:    bundle,
-		Debug:     c.debug,
+		Debug:     b.debug,
 		Server:    server,
-		Events:    newPublisher(os.Getenv(ttrpcAddressEnv), c.namespace),
-		Shutdown:  sync.OnceFunc(func() { close(ended) }),
-	}, ended, nil
+		Events:    newPublisher(b.ttrpcAddress, c.namespace),
+		Shutdown:  sync.OnceFunc(func() { close(done) }),
+		Removed:   left.removed,
+	}, done, left.finish, nil
 }
 
 // handleSignals ends the process on SIGTERM and SIGINT, and writes the stacks

@@ -2,82 +2,84 @@ package shim
 
 import (
 	"fmt"
-	"net"
 	"os"
-	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"containerd-shim-pause-v2/shim/entry"
 )
 
-// listenerFD is where a server finds the listener that `start` made: the first
-// behind the standard streams. `start` binds so that it knows the outcome before it
-// answers, and so that containerd can connect before the server accepts.
-const listenerFD = 3
+// starterEnv is the file descriptor of the pipe to the starter, if that is a Go process.
+const starterEnv = "PAUSE_SHIM_STARTER"
 
-// spawn starts this executable as the server of a group, in the same working
-// directory, which is the bundle.
-//
-// Its stdio is /dev/null until it opens its log: containerd reads ours to the
-// end of file, so it would wait for as long as the server keeps a copy open.
-// Its process group is its own, so that a signal to containerd's from a
-// terminal does not reach it.
-//
-// It is not started by os/exec, which first forks another process to find out what
-// the kernel can do (checkPidfd in package os): half a millisecond of each pod.
-func (c *call) spawn(b *bootstrap, listener *net.UnixListener) (pid int, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return 0, fmt.Errorf("cannot start shim: %w", err)
-	}
-	socket, err := listener.File()
-	if err != nil {
-		return 0, fmt.Errorf("cannot pass on the listener: %w", err)
-	}
-	defer socket.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer null.Close()
+// exitCode is the error of a call that has been done by another process, which has
+// said already what there is to say.
+type exitCode int
 
-	args := []string{self, "-namespace", c.namespace, "-id", c.id, "-address", b.grpcAddress}
-	if b.debug {
-		args = append(args, "-debug")
-	}
-	options, err := passOptions(b.options)
-	if err != nil {
-		return 0, err
-	}
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-	// A core scheduling cookie is a thread's, and a child has that of the
-	// thread which forked it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if os.Getenv("SCHED_CORE") != "" {
-		if err := newCoreSchedulingGroup(); err != nil {
-			return 0, err
-		}
+// takeStarter returns the file descriptor of the pipe to the starter, or -1 if this
+// process has none.
+func takeStarter() int {
+	if fd := entry.Starter(); fd >= 0 {
+		return fd
 	}
-	pid, err = syscall.ForkExec(self, args, &syscall.ProcAttr{
-		Env:   serverEnvironment(os.Environ(), b.ttrpcAddress, options),
-		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), listenerFD: socket.Fd()},
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
-	})
+	fd, err := strconv.Atoi(os.Getenv(starterEnv))
+	os.Unsetenv(starterEnv)
 	if err != nil {
-		return 0, fmt.Errorf("cannot start shim: %w", os.NewSyscallError("exec", err))
+		return -1
 	}
-	return pid, nil
+	unix.CloseOnExec(fd)
+	return fd
 }
 
-// serverEnvironment returns the environment of a server that is started from
-// the environment env.
-func serverEnvironment(env []string, ttrpcAddress, options string) []string {
+// executeAgain makes this process the starter, if package entry has not been linked as
+// the entry point: what that does by fork(2), a Go program, which has many threads, can
+// do only by executing itself again.
+func executeAgain() error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("cannot start shim: %w", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("cannot start shim: %w", err)
+	}
+	defer r.Close()
+	pid, err := syscall.ForkExec(self, os.Args, &syscall.ProcAttr{
+		Env:   append(serverEnvironment(os.Environ()), starterEnv+"=3"),
+		Files: []uintptr{0, 1, 2, w.Fd()},
+	})
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("cannot start shim: %w", os.NewSyscallError("exec", err))
+	}
+	var code [1]byte
+	if n, _ := r.Read(code[:]); n == 1 {
+		return exitCode(code[0])
+	}
+	var status unix.WaitStatus
+	for err = unix.EINTR; err == unix.EINTR; {
+		_, err = unix.Wait4(pid, &status, 0, nil)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("cannot wait for shim: %w", err)
+	case status.Signaled():
+		return exitCode(128 + int(status.Signal()))
+	}
+	return exitCode(status.ExitStatus())
+}
+
+// serverEnvironment returns the environment of a server that is executed from
+// the environment env. [saveMemory] takes back what it adds.
+func serverEnvironment(env []string) []string {
 	own := []string{
-		ttrpcAddressEnv + "=" + ttrpcAddress,
-		optionsEnv + "=" + options,
 		// Its work is waiting, and what it does in system calls goes on in
 		// threads beside. Each P has caches of its own, a span for each class
 		// of sizes: a second one costs 0.4 MB.
@@ -91,12 +93,52 @@ func serverEnvironment(env []string, ttrpcAddress, options string) []string {
 	return append(slices.DeleteFunc(slices.Clone(env), isOwn), own...)
 }
 
-// newCoreSchedulingGroup gives the calling thread, and whatever it forks, a new
-// core scheduling cookie, so that no other workload runs on the same core at
-// the same time. containerd asks for it by SCHED_CORE in the environment.
+// leave makes this process one that is apart from containerd.
+func (c *call) leave(b *bootstrap) error {
+	// A signal to containerd's process group from a terminal must not reach it.
+	if err := unix.Setpgid(0, 0); err != nil {
+		return fmt.Errorf("cannot leave the process group: %w", err)
+	}
+	if os.Getenv("SCHED_CORE") != "" {
+		if err := newCoreSchedulingGroup(); err != nil {
+			return err
+		}
+	}
+	if cgroup := b.options.ShimCgroup; cgroup != "" {
+		if err := c.program.JoinCgroup(cgroup, os.Getpid()); err != nil {
+			return fmt.Errorf("cannot put the shim into its cgroup: %w", err)
+		}
+	}
+	return adjustOOMScore()
+}
+
+// detach makes /dev/null of the standard streams: containerd reads what is the answer to
+// the end of file, so it would wait for as long as they are open. And it takes the word
+// "start" out of what ps(1) shows, as this process is no longer about to.
+func detach() error {
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot open %s: %w", os.DevNull, err)
+	}
+	defer unix.Close(null)
+	for fd := range 3 {
+		if err := unix.Dup3(null, fd, 0); err != nil {
+			return fmt.Errorf("cannot replace a standard stream: %w", err)
+		}
+	}
+	// The strings are where the kernel has put them, from which it makes
+	// /proc/<pid>/cmdline.
+	action := os.Args[len(os.Args)-1]
+	clear(unsafe.Slice(unsafe.StringData(action), len(action)))
+	return nil
+}
+
+// newCoreSchedulingGroup gives this process, and whatever it forks, a new core
+// scheduling cookie, so that no other workload runs on the same core at the same
+// time. containerd asks for it by SCHED_CORE in the environment.
 // (https://docs.kernel.org/admin-guide/hw-vuln/core-scheduling.html)
 func newCoreSchedulingGroup() error {
-	err := unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_THREAD, 0)
+	err := unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_THREAD_GROUP, 0)
 	if err != nil {
 		return fmt.Errorf("cannot create core scheduling group: %w", err)
 	}

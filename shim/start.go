@@ -1,24 +1,29 @@
 package shim
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/containerd/log"
-	"golang.org/x/sys/unix"
+
+	"containerd-shim-pause-v2/shim/entry"
 )
 
 // start answers with the address of the shim that serves the group of the
-// container whose bundle is the working directory, after starting that shim if
-// it does not run.
-func (c *call) start() error {
+// container whose bundle is the working directory. If there is none, this process
+// becomes it: another one, the starter, is what containerd has executed.
+func (c *call) start(ctx context.Context) error {
+	starter := takeStarter()
+	if starter < 0 {
+		return executeAgain()
+	}
 	// containerd reads stdout and stderr through one pipe and takes all of it
 	// for the answer (binary.Start in core/runtime/v2/binary.go).
 	log.L.Logger.SetOutput(io.Discard)
@@ -38,27 +43,40 @@ func (c *call) start() error {
 	if path := c.runningShim(group); path != "" {
 		address = unixScheme + path
 	}
-	reply, err := b.answer.encode(address)
-	if err != nil {
-		return fmt.Errorf("cannot encode answer: %w", err)
-	}
-
 	listener, err := claimSocket(strings.TrimPrefix(address, unixScheme))
 	if err != nil {
 		return err
 	}
-	undo := func() {}
-	if listener != nil {
-		if undo, err = c.startServer(b, listener); err != nil {
+	if listener == nil {
+		return c.answer(b, address) // The starter ends with this process.
+	}
+	return c.serve(ctx, b, listener, func() error {
+		if err := c.leave(b); err != nil {
 			return err
 		}
-	}
-	err = writeAddress(".", address)
-	if err == nil {
-		_, err = c.stdout.Write(reply)
-	}
+		if err := c.answer(b, address); err != nil {
+			return err
+		}
+		if err := detach(); err != nil {
+			return err
+		}
+		if err := entry.Tell(starter, 0); err != nil {
+			return fmt.Errorf("cannot answer: nobody waits for it: %w", err)
+		}
+		return nil
+	})
+}
+
+// answer tells containerd the address of the group's shim.
+func (c *call) answer(b *bootstrap, address string) error {
+	reply, err := b.answer.encode(address)
 	if err != nil {
-		undo()
+		return fmt.Errorf("cannot encode answer: %w", err)
+	}
+	if err := writeAddress(".", address); err != nil {
+		return err
+	}
+	if _, err := c.stdout.Write(reply); err != nil {
 		return fmt.Errorf("cannot answer: %w", err)
 	}
 	return nil
@@ -94,37 +112,6 @@ func (c *call) runningShim(group string) (path string) {
 		}
 	}
 	return ""
-}
-
-// startServer starts the shim that serves on listener. undo ends it again and
-// removes its socket; when startServer fails, that has been done.
-func (c *call) startServer(b *bootstrap, listener *net.UnixListener) (undo func(), err error) {
-	defer listener.Close() // The server has its own.
-	path := listener.Addr().String()
-
-	pid, err := c.spawn(b, listener)
-	if err != nil {
-		_ = removeSocket(path)
-		return nil, err
-	}
-	undo = func() {
-		_ = unix.Kill(pid, unix.SIGKILL) // it is ours, and not reaped: no other's
-		_, _ = unix.Wait4(pid, nil, 0, nil)
-		_ = removeSocket(path)
-	}
-	if cgroup := b.options.ShimCgroup; cgroup != "" {
-		if err = c.program.JoinCgroup(cgroup, pid); err != nil {
-			err = fmt.Errorf("cannot put the shim into its cgroup: %w", err)
-		}
-	}
-	if err == nil {
-		err = adjustOOMScore(pid)
-	}
-	if err != nil {
-		undo()
-		return nil, err
-	}
-	return undo, nil
 }
 
 // specFile is the OCI spec in a bundle.

@@ -162,6 +162,24 @@ type node struct {
 	options   *api.Options
 	shutdowns chan struct{}
 	sandboxes sandboxapi.TTRPCSandboxService
+
+	mu      sync.Mutex
+	removed []string // bundles, with pid and exit status; guarded by mu
+}
+
+func (n *node) noteRemoved(bundle string, st process.Status) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.removed = append(n.removed, fmt.Sprintf("%s %d %d", bundle, st.Pid, st.Exit.Status))
+}
+
+func (n *node) wantRemoved(want ...string) {
+	n.t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !slices.Equal(n.removed, want) {
+		n.t.Errorf("removed were %q, want %q", n.removed, want)
+	}
 }
 
 // decodeOptions takes only runc's options; package shim has the real one.
@@ -194,7 +212,7 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
-	service := NewService(supervisor, events, decodeOptions, n.options, func() { n.shutdowns <- struct{}{} })
+	service := NewService(supervisor, events, decodeOptions, n.options, func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
 	service.Register(server)
 	service.RegisterSandbox(server)
 

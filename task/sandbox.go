@@ -387,8 +387,11 @@ func (s *Service) removeTasks(ctx context.Context) error {
 		if err := endTask(ctx, t); err != nil {
 			return err
 		}
-		if _, err := t.Delete(ctx, ""); err != nil && !errdefs.IsFailedPrecondition(err) {
-			return err // else it has been deleted meanwhile
+		switch st, err := t.Delete(ctx, ""); {
+		case err == nil:
+			s.removed(t.Bundle, st)
+		case !errdefs.IsFailedPrecondition(err): // else it has been deleted meanwhile
+			return err
 		}
 		s.forget(t.ID)
 	}
@@ -399,9 +402,11 @@ func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
 	if err := sb.stop(ctx); err != nil {
 		return err
 	}
-	if _, err := sb.task.Delete(ctx, ""); err != nil {
+	st, err := sb.task.Delete(ctx, "")
+	if err != nil {
 		return err
 	}
+	s.removed(sb.task.Bundle, st)
 	s.mu.Lock()
 	delete(s.sandboxes, sb.task.ID)
 	s.mu.Unlock()

@@ -3,6 +3,7 @@ package task
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -145,11 +146,13 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 	if st := n.status(); wait.ExitStatus != 137 || st.State != sandboxNotReady || !st.ExitedAt.AsTime().Equal(wait.ExitedAt.AsTime()) {
 		t.Errorf("stopped, it is %v, exit %v", st, wait)
 	}
+	n.wantRemoved()
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
 	must(t, err)
 	if len(n.shutdowns) != 1 {
 		t.Errorf("the shim was asked to end %d times", len(n.shutdowns))
 	}
+	n.wantRemoved(fmt.Sprintf("%s %d 137", h.bundle, threadID))
 	if events := n.events.all(); len(events) > 0 {
 		t.Errorf("events were told: %v", events)
 	}
@@ -473,6 +476,9 @@ func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
 	must(t, err)
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
 	wantKind(t, err, errdefs.IsNotFound, "not found")
+	if len(n.removed) != 2 || !strings.HasSuffix(n.removed[0], " 137") || !strings.HasPrefix(n.removed[1], h.bundle) {
+		t.Errorf("removed were %q, not the container and the sandbox", n.removed)
+	}
 }
 
 func TestSharedPIDNamespaceIsThereAtOnce(t *testing.T) {

@@ -33,6 +33,7 @@ type Service struct {
 	decode     DecodeOptions
 	options    *api.Options // of sandboxes, whose requests carry none
 	shutdown   func()
+	removed    Removed
 
 	mu        sync.Mutex
 	tasks     map[string]*process.Task // nil while the task is being created
@@ -43,17 +44,22 @@ type Service struct {
 // client has sent them. None at all are valid.
 type DecodeOptions func(*anypb.Any) (*api.Options, error)
 
+// Removed is told that nothing is left of the task or sandbox in a bundle, and how it
+// ended.
+type Removed func(bundle string, st process.Status)
+
 // NewService returns a service whose tasks are made by the supervisor, which
 // must tell its events to the same Events. o are the runtime options that the
 // shim was started with. The service calls shutdown when it is asked to shut down
 // and has neither task nor sandbox.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *api.Options, shutdown func()) *Service {
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *api.Options, shutdown func(), removed Removed) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
 		decode:     decode,
 		options:    o,
 		shutdown:   shutdown,
+		removed:    removed,
 		tasks:      make(map[string]*process.Task),
 		sandboxes:  make(map[string]*podSandbox),
 	}
@@ -155,6 +161,7 @@ func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	}
 	if r.ExecID == "" {
 		s.forget(r.ID)
+		s.removed(t.Bundle, st)
 		s.events.deleted(r.ID, st)
 	}
 	return &api.DeleteResponse{

@@ -1,6 +1,7 @@
 package task
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,6 +86,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	if del.ExitStatus != 143 || del.Pid != exec.Pid || !del.ExitedAt.AsTime().Equal(wait.ExitedAt.AsTime()) {
 		t.Errorf("delete: %v", del)
 	}
+	n.wantRemoved()
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 9})
 	must(t, err)
 	wait = result[*taskapi.WaitResponse](t)(n.Wait(ctx, &taskapi.WaitRequest{ID: "c"}))
@@ -99,6 +101,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	if del.ExitStatus != 137 || del.Pid != pid || del.ExitedAt == nil {
 		t.Errorf("delete: %v", del)
 	}
+	n.wantRemoved(fmt.Sprintf("%s %d 137", r.Bundle, pid))
 
 	want := []string{
 		"/tasks/create c",

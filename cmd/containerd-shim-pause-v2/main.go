@@ -52,7 +52,8 @@ func main() {
 func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
-	service := task.NewService(supervisor, events, shim.DecodeOptions, p.Options, p.Shutdown)
+	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
+	service := task.NewService(supervisor, events, shim.DecodeOptions, p.Options, p.Shutdown, removed)
 	service.Register(p.Server)
 	service.RegisterSandbox(p.Server)
 	return supervisor.Release
@@ -66,7 +67,11 @@ func deleteTask(ctx context.Context, r shim.DeleteRequest) (shim.Exit, error) {
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "cannot remove all of %s: %v\n", r.ID, err)
 	}
-	return shim.Exit{Pid: uint32(st.Pid), Status: st.Exit.Status, At: st.Exit.At}, nil
+	return exitOf(st), nil
+}
+
+func exitOf(st process.Status) shim.Exit {
+	return shim.Exit{Pid: uint32(st.Pid), Status: st.Exit.Status, At: st.Exit.At}
 }
 
 // joinCgroup puts a process into an existing cgroup.
