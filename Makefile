@@ -24,17 +24,19 @@ ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 # Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go), and the mark
 # bits of its garbage collector in chunks of 64 kB (runtime/mheap.go). There are four lists for each class of sizes, and
 # in a process of this size most of each block is never used, but zeroed: up to 1.5 MB for good once the collector has
-# run some times. So the program is built with smaller ones, by copies of these files that differ in four constants. A
-# Go that does not have them there is used as it is. The copies' names keep them out of the module's packages.
+# run some times. So the program is built with smaller ones, by copies of these files that differ in four constants.
+# And when it starts it reads /proc/self/mountinfo, which is long on a node, to find the CPU limit of its cgroup, even if
+# GOMAXPROCS is set, as it is for a shim: the copy of runtime/cgroup_linux.go does not then.
+# A Go that does not have these lines is used as it is. The copies' names keep them out of the module's packages.
 GORUNTIME := $(BIN)/goruntime
 OVERLAY   := $(BIN)/overlay.json
 
-# The generated code of containerd's API registers itself when a program starts: 230 kB, for good. Nothing in the shim
-# uses it (shim/api has the messages), but containerd's package mount imports one type of it, for two functions that
-# nothing here calls. So the shim is built with a stand-in that has this type alone; whatever else would need the API
-# does not build.
-API     := $(BIN)/api
-MODFILE := $(BIN)/go.mod
+# Generated code of protobuf messages registers itself when a program starts: 260 kB, for good. The shim encodes and
+# decodes messages by shim/wire, from the fields of structs alone. So it is built with stand-ins for two modules that
+# have no more than that: of containerd's API the one type that containerd's package mount imports, for two functions
+# that nothing here calls, and of cgroups/v3 the types of metrics. Whatever else would need these modules does not build.
+STANDINS := $(BIN)/standins
+MODFILE  := $(BIN)/go.mod
 
 # More arguments of go test for the integration tests. Which shims and which OCI
 # runtime they use is said by the environment, see integration/main_test.go.
@@ -76,18 +78,28 @@ overlay:
 		"$$dir/mspanset.go" >$(GORUNTIME)/mspanset.copy && \
 	sed -e 's/^const gcBitsChunkBytes = uintptr(64 << 10)/const gcBitsChunkBytes = uintptr(4 << 10)/' \
 		"$$dir/mheap.go" >$(GORUNTIME)/mheap.copy && \
-	printf '{"Replace": {"%s": "%s", "%s": "%s"}}\n' "$$dir/mspanset.go" $(GORUNTIME)/mspanset.copy \
-		"$$dir/mheap.go" $(GORUNTIME)/mheap.copy >$(OVERLAY) && \
-	if [ "$$(diff "$$dir/mspanset.go" $(GORUNTIME)/mspanset.copy | grep -c '^>') $$(diff "$$dir/mheap.go" $(GORUNTIME)/mheap.copy | grep -c '^>')" != '3 1' ]; then \
-		echo "build: $$($(GO) version) has another runtime: the shim will need more memory" >&2; fi
+	sed -e 's/^func defaultGOMAXPROCSInit() {/&\n\tif gogetenv("GOMAXPROCS") != "" { return }/' \
+		"$$dir/cgroup_linux.go" >$(GORUNTIME)/cgroup_linux.copy && \
+	replace= && changes= && for f in mspanset mheap cgroup_linux; do \
+		replace="$$replace$${replace:+, }\"$$dir/$$f.go\": \"$(GORUNTIME)/$$f.copy\""; \
+		changes="$$changes $$(diff "$$dir/$$f.go" $(GORUNTIME)/$$f.copy | grep -c '^>')"; done && \
+	printf '{"Replace": {%s}}\n' "$$replace" >$(OVERLAY) && \
+	if [ "$$changes" != ' 3 1 1' ]; then \
+		echo "build: $$($(GO) version) has another runtime: the shim will need more memory and time" >&2; fi
 
 .PHONY: modfile
 modfile:
-	@mkdir -p $(API)/types
-	@printf 'module github.com/containerd/containerd/api\n\ngo 1.24\n' >$(API)/go.mod
-	@printf 'package types\n\ntype Mount struct {\n\tType, Source, Target string\n\tOptions []string\n}\n' >$(API)/types/mount.go
+	@mkdir -p $(STANDINS)/api/types $(STANDINS)/cgroups/cgroup1/stats $(STANDINS)/cgroups/cgroup2/stats
+	@printf 'module github.com/containerd/containerd/api\n\ngo 1.24\n' >$(STANDINS)/api/go.mod
+	@printf 'package types\n\ntype Mount struct {\n\tType, Source, Target string\n\tOptions []string\n}\n' >$(STANDINS)/api/types/mount.go
+	@printf 'module github.com/containerd/cgroups/v3\n\ngo 1.24\n' >$(STANDINS)/cgroups/go.mod
+	@$(GO) mod download github.com/containerd/cgroups/v3
+	@dir=$$($(GO) list -m -f '{{.Dir}}' github.com/containerd/cgroups/v3) && for v in 1 2; do \
+		{ echo 'package stats'; sed -n '/^type .* struct {/,/^}/{/protoimpl\./d;p}' $$dir/cgroup$$v/stats/metrics.pb.go; } \
+			>$(STANDINS)/cgroups/cgroup$$v/stats/metrics.go || exit; done
 	@cp go.mod go.sum $(BIN)/
-	@$(GO) mod edit -replace github.com/containerd/containerd/api=$(API) $(MODFILE)
+	@$(GO) mod edit -replace github.com/containerd/containerd/api=$(STANDINS)/api \
+		-replace github.com/containerd/cgroups/v3=$(STANDINS)/cgroups $(MODFILE)
 
 .PHONY: build
 build: overlay modfile ## build the shim, static, into bin/ (GOARCH=arm64 for another machine)

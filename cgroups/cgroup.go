@@ -19,7 +19,6 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 )
 
 // Cgroup is one cgroup: a directory on v2, one directory per mounted hierarchy on v1. It holds no open file and no
@@ -156,7 +155,7 @@ func addProcess(dir string, pid int) error {
 // Stat measures the cgroup: a *Metrics of github.com/containerd/cgroups/v3/cgroup1/stats on v1, of cgroup2/stats on
 // v2, which are what containerd's Task.Stats answers with. What the kernel has no files for is left out. A cgroup
 // that is gone is ErrNotFound.
-func (c *Cgroup) Stat() (proto.Message, error) {
+func (c *Cgroup) Stat() (any, error) {
 	m, err := c.tree.stat()
 	if err == nil && !isDir(c.tree.procs()) {
 		err = errdefs.ErrNotFound

@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 )
 
 // tree is what a cgroup is on the version at hand.
@@ -24,7 +23,7 @@ type tree interface {
 	dirs() []string
 	// procs returns the directory whose cgroup.procs, with those below, is the list of processes.
 	procs() string
-	stat() (proto.Message, error)
+	stat() (any, error)
 	update(r *specs.LinuxResources) error
 	freeze(ctx context.Context) error
 	thaw(ctx context.Context) error

@@ -22,7 +22,7 @@ func checkStat(t *testing.T, l *layout, want proto.Message) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !proto.Equal(got, want) {
+	if m, ok := got.(proto.Message); !ok || !proto.Equal(m, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
 }

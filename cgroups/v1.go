@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 )
 
 // v1Tree is a cgroup on v1: a directory in each hierarchy.
@@ -115,7 +114,7 @@ func makeDir(dir string) (bool, error) {
 	return true, nil
 }
 
-func (t *v1Tree) stat() (proto.Message, error) {
+func (t *v1Tree) stat() (any, error) {
 	m := &v1.Metrics{}
 	for _, stat := range []func(*v1.Metrics) error{
 		t.statPids, t.statCPU, t.statMemory, t.statBlkio, t.statRdma, t.statHugetlb,

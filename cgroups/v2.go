@@ -10,7 +10,6 @@ import (
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/proto"
 )
 
 // v2Tree is a cgroup on v2: one directory.
@@ -82,7 +81,7 @@ func enableControllers(dir string) error {
 	return nil
 }
 
-func (t *v2Tree) stat() (proto.Message, error) {
+func (t *v2Tree) stat() (any, error) {
 	m := &v2.Metrics{}
 	for _, stat := range []func(*v2.Metrics) error{
 		t.statPids, t.statCPU, t.statMemory, t.statIO, t.statRdma, t.statHugetlb,

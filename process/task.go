@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 )
 
 // Task is a container or a sandbox, with the processes executed in it. All
@@ -310,7 +309,7 @@ func (t *Task) snapshot() []*Process {
 
 // Stats returns the metrics of the task's cgroup, in the types of containerd's
 // API for cgroup v1 or v2.
-func (t *Task) Stats() (proto.Message, error) {
+func (t *Task) Stats() (any, error) {
 	cgroup := t.group()
 	if cgroup == nil {
 		return nil, fmt.Errorf("task %s has no cgroup: %w", t.ID, errdefs.ErrNotFound)

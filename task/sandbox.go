@@ -20,7 +20,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -433,7 +432,7 @@ func (s *Service) sandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest
 
 // metrics are those of the pod's cgroup, in which the sandbox's is one beside
 // those of the containers: CRI shows them as the pod's.
-func (sb *podSandbox) metrics() (proto.Message, error) {
+func (sb *podSandbox) metrics() (any, error) {
 	if sb.config == nil || sb.config.Linux.CgroupParent == "" {
 		return sb.task.Stats()
 	}

@@ -14,11 +14,12 @@ import (
 	"containerd-shim-pause-v2/shim/api"
 	"containerd-shim-pause-v2/shim/wire"
 
+	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -351,8 +352,16 @@ func (s *Service) wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 	return &api.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-func encodeMetrics(m proto.Message) (*anypb.Any, error) {
-	return wire.MarshalAny(string(m.ProtoReflect().Descriptor().FullName()), m)
+// encodeMetrics encodes what [cgroups.Cgroup.Stat] returns. The names are those in the
+// .proto files of its types, whose generated code is not linked (Makefile, STANDINS).
+func encodeMetrics(m any) (*anypb.Any, error) {
+	switch m.(type) {
+	case *v1.Metrics:
+		return wire.MarshalAny("io.containerd.cgroups.v1.Metrics", m)
+	case *v2.Metrics:
+		return wire.MarshalAny("io.containerd.cgroups.v2.Metrics", m)
+	}
+	return nil, fmt.Errorf("unknown type of metrics %T", m)
 }
 
 func (s *Service) stats(_ context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
