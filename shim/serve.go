@@ -41,7 +41,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListen
 		}
 		return err
 	})
-	defer removed()
+	defer func() { _ = removed() }()
 
 	saveMemory()
 	if err := ready(); err != nil {

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -64,7 +65,8 @@ func executeAgain() error {
 		return exitCode(code[0])
 	}
 	var status unix.WaitStatus
-	for err = unix.EINTR; err == unix.EINTR; {
+	_, err = unix.Wait4(pid, &status, 0, nil)
+	for errors.Is(err, unix.EINTR) {
 		_, err = unix.Wait4(pid, &status, 0, nil)
 	}
 	switch {

@@ -19,7 +19,11 @@
 // Everything else, and whatever of this fails, is left to the program.
 package entry
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
 
 // AnswerFile is the file in a bundle, which the argument -bundle names, that holds the
 // answer to delete, of 1 to 511 bytes.
@@ -36,7 +40,7 @@ func Tell(fd int, code byte) error {
 	defer unix.Close(fd)
 	for {
 		_, err := unix.Write(fd, []byte{code})
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -53,7 +53,7 @@ func test(m *testing.M) (int, error) {
 		build := exec.Command("go", "test", "-c", "-ldflags", linkerFlags, "-o", program, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("%v: %s", err, out)
+			return 0, fmt.Errorf("%w: %s", err, out)
 		}
 	}
 	return m.Run(), nil
