@@ -13,12 +13,13 @@ TOOLS := $(BIN)/tools
 
 # The entry point of the program is package entry's, before Go's runtime starts. And with transparent_hugepage=always
 # the first byte of Go's heap that is used would cost 2 MiB: disablethp keeps the heap from that. It has to be known
-# when the runtime starts.
-EARLY := -E containerd-shim-pause-v2/shim/entry.entry -X runtime.godebugDefault=disablethp=1
+# when the runtime starts, besides what the version of Go in go.mod asks for.
+GODEBUG_OF_GO = $(shell $(GO) list -f '{{with .DefaultGODEBUG}}{{.}},{{end}}' ./cmd/$(NAME))
+EARLY = -E containerd-shim-pause-v2/shim/entry.entry -X runtime.godebugDefault=$(GODEBUG_OF_GO)disablethp=1
 
 # no_grpc keeps gRPC out of what is linked: ttrpc imports it only for its status codes.
 TAGS    := no_grpc
-LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(EARLY)
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(EARLY)
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
 # Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go), and the mark
@@ -75,14 +76,14 @@ overlay:
 	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 56 /' \
 		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' \
 		-e 's/^\tpad \[tagAlign - unsafe.Sizeof(spanSetBlockHeader{})\]byte/\tpad [64 - unsafe.Sizeof(spanSetBlockHeader{})]byte/' \
-		"$$dir/mspanset.go" >$(GORUNTIME)/mspanset.copy && \
+		"$$dir/mspanset.go" >$(GORUNTIME)/mspanset.copy; \
 	sed -e 's/^const gcBitsChunkBytes = uintptr(64 << 10)/const gcBitsChunkBytes = uintptr(4 << 10)/' \
-		"$$dir/mheap.go" >$(GORUNTIME)/mheap.copy && \
+		"$$dir/mheap.go" >$(GORUNTIME)/mheap.copy; \
 	sed -e 's/^func defaultGOMAXPROCSInit() {/&\n\tif gogetenv("GOMAXPROCS") != "" { return }/' \
-		"$$dir/cgroup_linux.go" >$(GORUNTIME)/cgroup_linux.copy && \
+		"$$dir/cgroup_linux.go" >$(GORUNTIME)/cgroup_linux.copy; \
 	replace= && changes= && for f in mspanset mheap cgroup_linux; do \
-		replace="$$replace$${replace:+, }\"$$dir/$$f.go\": \"$(GORUNTIME)/$$f.copy\""; \
-		changes="$$changes $$(diff "$$dir/$$f.go" $(GORUNTIME)/$$f.copy | grep -c '^>')"; done && \
+		n=$$(diff "$$dir/$$f.go" $(GORUNTIME)/$$f.copy | grep -c '^>'); changes="$$changes $$n"; \
+		[ "$$n" = 0 ] || replace="$$replace$${replace:+, }\"$$dir/$$f.go\": \"$(GORUNTIME)/$$f.copy\""; done; \
 	printf '{"Replace": {%s}}\n' "$$replace" >$(OVERLAY) && \
 	if [ "$$changes" != ' 3 1 1' ]; then \
 		echo "build: $$($(GO) version) has another runtime: the shim will need more memory and time" >&2; fi

@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	"containerd-shim-pause-v2/cgroups"
+
 	runc "github.com/containerd/go-runc"
+	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
@@ -154,9 +157,17 @@ func madeArgs(pidFile string, console *consoleSocket) []string {
 	return args
 }
 
+// started is for commands that put a process with these streams into a cgroup.
+func (s *streams) started() {
+	s.closeChildEnds()
+	if err := cgroups.AnnounceMove(); err != nil {
+		log.L.WithError(err).Debug("a process will have to wait for its cgroup")
+	}
+}
+
 func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *streams, console *consoleSocket) error {
 	return r.run(ctx, call{
-		verb: "create", id: id, stdio: s.child, started: s.closeChildEnds,
+		verb: "create", id: id, stdio: s.child, started: s.started,
 		args: append(madeArgs(pidFile, console), r.bundleArgs()...),
 	})
 }
@@ -181,7 +192,7 @@ func (r *ociRuntime) start(ctx context.Context, id string) error {
 func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s *streams, console *consoleSocket) error {
 	defer os.Remove(filepath.Join(r.bundle, log))
 	return r.run(ctx, call{
-		verb: "exec", id: id, log: log, stdio: s.child, started: s.closeChildEnds,
+		verb: "exec", id: id, log: log, stdio: s.child, started: s.started,
 		args: append(madeArgs(pidFile, console), "--process", spec, "--detach"),
 	})
 }
@@ -197,7 +208,7 @@ func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointIma
 	// Without --no-subreaper, which crun does not know. With runc it makes no difference:
 	// what it adopts comes to the shim when it ends.
 	return r.run(ctx, call{
-		verb: "restore", id: id, stdio: s.child, started: s.closeChildEnds,
+		verb: "restore", id: id, stdio: s.child, started: s.started,
 		args: append(args, "--bundle", r.bundle, "--detach"),
 	})
 }

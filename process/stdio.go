@@ -366,7 +366,7 @@ func spliceStream(dst, src *os.File) bool {
 	if err != nil {
 		return false
 	}
-	p := &pace{src: src, dst: dst}
+	p := &pace{src: src, dst: dst, size: pipeSize}
 	for {
 		n, err := splice(out, in, p.mayNap)
 		p.moved += n
@@ -374,7 +374,7 @@ func spliceStream(dst, src *os.File) bool {
 		case errors.Is(err, errFull):
 			time.Sleep(p.nap)
 		case errors.Is(err, unix.EAGAIN):
-			if !waitReadable(src) {
+			if !p.awaitSource() {
 				return true
 			}
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
@@ -424,7 +424,7 @@ func splice(out, in syscall.RawConn, mayNap func() bool) (n int64, err error) {
 // what is in the pipe, in a pipe of more than the usual size.
 type pace struct {
 	src, dst *os.File
-	// moved has been since the time since, which is zero before the pipe was first full.
+	// moved has been since the time since, which is zero until the pipe is full.
 	moved int64
 	since time.Time
 
@@ -447,22 +447,41 @@ const (
 // mayNap says, of a pipe that is full, whether it is to be slept for.
 func (p *pace) mayNap() bool {
 	now := time.Now()
-	elapsed := now.Sub(p.since)
+	elapsed := min(now.Sub(p.since), time.Second)
 	switch {
 	case p.since.IsZero():
-		p.size = pipeSize
 		p.since, p.moved = now, 0
-		return false
 	case p.moved == 0:
-		// The reader has stopped, maybe for long. What it has done before is no measure.
-		p.nap = 0
-		p.since = now
-		return false
+		// The reader has stopped, maybe for long.
+		p.since, p.nap = time.Time{}, 0
 	case p.nap > 0 || elapsed >= window:
 		p.measure(elapsed)
 		p.since, p.moved = now, 0
 	}
 	return p.nap > 0
+}
+
+// awaitSource waits for the source, which is empty, as waitReadable does. Meanwhile the
+// pipes get their usual size back, as soon as what is in them fits.
+func (p *pace) awaitSource() bool {
+	p.since = time.Time{} // Until the pipe is full again, no time tells how fast the reader is.
+	for tries := 0; p.large; tries++ {
+		if p.resize(pipeSize) {
+			p.large, p.nap = false, 0
+			break
+		}
+		if tries == 10 {
+			break // The reader has stopped.
+		}
+		if err := p.src.SetReadDeadline(time.Now().Add(10 * longestNap)); err != nil {
+			return false
+		}
+		err := readable(p.src)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return errors.Join(err, p.src.SetReadDeadline(time.Time{})) == nil
+		}
+	}
+	return p.src.SetReadDeadline(time.Time{}) == nil && readable(p.src) == nil
 }
 
 // measure sets the nap by what was moved in a time.
@@ -473,43 +492,49 @@ func (p *pace) measure(elapsed time.Duration) {
 	}
 	p.nap = min(elapsed*time.Duration(size/2)/time.Duration(p.moved), longestNap).Truncate(shortestNap)
 	if p.nap > 0 && !p.large {
-		p.enlarge()
+		p.large = true
+		p.resize(floodSize)
 		p.measure(elapsed)
 	}
 }
 
-// enlarge makes the pipes larger, if the kernel lets it, and then for good: as long as
-// they are empty it costs next to nothing (pipe(7), F_SETPIPE_SZ).
-func (p *pace) enlarge() {
-	p.large = true
+// resize gives both pipes a size, and says whether they have no more than that; a smaller
+// one than the usual is left as it is. They are large only as long as they are of use: all
+// pipes of a user count together (pipe(7), /proc/sys/fs/pipe-user-pages-soft).
+func (p *pace) resize(size int) bool {
+	done := true
 	for _, f := range []*os.File{p.src, p.dst} {
 		conn, err := f.SyscallConn()
 		if err != nil {
-			return
+			return false
 		}
 		_ = conn.Control(func(fd uintptr) {
 			n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
-			if err == nil && n < floodSize {
-				if m, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, floodSize); err == nil {
+			if err == nil && n != size && n >= pipeSize {
+				if m, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size); err == nil {
 					n = m
 				}
 			}
 			p.size = int64(max(n, 1)) // that of dst in the end
+			done = done && n <= size
 		})
 	}
+	return done
 }
 
 // waitReadable waits until a read from f would not wait, because there is data,
 // the end or an error. It returns false if f was closed.
-func waitReadable(f *os.File) bool {
+func waitReadable(f *os.File) bool { return readable(f) == nil }
+
+// readable is waitReadable, until f's deadline.
+func readable(f *os.File) error {
 	conn, err := f.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
-	err = conn.Read(func(fd uintptr) bool {
+	return conn.Read(func(fd uintptr) bool {
 		return isReady(int(fd), unix.POLLIN)
 	})
-	return err == nil
 }
 
 // isReady says whether a file is ready for the events, has failed or is at its end

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -418,11 +419,17 @@ func TestPaceOfAReader(t *testing.T) {
 	r, dst, err := os.Pipe()
 	must(t, err)
 	defer closeAll(r, dst)
-	p := &pace{src: src, dst: dst}
+	p := &pace{src: src, dst: dst, size: pipeSize}
 	// mayNap is told that so much has been moved in 10 ms, or a little more.
 	mayNap := func(moved int64) bool {
 		p.moved, p.since = moved, time.Now().Add(-10*time.Millisecond)
 		return p.mayNap()
+	}
+	wantSizes := func(want int) {
+		t.Helper()
+		if a, b := pipeCapacity(t, src), pipeCapacity(t, dst); a != want || b != want {
+			t.Errorf("the pipes have %d and %d bytes, want %d", a, b, want)
+		}
 	}
 	if p.mayNap() || p.since.IsZero() {
 		t.Error("it naps before it knows the reader")
@@ -430,26 +437,74 @@ func TestPaceOfAReader(t *testing.T) {
 	if p.moved = 1 << 10; p.mayNap() {
 		t.Error("it naps after less than the window")
 	}
-	if mayNap(100<<20) || p.large {
-		t.Errorf("it naps for %v for a reader who is fast; the pipes are large: %t", p.nap, p.large)
+	if mayNap(100 << 20) {
+		t.Errorf("it naps for %v for a reader who is fast", p.nap)
 	}
+	wantSizes(pipeSize)
 	if !mayNap(320<<10) || p.nap < 4*time.Millisecond || p.nap > longestNap {
 		t.Errorf("it naps for %v, but half of %d bytes take 4 ms", p.nap, p.size)
 	}
-	for _, f := range []*os.File{src, dst} {
-		if n, err := unix.FcntlInt(f.Fd(), unix.F_GETPIPE_SZ, 0); err != nil || n != floodSize {
-			t.Errorf("the pipe has %d bytes, error %v, want %d", n, err, floodSize)
-		}
-	}
+	wantSizes(floodSize)
 	if mayNap(0) || p.nap != 0 {
 		t.Error("it naps again for a reader who has stopped")
 	}
 	if !mayNap(1<<10) || p.nap != longestNap {
 		t.Errorf("it naps for %v for a reader who is slow, want %v", p.nap, longestNap)
 	}
+
+	// The source is empty, and more is left to read than the usual size.
+	_, err = dst.Write(make([]byte, 2*pipeSize))
+	must(t, err)
+	ready := make(chan bool)
+	go func() { ready <- p.awaitSource() }()
+	_, err = io.ReadFull(r, make([]byte, 2*pipeSize))
+	must(t, err)
+	for pipeCapacity(t, dst) != pipeSize {
+		time.Sleep(time.Millisecond)
+	}
+	_, err = w.Write([]byte("x"))
+	must(t, err)
+	if !<-ready || p.large || p.nap != 0 || !p.since.IsZero() {
+		t.Errorf("it does not begin anew: %+v", p)
+	}
+	wantSizes(pipeSize)
 	if mayNap(100 << 20) {
 		t.Error("it naps for a reader who has become fast")
 	}
+	p.since = time.Time{}
+	if p.mayNap() {
+		t.Error("it naps before it knows the reader again")
+	}
+}
+
+// A reader who has stopped must not keep the process from its end.
+func TestPaceEndsWithItsFiles(t *testing.T) {
+	noLeakedFDs(t)
+	src, w, err := os.Pipe()
+	must(t, err)
+	r, dst, err := os.Pipe()
+	must(t, err)
+	defer closeAll(w, r, dst)
+	p := &pace{src: src, dst: dst, size: pipeSize, large: true}
+	p.resize(floodSize)
+	_, err = dst.Write(make([]byte, 2*pipeSize))
+	must(t, err)
+	ready := make(chan bool)
+	go func() { ready <- p.awaitSource() }()
+	time.Sleep(20 * time.Millisecond)
+	src.Close()
+	if <-ready {
+		t.Error("a closed pipe is readable")
+	}
+}
+
+func pipeCapacity(t *testing.T, f *os.File) (n int) {
+	t.Helper()
+	conn, err := f.SyscallConn()
+	must(t, err)
+	must(t, conn.Control(func(fd uintptr) { n, err = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0) }))
+	must(t, err)
+	return n
 }
 
 // unread is how many bytes are in a pipe (FIONREAD, pipe(7)).

@@ -90,38 +90,49 @@ func (e Exit) encode() ([]byte, error) {
 	return wire.Marshal(response)
 }
 
-// answers are those to `delete` that the process writes into bundles. Each is for package
-// entry, and no more than a shortcut: without it `delete` looks for remains and finds none.
+// answers are those to `delete` that the process writes into bundles, for package entry.
+// One says that nothing is left, so that nobody looks for it.
 type answers struct {
 	own string // the bundle of the process
 
 	mu sync.Mutex
-	// late are the exits whose answers are written when the process has removed its
-	// socket, which belongs to its own bundle, and to the last one once that has gone.
-	// Guarded by mu; nil until the own bundle's is there.
-	late map[string]Exit
+	// last is what was removed last, since the process has nothing but itself left in its
+	// own bundle. The answer to that is written when the process has removed its socket,
+	// which is recorded there. Guarded by mu; nil before.
+	last *removal
+}
+
+// removal is of what was in a bundle.
+type removal struct {
+	bundle string
+	dir    fs.FileInfo // of the bundle then; another one may take its place
+	exit   Exit
 }
 
 // removed implements [Process.Removed].
 func (a *answers) removed(bundle string, e Exit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.late == nil && bundle != a.own {
+	dir, err := os.Stat(bundle)
+	if err != nil {
+		return // There is nothing for `delete`, either.
+	}
+	if own, err := os.Stat(a.own); err == nil && a.last == nil && !os.SameFile(own, dir) {
 		writeAnswer(bundle, e)
 		return
 	}
-	if a.late == nil {
-		a.late = make(map[string]Exit)
-	}
-	a.late[bundle] = e
+	a.last = &removal{bundle, dir, e}
 }
 
-// finish is called when nothing is left of the process.
+// finish is called when nothing is left of the process, and of all that it has served.
 func (a *answers) finish() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for bundle, e := range a.late {
-		writeAnswer(bundle, e)
+	if a.last == nil {
+		return
+	}
+	if dir, err := os.Stat(a.last.bundle); err == nil && os.SameFile(dir, a.last.dir) {
+		writeAnswer(a.last.bundle, a.last.exit)
 	}
 }
 

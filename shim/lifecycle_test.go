@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"golang.org/x/sys/unix"
@@ -196,36 +199,123 @@ func TestDeleteAfterAKilledShim(t *testing.T) {
 // What the shim has removed itself, `delete` need not look for: package entry answers it.
 func TestAnswersToDelete(t *testing.T) {
 	d := newDaemonSide(t)
-	own, member, last := d.bundle(""), d.bundle("c1"), d.bundle("c1")
-	answer := func(bundle string) *taskapi.DeleteResponse {
-		data, err := os.ReadFile(filepath.Join(bundle, entry.AnswerFile))
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		var response taskapi.DeleteResponse
-		if err := errors.Join(err, proto.Unmarshal(data, &response)); err != nil {
-			t.Fatal(err)
-		}
-		return &response
-	}
+	own, member := d.bundle(""), d.bundle("c1")
 	s := d.mustStart("c1", own)
 	s.do("removed " + member)
-	if a := answer(member); a == nil || a.Pid != 8 || a.ExitStatus != 2 || a.ExitedAt.AsTime().UnixNano() != 1700000000000000007 {
+	if a := answerIn(t, member); a == nil || a.Pid != 8 || a.ExitStatus != 2 || a.ExitedAt.AsTime().UnixNano() != 1700000000000000007 {
 		t.Errorf("the answer for a member is %v", a)
 	}
-	s.do("removed")
-	s.do("removed " + last)
 	s.do("removed " + filepath.Join(t.TempDir(), "gone"))
-	if a, b := answer(own), answer(last); a != nil || b != nil {
-		t.Errorf("the process is there, and the answers are %v and %v", a, b)
+	s.do("removed")
+	if a := answerIn(t, own); a != nil {
+		t.Errorf("the process is there, and the answer is %v", a)
 	}
 	s.do("shutdown")
 	s.wait()
-	if a := answer(own); a == nil || a.Pid != 7 || a.ExitStatus != 1 || a.ExitedAt.AsTime().UnixNano() != 1700000000000000006 {
+	if a := answerIn(t, own); a == nil || a.Pid != 7 || a.ExitStatus != 1 || a.ExitedAt.AsTime().UnixNano() != 1700000000000000006 {
 		t.Errorf("the answer is %v", a)
 	}
-	if a := answer(last); a == nil || a.Pid != 8 {
-		t.Errorf("the answer for the last member is %v", a)
+}
+
+func answerIn(t *testing.T, bundle string) *taskapi.DeleteResponse {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(bundle, entry.AnswerFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var response taskapi.DeleteResponse
+	if err := errors.Join(err, proto.Unmarshal(data, &response)); err != nil {
+		t.Fatal(err)
+	}
+	return &response
+}
+
+// The socket is not recorded in the last member's bundle, but goes with it.
+func TestAnswerToTheLastDelete(t *testing.T) {
+	for name, tc := range map[string]struct {
+		between func(s *server, bundle string)
+		want    bool
+	}{
+		"the last member": {func(s *server, _ string) { s.do("shutdown") }, true},
+		"another bundle in its place": {func(s *server, bundle string) {
+			if err := errors.Join(os.Rename(bundle, bundle+".old"), os.Mkdir(bundle, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			s.do("shutdown")
+		}, false},
+		"the shim is asked to end": {func(s *server, _ string) {
+			if err := unix.Kill(s.pid, unix.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemonSide(t)
+			own, last := d.bundle(""), d.bundle("c1")
+			s := d.mustStart("c1", own)
+			s.do("removed")
+			s.do("removed " + d.bundle("c1"))
+			s.do("removed " + last)
+			if a := answerIn(t, last); a != nil {
+				t.Errorf("the process is there, and the answer is %v", a)
+			}
+			tc.between(s, last)
+			s.wait()
+			if a := answerIn(t, last); (a != nil) != tc.want {
+				t.Errorf("the answer is %v", a)
+			}
+			if a := answerIn(t, own); a != nil {
+				t.Errorf("the answer of a bundle that containerd has removed before is %v", a)
+			}
+		})
+	}
+}
+
+// containerd's deadline has passed while the socket directory was locked.
+func TestShimEndsIfItsStarterIsKilled(t *testing.T) {
+	d := newDaemonSide(t)
+	if err := os.MkdirAll(d.socketDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockDir(d.socketDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	cmd := exec.Command("/proc/self/exe", "-namespace", "test", "-id", "c1", "-address", "/run/test/containerd.sock", "start")
+	cmd.Dir = d.bundle("")
+	cmd.Env = append(os.Environ(), d.env...)
+	params, err := proto.Marshal(&bootapi.BootstrapParams{InstanceID: "c1", Namespace: "test", SocketDir: &d.socketDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdin = bytes.NewReader(params)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// The child that is to become the shim.
+	children := fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid)
+	for {
+		if text, err := os.ReadFile(children); err != nil || len(text) > 0 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// All that hold its output open have ended.
+	if answer, err := io.ReadAll(out); err != nil || len(answer) > 0 {
+		t.Errorf("the answer is %q, error %v", answer, err)
+	}
+	_ = cmd.Wait()
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(-1, &status, 0, nil); err != nil || status.ExitStatus() != 1 {
+		t.Errorf("the shim ended with %v, error %v", status, err)
 	}
 }
 

@@ -103,19 +103,18 @@ func (t *trimmer) touch() {
 func (t *trimmer) trim() {
 	t.trimming.Lock()
 	defer t.trimming.Unlock()
-	used, err := anonymousMemory()
-	if err != nil {
-		log.L.WithError(err).Debug("cannot tell whether there is memory to give back")
-		return
-	}
 	if t.used == 0 {
 		debug.SetGCPercent(gcPercent)
 	}
-	if used < t.used+worthCollecting {
+	used, err := anonymousMemory()
+	if err != nil {
+		log.L.WithError(err).Debug("cannot tell how much memory there is to give back")
+	}
+	if err == nil && used < t.used+worthCollecting {
+		t.used = min(t.used, used)
 		return
 	}
 	debug.FreeOSMemory()
-	t.used = used
 	if used, err = anonymousMemory(); err == nil {
 		t.used = used
 	}

@@ -8,13 +8,14 @@ import (
 func TestTrimGivesMemoryBack(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
 	const size = 64 << 20
+	debug.FreeOSMemory() // of other tests
 	before := anonymous(t)
 	garbage := make([]byte, size)
 	for i := range garbage {
 		garbage[i] = 1
 	}
 	peak := anonymous(t)
-	if peak < before+size {
+	if peak < before+size*9/10 {
 		t.Errorf("%d bytes were written to, in memory were %d before and %d after", size, before, peak)
 	}
 	var tr trimmer

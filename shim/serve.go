@@ -56,7 +56,9 @@ func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListen
 	if err != nil {
 		return err
 	}
-	handleSignals(p.Shutdown, logs)
+	end, signaled := context.WithCancel(ctx)
+	defer signaled()
+	handleSignals(signaled, logs)
 	// Processes of containers outlive those of the OCI runtime that start them.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become child subreaper: %w", err)
@@ -72,7 +74,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListen
 
 	select {
 	case <-ended:
-	case <-ctx.Done():
+	case <-end.Done():
 	case err = <-failed:
 		err = fmt.Errorf("cannot serve: %w", err)
 	}
@@ -84,7 +86,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListen
 	if stop != nil {
 		stop()
 	}
-	if left == nil {
+	if left == nil && err == nil && end.Err() == nil { // else there may be tasks
 		finish()
 	}
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
@@ -146,7 +148,7 @@ func (c *call) newProcess(b *bootstrap, peers *connections) (p *Process, ended <
 // of all goroutines to the log on SIGUSR1. It survives SIGPIPE, which the Go
 // runtime makes deadly for stderr; it does not ignore that signal, because
 // containers would inherit it.
-func handleSignals(shutdown func(), logs *logWriter) {
+func handleSignals(end func(), logs *logWriter) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGPIPE)
 	go func() {
@@ -154,7 +156,7 @@ func handleSignals(shutdown func(), logs *logWriter) {
 			switch s {
 			case unix.SIGTERM, unix.SIGINT:
 				log.L.WithField("signal", s).Debug("shim is asked to end")
-				shutdown()
+				end()
 			case unix.SIGUSR1:
 				fmt.Fprintf(logs, "=== goroutine stacks ===\n%s\n=== end of stacks ===\n", stacks())
 			}

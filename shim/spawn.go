@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,19 +26,84 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// takeStarter returns the file descriptor of the pipe to the starter, or -1 if this
-// process has none.
-func takeStarter() int {
-	if fd := entry.Starter(); fd >= 0 {
-		return fd
+// starter is the process that containerd has executed and waits for.
+type starter struct {
+	fd    int // of the pipe to it
+	watch *time.Timer
+
+	mu     sync.Mutex
+	socket string // guarded by mu: what is to be removed if the starter is killed
+}
+
+// watchInterval is how often it is looked whether the starter still lives.
+const watchInterval = 100 * time.Millisecond
+
+// takeStarter returns the starter, nil if this process has none, and begins to watch it:
+// containerd kills it when a deadline has passed, and then waits for the end of its
+// output, which this process has open.
+func takeStarter() (*starter, error) {
+	fd := entry.Starter()
+	if fd < 0 {
+		text := os.Getenv(starterEnv)
+		if text == "" {
+			return nil, nil
+		}
+		os.Unsetenv(starterEnv)
+		var err error
+		if fd, err = strconv.Atoi(text); err != nil {
+			return nil, fmt.Errorf("cannot decode $%s: %w", starterEnv, err)
+		}
+		unix.CloseOnExec(fd)
 	}
-	fd, err := strconv.Atoi(os.Getenv(starterEnv))
-	os.Unsetenv(starterEnv)
-	if err != nil {
-		return -1
+	if fd <= unix.Stderr { // The standard streams are to be replaced.
+		above, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, unix.Stderr+1)
+		if err != nil {
+			return nil, fmt.Errorf("cannot keep the pipe to the process that waits for the shim: %w", err)
+		}
+		unix.Close(fd)
+		fd = above
 	}
-	unix.CloseOnExec(fd)
-	return fd
+	s := &starter{fd: fd}
+	s.watch = time.AfterFunc(watchInterval, s.look)
+	return s, nil
+}
+
+// look ends this process if the starter has ended.
+func (s *starter) look() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return
+	}
+	// The end of a pipe that nobody reads from is in error (poll(2)).
+	fds := []unix.PollFd{{Fd: int32(s.fd)}}
+	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0 {
+		if s.socket != "" {
+			_ = unlinkSocket(s.socket)
+		}
+		os.Exit(1)
+	}
+	s.watch.Reset(watchInterval)
+}
+
+// claimed tells what is to be removed if the starter is killed.
+func (s *starter) claimed(socket string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.socket = socket
+}
+
+// tell lets the starter end with success. It fails if it has ended already.
+func (s *starter) tell() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watch.Stop()
+	fd := s.fd
+	s.fd = -1
+	if err := entry.Tell(fd, 0); err != nil {
+		return fmt.Errorf("cannot answer: nobody waits for it: %w", err)
+	}
+	return nil
 }
 
 // executeAgain makes this process the starter, if package entry has not been linked as

@@ -8,22 +8,27 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 
 	"github.com/containerd/log"
-
-	"containerd-shim-pause-v2/shim/entry"
+	"golang.org/x/sys/unix"
 )
 
 // start answers with the address of the shim that serves the group of the
 // container whose bundle is the working directory. If there is none, this process
 // becomes it: another one, the starter, is what containerd has executed.
 func (c *call) start(ctx context.Context) error {
-	starter := takeStarter()
-	if starter < 0 {
+	starter, err := takeStarter()
+	if err != nil {
+		return err
+	}
+	if starter == nil {
 		return executeAgain()
 	}
+	// Without it, a write to containerd when that has ended would end this process.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	// containerd reads stdout and stderr through one pipe and takes all of it
 	// for the answer (binary.Start in core/runtime/v2/binary.go).
 	log.L.Logger.SetOutput(io.Discard)
@@ -50,6 +55,7 @@ func (c *call) start(ctx context.Context) error {
 	if listener == nil {
 		return c.answer(b, address) // The starter ends with this process.
 	}
+	starter.claimed(listener.Addr().String())
 	return c.serve(ctx, b, listener, func() error {
 		if err := c.leave(b); err != nil {
 			return err
@@ -60,10 +66,7 @@ func (c *call) start(ctx context.Context) error {
 		if err := detach(); err != nil {
 			return err
 		}
-		if err := entry.Tell(starter, 0); err != nil {
-			return fmt.Errorf("cannot answer: nobody waits for it: %w", err)
-		}
-		return nil
+		return starter.tell()
 	})
 }
 

@@ -65,7 +65,7 @@ echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
 for p; do
 	mkdir -p "$root/tests/$p"
 	ldflags='-s -w'
-	case $p in shim | shim/entry) ldflags+=" $EARLY" ;; esac
+	case $p in shim | shim/entry) ldflags+=" ${EARLY-}" ;; esac
 	CGO_ENABLED=0 GOARCH=arm64 "${GO:-go}" test -c -tags no_grpc -ldflags "$ldflags" -o "$root/tests/$p/tests" "./$p"
 	[ ! -e "$p/testdata" ] || cp -a "$p/testdata" "$root/tests/$p"
 done
