@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -372,7 +373,7 @@ func spliceStream(dst, src *os.File) bool {
 		p.moved += n
 		switch {
 		case errors.Is(err, errFull):
-			time.Sleep(p.nap)
+			time.Sleep(p.nap + beyond)
 		case errors.Is(err, unix.EAGAIN):
 			if !p.awaitSource() {
 				return true
@@ -395,9 +396,13 @@ func splice(out, in syscall.RawConn, mayNap func() bool) (n int64, err error) {
 	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
 	failed := out.Write(func(to uintptr) (done bool) {
 		closed := in.Control(func(from uintptr) {
-			err = ignoringEINTR(func() (err error) {
-				n, err = unix.Splice(int(from), nil, int(to), nil, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-				return err
+			err = ignoringEINTR(func() error {
+				moved, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, from, 0, to, 0, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+				if errno != 0 {
+					return errno
+				}
+				n = int64(moved)
+				return nil
 			})
 		})
 		if closed != nil {
@@ -415,7 +420,7 @@ func splice(out, in syscall.RawConn, mayNap func() bool) (n int64, err error) {
 	if failed != nil {
 		return 0, failed
 	}
-	return max(n, 0), err
+	return n, err
 }
 
 // pace is how to wait for room in a pipe. The kernel tells of room at each read, and to be
@@ -440,6 +445,9 @@ const (
 	// shortestNap is no less than the Go runtime's timers take when all is idle.
 	shortestNap = time.Millisecond
 	longestNap  = 10 * time.Millisecond
+	// beyond lets a nap of whole milliseconds be one sleep: the runtime asks the kernel
+	// for no fraction of one, and would do that again for what it lacks (netpoll).
+	beyond = 20 * time.Microsecond
 	// window is the shortest time that tells how fast a reader is who is not slept for.
 	window = 5 * time.Millisecond
 )
@@ -465,7 +473,10 @@ func (p *pace) mayNap() bool {
 // pipes get their usual size back, as soon as what is in them fits.
 func (p *pace) awaitSource() bool {
 	p.since = time.Time{} // Until the pipe is full again, no time tells how fast the reader is.
-	for tries := 0; p.large; tries++ {
+	if !p.large {
+		return waitReadable(p.src)
+	}
+	for tries := 0; ; tries++ {
 		if p.resize(pipeSize) {
 			p.large, p.nap = false, 0
 			break
@@ -498,12 +509,13 @@ func (p *pace) measure(elapsed time.Duration) {
 	}
 }
 
-// resize gives both pipes a size, and says whether they have no more than that; a smaller
-// one than the usual is left as it is. They are large only as long as they are of use: all
-// pipes of a user count together (pipe(7), /proc/sys/fs/pipe-user-pages-soft).
+// resize gives both pipes a size, and says whether they have no more than that. It stops
+// at one that has more in it; one that is smaller than usual is left as it is. They are
+// large only as long as they are of use: all pipes of a user count together (pipe(7),
+// /proc/sys/fs/pipe-user-pages-soft).
 func (p *pace) resize(size int) bool {
 	done := true
-	for _, f := range []*os.File{p.src, p.dst} {
+	for _, f := range []*os.File{p.dst, p.src} {
 		conn, err := f.SyscallConn()
 		if err != nil {
 			return false
@@ -515,11 +527,16 @@ func (p *pace) resize(size int) bool {
 					n = m
 				}
 			}
-			p.size = int64(max(n, 1)) // that of dst in the end
-			done = done && n <= size
+			if f == p.dst {
+				p.size = int64(max(n, 1))
+			}
+			done = n <= size
 		})
+		if !done {
+			return false
+		}
 	}
-	return done
+	return true
 }
 
 // waitReadable waits until a read from f would not wait, because there is data,
@@ -539,11 +556,19 @@ func readable(f *os.File) error {
 
 // isReady says whether a file is ready for the events, has failed or is at its end
 // (poll(2)).
+//
+// This and splice are raw system calls, as they do not wait: of one that might, Go wakes up
+// a thread of its own to watch it (sysmon), which took as much time as all the rest.
 func isReady(fd int, events int16) bool {
-	n := 0
-	err := ignoringEINTR(func() (err error) {
-		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 0)
-		return err
+	fds, now := unix.PollFd{Fd: int32(fd), Events: events}, unix.Timespec{}
+	var n uintptr
+	err := ignoringEINTR(func() error {
+		var errno unix.Errno
+		n, _, errno = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		return nil
 	})
 	return n > 0 || err != nil
 }
