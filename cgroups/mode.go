@@ -77,6 +77,10 @@ var hostLayout = sync.OnceValues(func() (*layout, error) {
 	return l, nil
 })
 
+// Prepare finds the host's cgroup mounts, which most functions of this package need, before they do. On a node with
+// many mounts that may take as long as all the rest of a sandbox's cgroup.
+func Prepare() { _, _ = hostLayout() }
+
 // newLayout decides from the text of a mountinfo file, and from whether /sys/fs/cgroup is a cgroup2 mount itself.
 // Hybrid is v1: there, the cgroup2 mount is systemd's own, for tracking, and other software leaves processes where
 // they are in it.

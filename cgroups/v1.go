@@ -71,6 +71,19 @@ func (t *v1Tree) create() ([]string, error) {
 	var made []string
 	for _, g := range t.groups {
 		isCpuset := slices.Contains(g.controllers, "cpuset")
+		if !isCpuset {
+			// Its parent is there most often.
+			isNew, err := makeDir(g.dir)
+			if isNew {
+				made = append(made, g.dir)
+			}
+			if err == nil {
+				continue
+			}
+			if !errors.Is(err, unix.ENOENT) {
+				return made, err
+			}
+		}
 		parent := g.root
 		for dir := range ancestry(g.root, g.dir) {
 			isNew, err := makeDir(dir)

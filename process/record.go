@@ -84,7 +84,7 @@ func readExit(bundle string) (Status, error) {
 // writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
 // be synced to disk.
 func writeJSON(path string, v any) error {
-	data, err := json.Marshal(v)
+	data, err := EncodeJSON(v)
 	if err != nil {
 		return err
 	}

@@ -105,7 +105,7 @@ func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*sandboxSpec, er
 	}
 	spec := config.spec(r.SandboxID, r.NetnsPath)
 	maps.Copy(spec.Annotations, r.Annotations)
-	data, err := json.Marshal(spec)
+	data, err := process.EncodeJSON(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +229,7 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 			spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", pid, name)
 		}
 	}
-	data, err := json.Marshal(spec)
+	data, err := process.EncodeJSON(spec)
 	if err != nil {
 		return nil, err
 	}

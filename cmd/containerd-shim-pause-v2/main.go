@@ -56,6 +56,7 @@ func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop f
 	service := task.NewService(supervisor, events, shim.DecodeOptions, p.Options, p.Shutdown, removed)
 	service.Register(p.Server)
 	service.RegisterSandbox(p.Server)
+	go cgroups.Prepare() // while containerd connects
 	return supervisor.Release
 }
 
