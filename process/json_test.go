@@ -12,7 +12,11 @@ import (
 func TestJSONIsThatOfTheLibrary(t *testing.T) {
 	umask := uint32(0o22)
 	for _, v := range []any{
-		nil, "text \" < \u2028", 7, []string(nil), []string{"a"}, []string{}, map[string]string{"a": "b"}, (*DNS)(nil),
+		nil, "text \" < \u2028", 7, []string(nil),
+		[]string{"a"},
+		[]string{},
+		map[string]string{"a": "b"},
+		(*DNS)(nil),
 		bundleRecord{},
 		bundleRecord{
 			Options:     Options{BinaryName: "crun", Root: "/run/r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUID: 1, IoGID: 2, CriuWorkPath: "/w"},
