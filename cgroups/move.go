@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // AnnounceMove prepares the kernel for a process that is to be moved into a cgroup by another program, and returns when
@@ -14,9 +15,15 @@ import (
 // more within some milliseconds. AnnounceMove is the one who waits, while the other program still gets ready: it moves
 // the process that calls it to the cgroup in which it is.
 //
+// One that is called while another waits returns at once: it is done by that.
+//
 // Source: cgroup_attach_lock in kernel/cgroup/cgroup.c, rcu_sync_enter in kernel/rcu/sync.c. Without the lock's quick
 // side (the mount option favordynmods) there is nothing to wait for, and this takes no time.
 func AnnounceMove() error {
+	if !announcing.TryLock() {
+		return nil
+	}
+	defer announcing.Unlock()
 	l, err := hostLayout()
 	if err != nil {
 		return err
@@ -36,6 +43,9 @@ func AnnounceMove() error {
 	// 0 is the process that writes.
 	return writeFile(filepath.Join(dir, "cgroup.procs"), "0")
 }
+
+// announcing is held while the kernel is waited for, in a system call that holds a thread: many would each keep theirs.
+var announcing sync.Mutex
 
 // own returns the directory of a cgroup in which a process is, in any hierarchy. That may be the root.
 func (l *layout) own(lines []procCgroup) (string, error) {

@@ -157,12 +157,15 @@ func madeArgs(pidFile string, console *consoleSocket) []string {
 	return args
 }
 
-// started is for commands that put a process with these streams into a cgroup.
+// started is for commands that put a process with these streams into a cgroup. Nobody waits
+// for what it begins: a runtime may do without the kernel's lock, and be ready before.
 func (s *streams) started() {
 	s.closeChildEnds()
-	if err := cgroups.AnnounceMove(); err != nil {
-		log.L.WithError(err).Debug("a process will have to wait for its cgroup")
-	}
+	go func() {
+		if err := cgroups.AnnounceMove(); err != nil {
+			log.L.WithError(err).Debug("a process will have to wait for its cgroup")
+		}
+	}()
 }
 
 func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *streams, console *consoleSocket) error {
