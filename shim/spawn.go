@@ -28,11 +28,10 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // starter is the process that containerd has executed and waits for.
 type starter struct {
-	fd    int // of the pipe to it
-	watch *time.Timer
-
 	mu     sync.Mutex
-	socket string // guarded by mu: what is to be removed if the starter is killed
+	fd     int         // of the pipe to it; -1 when it has been told. Guarded by mu.
+	watch  *time.Timer // guarded by mu
+	socket string      // guarded by mu: what is to be removed if the starter is killed
 }
 
 // watchInterval is how often it is looked whether the starter still lives.
@@ -64,6 +63,8 @@ func takeStarter() (*starter, error) {
 		fd = above
 	}
 	s := &starter{fd: fd}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.watch = time.AfterFunc(watchInterval, s.look)
 	return s, nil
 }
