@@ -93,10 +93,11 @@ func command(mode string, args ...string) *exec.Cmd {
 func TestStarterEndsWhenItIsTold(t *testing.T) {
 	for _, code := range []int{0, 7, 255} {
 		cmd := command(fmt.Sprintf("tell %d", code), "-id", "x", "start")
-		in, err := cmd.StdinPipe()
+		stdin, in, err := os.Pipe() // which Wait does not close
 		if err != nil {
 			t.Fatal(err)
 		}
+		cmd.Stdin = stdin
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -104,6 +105,7 @@ func TestStarterEndsWhenItIsTold(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		stdin.Close()
 		text, err := io.ReadAll(out)
 		if err != nil {
 			t.Fatal(err)
