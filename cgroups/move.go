@@ -15,7 +15,8 @@ import (
 // more within some milliseconds. AnnounceMove is the one who waits, while the other program still gets ready: it moves
 // the process that calls it to the cgroup in which it is.
 //
-// One that is called while another waits returns at once: it is done by that.
+// One that is called while another waits returns at once: it is done by that. If somebody else moves the process in the
+// microseconds between the look at where it is and the move, it is moved back.
 //
 // Source: cgroup_attach_lock in kernel/cgroup/cgroup.c, rcu_sync_enter in kernel/rcu/sync.c. Without the lock's quick
 // side (the mount option favordynmods) there is nothing to wait for, and this takes no time.
