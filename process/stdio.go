@@ -397,7 +397,7 @@ func splice(out, in syscall.RawConn, mayNap func() bool) (n int64, err error) {
 	failed := out.Write(func(to uintptr) (done bool) {
 		closed := in.Control(func(from uintptr) {
 			err = ignoringEINTR(func() error {
-				moved, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, from, 0, to, 0, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+				moved, _, errno := unix.Syscall6(unix.SYS_SPLICE, from, 0, to, 0, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 				if errno != 0 {
 					return errno
 				}
@@ -557,8 +557,10 @@ func readable(f *os.File) error {
 // isReady says whether a file is ready for the events, has failed or is at its end
 // (poll(2)).
 //
-// This and splice are raw system calls, as they do not wait: of one that might, Go wakes up
-// a thread of its own to watch it (sysmon), which took as much time as all the rest.
+// It is a raw system call, as it waits for nothing: of one that might, Go wakes up a thread of
+// its own to watch it (sysmon). splice must not be one. It takes the pipe's lock, which a
+// writer holds while it copies from its memory, and that may be on a file system that has
+// stopped: a raw call would keep the only P, and thereby the whole process.
 func isReady(fd int, events int16) bool {
 	fds, now := unix.PollFd{Fd: int32(fd), Events: events}, unix.Timespec{}
 	var n uintptr
