@@ -3,8 +3,12 @@ package cgroups
 // The only place that chooses between v1 and v2.
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -62,15 +66,18 @@ var v1Controllers = []string{
 // hostLayout is the layout of this host. Mounts do not change under a running shim, and the shim never changes its
 // mount namespace, so that it is looked up once.
 var hostLayout = sync.OnceValues(func() (*layout, error) {
-	mounts, err := readFile("/proc/self/mountinfo")
+	const path = "/proc/self/mountinfo"
+	fd, err := openFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot find cgroup mounts: %w", err)
 	}
+	mounts := os.NewFile(uintptr(fd), path)
+	defer mounts.Close()
 	var st unix.Statfs_t
 	err = unix.Statfs(defaultMountpoint, &st)
 	l, err := newLayout(mounts, err == nil && st.Type == unix.CGROUP2_SUPER_MAGIC)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot find cgroup mounts: %w", err)
 	}
 	l.proc = "/proc"
 	l.hugepages = hugepageSizes("/sys/kernel/mm/hugepages")
@@ -84,13 +91,17 @@ func Prepare() { _, _ = hostLayout() }
 // newLayout decides from the text of a mountinfo file, and from whether /sys/fs/cgroup is a cgroup2 mount itself.
 // Hybrid is v1: there, the cgroup2 mount is systemd's own, for tracking, and other software leaves processes where
 // they are in it.
-func newLayout(mountinfo string, unified bool) (*layout, error) {
+//
+// It keeps only the lines that are of use, and reads in small pieces: the others are hundreds on a node, and long.
+func newLayout(mountinfo io.Reader, unified bool) (*layout, error) {
 	l := &layout{}
-	for line := range strings.Lines(mountinfo) {
-		if !strings.Contains(line, " - cgroup") { // a node has hundreds of other mounts
+	lines := bufio.NewScanner(mountinfo)
+	lines.Buffer(nil, 1<<20) // The options of an overlay name all its layers.
+	for lines.Scan() {
+		if !bytes.Contains(lines.Bytes(), []byte(" - cgroup")) {
 			continue
 		}
-		m, ok := parseMount(line)
+		m, ok := parseMount(lines.Text())
 		switch {
 		case !ok:
 		case m.fstype == "cgroup2":
@@ -101,6 +112,9 @@ func newLayout(mountinfo string, unified bool) (*layout, error) {
 			l.addV1(m)
 		}
 	}
+	if err := lines.Err(); err != nil {
+		return nil, err
+	}
 	hasController := func(h hierarchy) bool { return !strings.HasPrefix(h.controllers[0], "name=") }
 	switch {
 	case unified && l.unified != nil:
@@ -110,7 +124,7 @@ func newLayout(mountinfo string, unified bool) (*layout, error) {
 	case l.unified != nil:
 		l.v1 = nil
 	default:
-		return nil, fmt.Errorf("cannot find cgroup mounts: no hierarchy with controllers is mounted: %w", errdefs.ErrNotImplemented)
+		return nil, fmt.Errorf("no hierarchy with controllers is mounted: %w", errdefs.ErrNotImplemented)
 	}
 	return l, nil
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -46,7 +47,7 @@ func TestLayout(t *testing.T) {
 			mountinfo: "9 1 0:30 /docker/x /var/lib/x/memory rw - cgroup cgroup rw,memory\n" + systemdHybrid, v1: []hierarchy{hybrid[2], hybrid[0], hybrid[1]},
 		},
 	} {
-		l, err := newLayout(c.mountinfo, c.isUnified)
+		l, err := newLayout(strings.NewReader(c.mountinfo), c.isUnified)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		} else if !reflect.DeepEqual(l.unified, c.unified) || !reflect.DeepEqual(l.v1, c.v1) {
@@ -54,7 +55,7 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	for _, mountinfo := range []string{"", "nonsense\n", "32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n"} {
-		if _, err := newLayout(mountinfo, false); !errdefs.IsNotImplemented(err) {
+		if _, err := newLayout(strings.NewReader(mountinfo), false); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%q: got %v, want not implemented", mountinfo, err)
 		}
 	}

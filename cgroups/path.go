@@ -159,7 +159,7 @@ type mount struct {
 // parseMount parses a line; false if it is malformed. Options are those of the superblock, which name v1's
 // controllers.
 func parseMount(line string) (mount, bool) {
-	before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+	before, after, ok := strings.Cut(line, " - ")
 	fields, tail := strings.Fields(before), strings.Fields(after)
 	if !ok || len(fields) < 6 || len(tail) < 3 {
 		return mount{}, false
