@@ -8,9 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -355,190 +353,6 @@ func copyStream(dst, src *os.File) {
 	}
 }
 
-// spliceStream copies from a pipe to another, such as a fifo, as copyStream does, but
-// by handing over the pages that the data is in (splice(2)): they never come to this
-// process. It returns false, and has copied nothing, if the two are not of that kind.
-func spliceStream(dst, src *os.File) bool {
-	in, err := src.SyscallConn()
-	if err != nil {
-		return false
-	}
-	out, err := dst.SyscallConn()
-	if err != nil {
-		return false
-	}
-	p := &pace{src: src, dst: dst, size: pipeSize}
-	for {
-		n, err := splice(out, in, p.mayNap)
-		p.moved += n
-		switch {
-		case errors.Is(err, errFull):
-			time.Sleep(p.nap + beyond)
-		case errors.Is(err, unix.EAGAIN):
-			if !p.awaitSource() {
-				return true
-			}
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
-			return false // It is so from the beginning, or never.
-		case n == 0, err != nil:
-			return true
-		}
-	}
-}
-
-// errFull is EAGAIN because of the destination.
-var errFull = fmt.Errorf("the pipe is full: %w", unix.EAGAIN)
-
-// splice moves what is in one pipe to another. If that has no room it waits for some, or
-// returns errFull if mayNap says so. It returns EAGAIN if there is nothing to move: a
-// container can read from its own output, too.
-func splice(out, in syscall.RawConn, mayNap func() bool) (n int64, err error) {
-	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
-	failed := out.Write(func(to uintptr) (done bool) {
-		closed := in.Control(func(from uintptr) {
-			err = ignoringEINTR(func() error {
-				moved, _, errno := unix.Syscall6(unix.SYS_SPLICE, from, 0, to, 0, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-				if errno != 0 {
-					return errno
-				}
-				n = int64(moved)
-				return nil
-			})
-		})
-		if closed != nil {
-			err = closed
-		}
-		if !errors.Is(err, unix.EAGAIN) || isReady(int(to), unix.POLLOUT) {
-			return true
-		}
-		if mayNap() {
-			err = errFull
-			return true
-		}
-		return false
-	})
-	if failed != nil {
-		return 0, failed
-	}
-	return n, err
-}
-
-// pace is how to wait for room in a pipe. The kernel tells of room at each read, and to be
-// woken up for each costs more than to move what has been read for. If the reader is slow,
-// as containerd is with logs, it is better to sleep for as long as it takes about half of
-// what is in the pipe, in a pipe of more than the usual size.
-type pace struct {
-	src, dst *os.File
-	// moved has been since the time since, which is zero until the pipe is full.
-	moved int64
-	since time.Time
-
-	nap   time.Duration // for half of the pipe, as it was the last time
-	large bool          // the pipes have been made larger
-	size  int64         // of dst
-}
-
-const (
-	pipeSize  = 64 << 10 // pipe(7), "Pipe capacity"
-	floodSize = 256 << 10
-
-	// shortestNap is no less than the Go runtime's timers take when all is idle.
-	shortestNap = time.Millisecond
-	longestNap  = 10 * time.Millisecond
-	// beyond lets a nap of whole milliseconds be one sleep: the runtime asks the kernel
-	// for no fraction of one, and would do that again for what it lacks (netpoll).
-	beyond = 20 * time.Microsecond
-	// window is the shortest time that tells how fast a reader is who is not slept for.
-	window = 5 * time.Millisecond
-)
-
-// mayNap says, of a pipe that is full, whether it is to be slept for.
-func (p *pace) mayNap() bool {
-	now := time.Now()
-	elapsed := min(now.Sub(p.since), time.Second)
-	switch {
-	case p.since.IsZero():
-		p.since, p.moved = now, 0
-	case p.moved == 0:
-		// The reader has stopped, maybe for long.
-		p.since, p.nap = time.Time{}, 0
-	case p.nap > 0 || elapsed >= window:
-		p.measure(elapsed)
-		p.since, p.moved = now, 0
-	}
-	return p.nap > 0
-}
-
-// awaitSource waits for the source, which is empty, as waitReadable does. Meanwhile the
-// pipes get their usual size back, as soon as what is in them fits.
-func (p *pace) awaitSource() bool {
-	p.since = time.Time{} // Until the pipe is full again, no time tells how fast the reader is.
-	if !p.large {
-		return waitReadable(p.src)
-	}
-	for tries := 0; ; tries++ {
-		if p.resize(pipeSize) {
-			p.large, p.nap = false, 0
-			break
-		}
-		if tries == 10 {
-			break // The reader has stopped.
-		}
-		if err := p.src.SetReadDeadline(time.Now().Add(10 * longestNap)); err != nil {
-			return false
-		}
-		err := readable(p.src)
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return errors.Join(err, p.src.SetReadDeadline(time.Time{})) == nil
-		}
-	}
-	return p.src.SetReadDeadline(time.Time{}) == nil && readable(p.src) == nil
-}
-
-// measure sets the nap by what was moved in a time.
-func (p *pace) measure(elapsed time.Duration) {
-	size := p.size
-	if !p.large {
-		size = max(size, floodSize)
-	}
-	p.nap = min(elapsed*time.Duration(size/2)/time.Duration(p.moved), longestNap).Truncate(shortestNap)
-	if p.nap > 0 && !p.large {
-		p.large = true
-		p.resize(floodSize)
-		p.measure(elapsed)
-	}
-}
-
-// resize gives both pipes a size, and says whether they have no more than that. It stops
-// at one that has more in it; one that is smaller than usual is left as it is. They are
-// large only as long as they are of use: all pipes of a user count together (pipe(7),
-// /proc/sys/fs/pipe-user-pages-soft).
-func (p *pace) resize(size int) bool {
-	done := true
-	for _, f := range []*os.File{p.dst, p.src} {
-		conn, err := f.SyscallConn()
-		if err != nil {
-			return false
-		}
-		_ = conn.Control(func(fd uintptr) {
-			n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
-			if err == nil && n != size && n >= pipeSize {
-				if m, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size); err == nil {
-					n = m
-				}
-			}
-			if f == p.dst {
-				p.size = int64(max(n, 1))
-			}
-			done = n <= size
-		})
-		if !done {
-			return false
-		}
-	}
-	return true
-}
-
 // waitReadable waits until a read from f would not wait, because there is data,
 // the end or an error. It returns false if f was closed.
 func waitReadable(f *os.File) bool { return readable(f) == nil }
@@ -558,19 +372,7 @@ func readable(f *os.File) error {
 // (poll(2)).
 //
 // It is a raw system call, as it waits for nothing: of one that might, Go wakes up a thread of
-// its own to watch it (sysmon). splice must not be one. It takes the pipe's lock, which a
-// writer holds while it copies from its memory, and that may be on a file system that has
-// stopped: a raw call would keep the only P, and thereby the whole process.
+// its own to watch it (sysmon).
 func isReady(fd int, events int16) bool {
-	fds, now := unix.PollFd{Fd: int32(fd), Events: events}, unix.Timespec{}
-	var n uintptr
-	err := ignoringEINTR(func() error {
-		var errno unix.Errno
-		n, _, errno = unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-		if errno != 0 {
-			return errno
-		}
-		return nil
-	})
-	return n > 0 || err != nil
+	return poll(uintptr(fd), events, 0)
 }
