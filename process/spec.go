@@ -44,6 +44,47 @@ type spec struct {
 		MountLabel  string                 `json:"mountLabel"`
 		IntelRdt    json.RawMessage        `json:"intelRdt"`
 	} `json:"linux"`
+
+	sandboxShares *uint64 // instead of resources; nil for a spec from a file
+}
+
+// SandboxSpec is the part of an OCI spec that a sandbox of the Sandbox API needs. To encode
+// or decode a whole [specs.Spec] would cost 0.3 MB that stay: package encoding/json keeps
+// tables of all types below it.
+type SandboxSpec struct {
+	Version     string            `json:"ociVersion"`
+	Hostname    string            `json:"hostname,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Process     struct {
+		User specs.User `json:"user"`
+		Args []string   `json:"args"`
+		Cwd  string     `json:"cwd"`
+	} `json:"process"`
+	Linux struct {
+		Namespaces  []specs.LinuxNamespace `json:"namespaces,omitempty"`
+		UIDMappings []specs.LinuxIDMapping `json:"uidMappings,omitempty"`
+		GIDMappings []specs.LinuxIDMapping `json:"gidMappings,omitempty"`
+		Sysctl      map[string]string      `json:"sysctl,omitempty"`
+		CgroupsPath string                 `json:"cgroupsPath,omitempty"`
+		Resources   struct {
+			CPU struct {
+				Shares uint64 `json:"shares,omitempty"`
+			} `json:"cpu"`
+		} `json:"resources"`
+	} `json:"linux"`
+}
+
+// spec returns what readSpec would, had the spec been written to a bundle.
+func (s *SandboxSpec) spec() *spec {
+	out := &spec{Version: s.Version, Hostname: s.Hostname, Annotations: s.Annotations}
+	out.Process.User = s.Process.User
+	out.Linux.Namespaces = s.Linux.Namespaces
+	out.Linux.UIDMappings, out.Linux.GIDMappings = s.Linux.UIDMappings, s.Linux.GIDMappings
+	out.Linux.Sysctl, out.Linux.CgroupsPath = s.Linux.Sysctl, s.Linux.CgroupsPath
+	if shares := s.Linux.Resources.CPU.Shares; shares != 0 {
+		out.sandboxShares = &shares
+	}
+	return out
 }
 
 // readSpec reads the config.json of a bundle.
@@ -77,6 +118,9 @@ func (s *spec) resources() (*specs.LinuxResources, error) {
 // it is first decoded (encoding/json.typeFields), and what containerd gives to sandboxes
 // is nearly always the same and little.
 func (s *spec) sandboxResources() (*specs.LinuxResources, error) {
+	if s.sandboxShares != nil {
+		return &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: s.sandboxShares}}, nil
+	}
 	var usual struct {
 		Devices json.RawMessage `json:"devices"`
 		CPU     struct {

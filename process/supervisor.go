@@ -47,7 +47,7 @@ func (h *Supervisor) Create(ctx context.Context, r CreateRequest) (*Task, error)
 }
 
 func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error) {
-	s, err := readSpec(r.Bundle)
+	s, err := specOf(r)
 	if err != nil {
 		return nil, err
 	}
@@ -66,6 +66,13 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 	}
 	defer leave()
 	return h.newContainer(ctx, r, s)
+}
+
+func specOf(r CreateRequest) (*spec, error) {
+	if r.Spec != nil {
+		return r.Spec.spec(), nil
+	}
+	return readSpec(r.Bundle)
 }
 
 func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {

@@ -67,6 +67,8 @@ type CreateRequest struct {
 	// Sandbox asks for a sandbox, as the annotations in a spec may do. Such a one
 	// is no task to containerd, which is told nothing of it by events.
 	Sandbox bool
+	// Spec is what the spec in the bundle says; nil if it is to be read.
+	Spec *SandboxSpec
 	// Files are made for the sandbox; nil if the client makes them.
 	Files *PodFiles
 }

@@ -111,43 +111,11 @@ func (c *podConfig) userNamespace() *userNamespace {
 	return nil
 }
 
-// sandboxSpec is the part of an OCI spec that a sandbox needs. To encode or decode
-// a whole [specs.Spec] would cost 0.3 MB that stay: package encoding/json keeps
-// tables of all types below it.
-type sandboxSpec struct {
-	Version     string            `json:"ociVersion"`
-	Hostname    string            `json:"hostname,omitempty"`
-	Annotations map[string]string `json:"annotations,omitempty"`
-	Process     specProcess       `json:"process"`
-	Linux       specLinux         `json:"linux"`
-}
-
-type specProcess struct {
-	User specs.User `json:"user"`
-	Args []string   `json:"args"`
-	Cwd  string     `json:"cwd"`
-}
-
-type specLinux struct {
-	Namespaces  []specs.LinuxNamespace `json:"namespaces,omitempty"`
-	UIDMappings []specs.LinuxIDMapping `json:"uidMappings,omitempty"`
-	GIDMappings []specs.LinuxIDMapping `json:"gidMappings,omitempty"`
-	Sysctl      map[string]string      `json:"sysctl,omitempty"`
-	CgroupsPath string                 `json:"cgroupsPath,omitempty"`
-	Resources   specResources          `json:"resources"`
-}
-
-type specResources struct {
-	CPU struct {
-		Shares uint64 `json:"shares,omitempty"`
-	} `json:"cpu"`
-}
-
 // spec describes the sandbox as CRI does by itself, for a sandbox that is a
 // container (sandboxContainerSpec in containerd's internal/cri/server/podsandbox).
 // netns is the path of the network namespace. The user namespace, if the pod has
 // one, is that which owns it.
-func (c *podConfig) spec(id, netns string) *sandboxSpec {
+func (c *podConfig) spec(id, netns string) *process.SandboxSpec {
 	namespaces := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	add := func(t specs.LinuxNamespaceType, path string) {
 		namespaces = append(namespaces, specs.LinuxNamespace{Type: t, Path: path})
@@ -159,12 +127,12 @@ func (c *podConfig) spec(id, netns string) *sandboxSpec {
 	if modes.IPC != modeNode {
 		add(specs.IPCNamespace, "")
 	}
-	s := &sandboxSpec{
+	s := &process.SandboxSpec{
 		Version:     "1.0.2", // nothing newer is used
 		Annotations: c.annotations(id),
-		Process:     specProcess{User: c.user(), Cwd: "/", Args: []string{"/pause"}},
-		Linux:       specLinux{CgroupsPath: c.cgroupsPath(id), Sysctl: c.sysctls()},
 	}
+	s.Process.User, s.Process.Cwd, s.Process.Args = c.user(), "/", []string{"/pause"}
+	s.Linux.CgroupsPath, s.Linux.Sysctl = c.cgroupsPath(id), c.sysctls()
 	s.Linux.Resources.CPU.Shares = sandboxShares
 	if modes.Network != modeNode {
 		s.Hostname = c.Hostname

@@ -30,7 +30,7 @@ import (
 type podSandbox struct {
 	task    *process.Task
 	config  *podConfig // nil for a client that is not CRI
-	spec    *sandboxSpec
+	spec    *process.SandboxSpec
 	netns   string    // path of the network namespace; empty for one that the sandbox has made, or the host's
 	started time.Time // guarded by Service.mu; zero before
 }
@@ -81,6 +81,9 @@ func (s *Service) makeSandbox(ctx context.Context, r *api.CreateSandboxRequest) 
 	if err != nil {
 		return nil, err
 	}
+	if config != nil {
+		request.Spec = spec
+	}
 	task, err := s.supervisor.Create(ctx, request)
 	if err != nil {
 		return nil, err
@@ -92,7 +95,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *api.CreateSandboxRequest) 
 // writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
 // pod's configuration instead of one; other clients may have given one when they
 // made the bundle, or none, then the pod gets all namespaces anew.
-func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*sandboxSpec, error) {
+func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*process.SandboxSpec, error) {
 	path := filepath.Join(r.BundlePath, "config.json")
 	if config == nil {
 		switch spec, err := givenSpec(path, r); {
@@ -117,13 +120,13 @@ func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*sandboxSpec, er
 
 // givenSpec reads the spec that a client has put into the bundle, and adds what
 // the request says besides. All else in the file stays as it is, known or not.
-func givenSpec(path string, r *api.CreateSandboxRequest) (*sandboxSpec, error) {
+func givenSpec(path string, r *api.CreateSandboxRequest) (*process.SandboxSpec, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the spec: %w", err)
 	}
 	var whole, linux map[string]json.RawMessage
-	spec := new(sandboxSpec)
+	spec := new(process.SandboxSpec)
 	err = errors.Join(json.Unmarshal(data, spec), json.Unmarshal(data, &whole))
 	if err == nil && whole["linux"] != nil {
 		err = json.Unmarshal(whole["linux"], &linux)
@@ -134,7 +137,7 @@ func givenSpec(path string, r *api.CreateSandboxRequest) (*sandboxSpec, error) {
 	if r.NetnsPath == "" && len(r.Annotations) == 0 {
 		return spec, nil
 	}
-	spec.add(r)
+	addToSpec(spec, r)
 	if linux == nil {
 		linux = make(map[string]json.RawMessage)
 	}
@@ -149,9 +152,9 @@ func givenSpec(path string, r *api.CreateSandboxRequest) (*sandboxSpec, error) {
 	return spec, os.WriteFile(path, data, 0o600)
 }
 
-// add gives the path of the network namespace and the annotations of a request to
+// addToSpec gives the path of the network namespace and the annotations of a request to
 // a spec.
-func (s *sandboxSpec) add(r *api.CreateSandboxRequest) {
+func addToSpec(s *process.SandboxSpec, r *api.CreateSandboxRequest) {
 	if s.Annotations == nil {
 		s.Annotations = make(map[string]string)
 	}
@@ -329,13 +332,13 @@ func (s *Service) sandboxStatus(_ context.Context, r *api.SandboxStatusRequest) 
 // internal/cri/server/podsandbox/types).
 func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]string, error) {
 	info := struct {
-		Pid            int          `json:"pid"`
-		Status         string       `json:"processStatus"`
-		NetNSClosed    bool         `json:"netNamespaceClosed"`
-		RuntimeType    string       `json:"runtimeType"`
-		RuntimeOptions any          `json:"runtimeOptions"`
-		Config         *podConfig   `json:"config"`
-		RuntimeSpec    *sandboxSpec `json:"runtimeSpec"`
+		Pid            int                  `json:"pid"`
+		Status         string               `json:"processStatus"`
+		NetNSClosed    bool                 `json:"netNamespaceClosed"`
+		RuntimeType    string               `json:"runtimeType"`
+		RuntimeOptions any                  `json:"runtimeOptions"`
+		Config         *podConfig           `json:"config"`
+		RuntimeSpec    *process.SandboxSpec `json:"runtimeSpec"`
 	}{
 		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options, Config: sb.config, RuntimeSpec: sb.spec,
 	}
@@ -343,7 +346,7 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 		_, err := os.Stat(sb.netns)
 		info.NetNSClosed = errors.Is(err, fs.ErrNotExist)
 	}
-	data, err := json.Marshal(info)
+	data, err := process.EncodeJSON(info)
 	if err != nil {
 		return nil, err
 	}
