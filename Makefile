@@ -32,11 +32,8 @@ ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 GORUNTIME := $(BIN)/goruntime
 OVERLAY   := $(BIN)/overlay.json
 
-# Generated code of protobuf messages registers itself when a program starts: 260 kB, for good. The shim encodes and
-# decodes messages by shim/wire, from the fields of structs alone. So it is built with stand-ins for two modules that
-# have no more than that: of containerd's API the one type that containerd's package mount imports, for two functions
-# that nothing here calls, and of cgroups/v3 the types of metrics. Whatever else would need these modules does not build.
-STANDINS := $(BIN)/standins
+# The shim is built with stand-ins for some modules, which take less memory and time when it starts.
+STANDINS := cmd/$(NAME)/standins.sh
 MODFILE  := $(BIN)/go.mod
 
 # More arguments of go test for the integration tests. Which shims and which OCI
@@ -90,17 +87,8 @@ overlay:
 
 .PHONY: modfile
 modfile:
-	@mkdir -p $(STANDINS)/api/types $(STANDINS)/cgroups/cgroup1/stats $(STANDINS)/cgroups/cgroup2/stats
-	@printf 'module github.com/containerd/containerd/api\n\ngo 1.24\n' >$(STANDINS)/api/go.mod
-	@printf 'package types\n\ntype Mount struct {\n\tType, Source, Target string\n\tOptions []string\n}\n' >$(STANDINS)/api/types/mount.go
-	@printf 'module github.com/containerd/cgroups/v3\n\ngo 1.24\n' >$(STANDINS)/cgroups/go.mod
-	@$(GO) mod download github.com/containerd/cgroups/v3
-	@dir=$$($(GO) list -m -f '{{.Dir}}' github.com/containerd/cgroups/v3) && for v in 1 2; do \
-		{ echo 'package stats'; sed -n '/^type .* struct {/,/^}/{/protoimpl\./d;p}' $$dir/cgroup$$v/stats/metrics.pb.go; } \
-			>$(STANDINS)/cgroups/cgroup$$v/stats/metrics.go || exit; done
-	@cp go.mod go.sum $(BIN)/
-	@$(GO) mod edit -replace github.com/containerd/containerd/api=$(STANDINS)/api \
-		-replace github.com/containerd/cgroups/v3=$(STANDINS)/cgroups $(MODFILE)
+	@mkdir -p $(BIN)
+	@$(STANDINS) -g '$(GO)' $(BIN)
 
 .PHONY: build
 build: overlay modfile ## build the shim, static, into bin/ (GOARCH=arm64 for another machine)

@@ -2,6 +2,7 @@ package task
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -215,7 +216,10 @@ func (c *podConfig) annotations(id string) map[string]string {
 // bundle: <state>/<plugin>/<namespace>/<id>, with a link work to
 // <root>/<plugin>/<namespace>/<id> (getSandboxRootDir in internal/cri/server).
 func (c *podConfig) files(id, bundle string) (*process.PodFiles, error) {
-	work, err := filepath.EvalSymlinks(filepath.Join(bundle, "work"))
+	work, err := os.Readlink(filepath.Join(bundle, "work"))
+	if err == nil && !filepath.IsAbs(work) {
+		err = fmt.Errorf("%s is not an absolute path", work)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot find containerd's root directory: %w", err)
 	}

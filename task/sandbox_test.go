@@ -402,6 +402,19 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 	if _, err := os.Stat(h.files); !os.IsNotExist(err) {
 		t.Error("files are left")
 	}
+	for name, link := range map[string]func(path string) error{
+		"no link":         func(string) error { return nil },
+		"a relative link": func(path string) error { return os.Symlink("root", path) },
+	} {
+		h := newHome(t)
+		path := filepath.Join(h.bundle, "work")
+		must(t, os.Remove(path))
+		must(t, link(path))
+		_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, config(t)))
+		if err == nil || !strings.Contains(err.Error(), "containerd's root directory") {
+			t.Errorf("%s: got error %v", name, err)
+		}
+	}
 	r := n.createRequest(newHome(t), config(t))
 	n.createSandbox(r)
 	_, err = n.sandboxes.CreateSandbox(testContext(t), r)

@@ -24,7 +24,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/runtime/protoiface"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Marshal returns the encoding of a message, which is a pointer to a struct. A field
@@ -60,16 +59,17 @@ func (m message) Reset() { reflect.ValueOf(m.content).Elem().SetZero() }
 
 // ProtoReflect implements [proto.Message].
 func (m message) ProtoReflect() protoreflect.Message {
-	return reflection{Message: noFields, message: m}
+	return reflection{message: m}
 }
 
-// noFields is what a message looks like to those who would look into it.
-var noFields = (&emptypb.Empty{}).ProtoReflect()
-
+// reflection has no more than proto.Marshal and proto.Unmarshal need; the rest is not there.
 type reflection struct {
 	protoreflect.Message
 	message message
 }
+
+// IsValid implements [protoreflect.Message].
+func (r reflection) IsValid() bool { return true }
 
 // Interface implements [protoreflect.Message].
 func (r reflection) Interface() protoreflect.ProtoMessage { return r.message }
