@@ -74,8 +74,9 @@ type trimmer struct {
 	mu    sync.Mutex
 	timer *time.Timer // guarded by mu
 
-	trimming sync.Mutex
-	used     int // bytes after the last trim, 0 before it; guarded by trimming
+	trimming sync.Mutex // guards what follows
+	used     int        // bytes that growth is counted from, 0 before the first trim
+	trimmed  bool       // there has been no burst since memory was given back
 }
 
 // intercept implements ttrpc.UnaryServerInterceptor.
@@ -103,21 +104,48 @@ func (t *trimmer) touch() {
 func (t *trimmer) trim() {
 	t.trimming.Lock()
 	defer t.trimming.Unlock()
-	if t.used == 0 {
+	first := t.used == 0
+	if first {
 		debug.SetGCPercent(gcPercent)
 	}
 	used, err := anonymousMemory()
 	if err != nil {
 		log.L.WithError(err).Debug("cannot tell how much memory there is to give back")
-	}
-	if err == nil && used < t.used+worthCollecting {
-		t.used = min(t.used, used)
+		debug.FreeOSMemory()
 		return
 	}
-	debug.FreeOSMemory()
-	if used, err = anonymousMemory(); err == nil {
-		t.used = used
+	growth := used - t.used
+	if !t.isWorth(used) {
+		return
 	}
+	for {
+		debug.FreeOSMemory()
+		last := used
+		if used, err = anonymousMemory(); err != nil {
+			return
+		}
+		// What was in a [sync.Pool], say, is garbage only to the collection after the next.
+		if first || growth < 4*worthCollecting || used > last-worthCollecting/4 {
+			break
+		}
+	}
+	t.used, t.trimmed = used, true
+}
+
+// isWorth says whether memory is to be given back, after a burst that has left so many bytes
+// in use. To what is in use after the first one that follows a trim it gets used: each burst
+// needs so much again, such as those in which containerd asks for statistics, each second.
+func (t *trimmer) isWorth(used int) bool {
+	switch growth := used - t.used; {
+	case t.trimmed && growth < 2*worthCollecting:
+		t.used = used
+	case growth < worthCollecting:
+		t.used = min(t.used, used)
+	default:
+		return true
+	}
+	t.trimmed = false
+	return false
 }
 
 // anonymousMemory returns how many bytes of this process are in memory, and of no file:
