@@ -22,10 +22,11 @@ TAGS    := no_grpc
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(EARLY)
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
-# Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go), and the mark
-# bits of its garbage collector in chunks of 64 kB (runtime/mheap.go). There are four lists for each class of sizes, and
+# Go's runtime keeps its lists of memory spans in blocks that fit heaps of gigabytes (runtime/mspanset.go), at multiples
+# of 512 bytes, which leaves more bits of a pointer to other use than few threads need (runtime/tagptr.go, netpoll.go), and
+# the mark bits of its garbage collector in chunks of 64 kB (runtime/mheap.go). There are four lists for each class of sizes, and
 # in a process of this size most of each block is never used, but zeroed: up to 1.5 MB for good once the collector has
-# run some times. So the program is built with smaller ones, by copies of these files that differ in four constants.
+# run some times. So the program is built with smaller ones, by copies of these files that differ in six constants.
 # And when it starts it reads /proc/self/mountinfo, which is long on a node, to find the CPU limit of its cgroup, even if
 # GOMAXPROCS is set, as it is for a shim: the copy of runtime/cgroup_linux.go does not then.
 # A Go that does not have these lines is used as it is. The copies' names keep them out of the module's packages.
@@ -70,19 +71,22 @@ help: ## show this list
 overlay:
 	@mkdir -p $(GORUNTIME)
 	@dir=$$($(GO) env GOROOT)/src/runtime && \
-	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 56 /' \
+	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 12 /' \
 		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' \
-		-e 's/^\tpad \[tagAlign - unsafe.Sizeof(spanSetBlockHeader{})\]byte/\tpad [64 - unsafe.Sizeof(spanSetBlockHeader{})]byte/' \
+		-e 's/^\tpad \[tagAlign - unsafe.Sizeof(spanSetBlockHeader{})\]byte/\tpad [32 - unsafe.Sizeof(spanSetBlockHeader{})]byte/' \
 		"$$dir/mspanset.go" >$(GORUNTIME)/mspanset.copy; \
 	sed -e 's/^const gcBitsChunkBytes = uintptr(64 << 10)/const gcBitsChunkBytes = uintptr(4 << 10)/' \
 		"$$dir/mheap.go" >$(GORUNTIME)/mheap.copy; \
 	sed -e 's/^func defaultGOMAXPROCSInit() {/&\n\tif gogetenv("GOMAXPROCS") != "" { return }/' \
 		"$$dir/cgroup_linux.go" >$(GORUNTIME)/cgroup_linux.copy; \
-	replace= && changes= && for f in mspanset mheap cgroup_linux; do \
+	sed -e 's/^const tagAlignBits = 9$$/const tagAlignBits = 7/' "$$dir/tagptr.go" >$(GORUNTIME)/tagptr.copy; \
+	sed -e 's/\[tagAlign - unsafe.Sizeof(pollDesc{})\]byte/[3*tagAlign - unsafe.Sizeof(pollDesc{})]byte/' \
+		"$$dir/netpoll.go" >$(GORUNTIME)/netpoll.copy; \
+	replace= && changes= && for f in mspanset mheap cgroup_linux tagptr netpoll; do \
 		n=$$(diff "$$dir/$$f.go" $(GORUNTIME)/$$f.copy | grep -c '^>'); changes="$$changes $$n"; \
 		[ "$$n" = 0 ] || replace="$$replace$${replace:+, }\"$$dir/$$f.go\": \"$(GORUNTIME)/$$f.copy\""; done; \
 	printf '{"Replace": {%s}}\n' "$$replace" >$(OVERLAY) && \
-	if [ "$$changes" != ' 3 1 1' ]; then \
+	if [ "$$changes" != ' 3 1 1 1 1' ]; then \
 		echo "build: $$($(GO) version) has another runtime: the shim will need more memory and time" >&2; fi
 
 .PHONY: modfile
