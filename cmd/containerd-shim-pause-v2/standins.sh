@@ -12,7 +12,8 @@
 #	protobuf, genproto/rpc    the messages that are left (Any, Timestamp, Empty, Status) register themselves when the
 #	                          first one is looked into, which takes an error with details; and protobuf does not
 #	                          read the program's file to make its texts unpredictable
-#	grpc                      its status codes do not import the package that sets up gRPC's logging
+#	grpc                      its status codes do not import the package that sets up gRPC's logging, and the copy of a
+#	                          Status for each error that is answered is made without looking into it
 #
 # Whatever else would need the first two does not build. Where a version of the others has not the lines that are to
 # be changed, it is used as it is.
@@ -130,7 +131,10 @@ if lazy $dir/$module/status/status.pb.go; then replace $module; else as_it_is $m
 
 module=google.golang.org/grpc
 copy $module
-if changed $dir/$module/codes/code_string.go -e '/"google.golang.org\/grpc\/internal"$/d' -e '/^	internal\.CanonicalString = canonicalString$/d'; then
+status='{Code: s.GetCode(), Message: s.GetMessage(), Details: s.GetDetails()}'
+if changed $dir/$module/internal/status/status.go -e "s/proto\.Clone(s)\.(\*spb\.Status)/\&spb.Status$status/" \
+	-e "s/proto\.Clone(s\.s)\.(\*spb\.Status)/\&spb.Status$(echo "$status" | sed 's/s\.Get/s.s.Get/g')/" &&
+	changed $dir/$module/codes/code_string.go -e '/"google.golang.org\/grpc\/internal"$/d' -e '/^	internal\.CanonicalString = canonicalString$/d'; then
 	replace $module
 else
 	as_it_is $module
