@@ -350,6 +350,31 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 	}
 }
 
+// containerd has ended: nobody reads the answer.
+func TestStartThatCannotAnswer(t *testing.T) {
+	d := newDaemonSide(t)
+	bundle := d.bundle("")
+	params := encode(t, &bootapi.BootstrapParams{
+		InstanceID: "a", Namespace: "test", ContainerdGrpcAddress: "/run/test/containerd.sock", SocketDir: &d.socketDir,
+	})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	var stderr bytes.Buffer
+	cmd := exec.Command("/proc/self/exe", "-namespace", "test", "-id", "a", "start")
+	cmd.Dir, cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = bundle, append(os.Environ(), d.env...), bytes.NewReader(params), w, &stderr
+	_ = cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "cannot answer: "+unix.EPIPE.Error()) {
+		t.Errorf("exit code %d, standard error %q", code, stderr.String())
+	}
+	if left, err := os.ReadDir(d.socketDir); err != nil || len(left) != 0 {
+		t.Errorf("left are %v, error %v", left, err)
+	}
+}
+
 func TestServerThatCannotServeRemovesItsSocketAndSaysWhy(t *testing.T) {
 	d := newDaemonSide(t)
 	d.env = []string{programEnv + "=fail", noExitDelay}

@@ -29,13 +29,13 @@ const (
 	replyLimit = 200 * time.Millisecond
 )
 
-// serve is the life of a shim process. ready is called first, and what the
-// process inherits may be used until then.
-func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListener, ready func() error) error {
+// serve is the life of a shim process, with a socket that it has claimed. ready is called
+// first, and what the process inherits may be used until then.
+func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready func() error) error {
 	// First of all, so that every later way out removes the socket.
-	defer listener.Close()
+	defer socket.Close()
 	removed := sync.OnceValue(func() error {
-		err := removeSocket(listener.Addr().String())
+		err := removeSocket(socket.Name())
 		if err != nil {
 			log.L.WithError(err).Warn("a shim socket may be left")
 		}
@@ -51,18 +51,30 @@ func (c *call) serve(ctx context.Context, b *bootstrap, listener *net.UnixListen
 	if err != nil {
 		return err
 	}
+	// Beside the rest, as it takes half a millisecond. No RPC is handled before it is done.
+	end, signaled := context.WithCancel(ctx)
+	defer signaled()
+	handled := make(chan struct{})
+	go func() {
+		handleSignals(signaled, logs)
+		close(handled)
+	}()
 	peers := &connections{}
-	p, ended, finish, err := c.newProcess(b, peers)
+	p, ended, finish, err := c.newProcess(b, peers, handled)
 	if err != nil {
 		return err
 	}
-	end, signaled := context.WithCancel(ctx)
-	defer signaled()
-	handleSignals(signaled, logs)
 	// Processes of containers outlive those of the OCI runtime that start them.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become child subreaper: %w", err)
 	}
+
+	listener, err := net.FileListener(socket)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", socket.Name(), err)
+	}
+	defer listener.Close()
+	socket.Close() // The listener has a descriptor of its own.
 
 	stop, err := c.program.Serve(ctx, p)
 	if err != nil {
@@ -102,27 +114,30 @@ func (c *call) serveSocket(ctx context.Context) error {
 	if c.socket == "" {
 		return errors.New("no action, and no path to serve on: -socket is missing")
 	}
-	listener, err := claimSocket(c.socket)
-	if err == nil && listener == nil {
+	// Without it, a write to standard error when nobody reads that would end this process.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	socket, err := claimSocket(c.socket)
+	if err == nil && socket == nil {
 		err = fmt.Errorf("cannot listen on %s: a shim listens there", c.socket)
 	}
 	if err != nil {
 		return err
 	}
 	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: &api.Options{}}
-	return c.serve(ctx, b, listener, func() error { return nil })
+	return c.serve(ctx, b, socket, func() error { return nil })
 }
 
 // newProcess returns the process that is served, a channel that is closed when it is
-// asked to end, and what is to be called when nothing is left of it.
-func (c *call) newProcess(b *bootstrap, peers *connections) (p *Process, ended <-chan struct{}, finish func(), err error) {
+// asked to end, and what is to be called when nothing is left of it. It handles RPCs when
+// ready is closed.
+func (c *call) newProcess(b *bootstrap, peers *connections, ready <-chan struct{}) (p *Process, ended <-chan struct{}, finish func(), err error) {
 	bundle, err := os.Getwd()
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
 	}
 	server, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(peers),
-		ttrpc.WithUnaryServerInterceptor((&trimmer{}).intercept),
+		ttrpc.WithUnaryServerInterceptor(after(ready, (&trimmer{}).intercept)),
 	)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
@@ -144,13 +159,19 @@ func (c *call) newProcess(b *bootstrap, peers *connections) (p *Process, ended <
 	}, done, left.finish, nil
 }
 
+// after returns an interceptor that waits for ready to be closed.
+func after(ready <-chan struct{}, next ttrpc.UnaryServerInterceptor) ttrpc.UnaryServerInterceptor {
+	return func(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+		<-ready
+		return next(ctx, u, info, method)
+	}
+}
+
 // handleSignals ends the process on SIGTERM and SIGINT, and writes the stacks
-// of all goroutines to the log on SIGUSR1. It survives SIGPIPE, which the Go
-// runtime makes deadly for stderr; it does not ignore that signal, because
-// containers would inherit it.
+// of all goroutines to the log on SIGUSR1.
 func handleSignals(end func(), logs *logWriter) {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGPIPE)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1)
 	go func() {
 		for s := range signals {
 			switch s {

@@ -128,7 +128,7 @@ func TestClaimsOfAStaleSocketAtTheSameTime(t *testing.T) {
 	for range 50 {
 		makeStale(t, path)
 		const claims = 4
-		listeners := make(chan *net.UnixListener, claims)
+		listeners := make(chan *os.File, claims)
 		var wg sync.WaitGroup
 		for range claims {
 			wg.Go(func() {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 
@@ -27,8 +26,9 @@ func (c *call) start(ctx context.Context) error {
 	if starter == nil {
 		return executeAgain()
 	}
-	// Without it, a write to containerd when that has ended would end this process.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	if c.stdout == os.Stdout {
+		c.stdout = descriptor(unix.Stdout)
+	}
 	// containerd reads stdout and stderr through one pipe and takes all of it
 	// for the answer (binary.Start in core/runtime/v2/binary.go).
 	log.L.Logger.SetOutput(io.Discard)
@@ -48,15 +48,15 @@ func (c *call) start(ctx context.Context) error {
 	if path := c.runningShim(group); path != "" {
 		address = unixScheme + path
 	}
-	listener, err := claimSocket(strings.TrimPrefix(address, unixScheme))
+	socket, err := claimSocket(strings.TrimPrefix(address, unixScheme))
 	if err != nil {
 		return err
 	}
-	if listener == nil {
+	if socket == nil {
 		return c.answer(b, address) // The starter ends with this process.
 	}
-	starter.claimed(listener.Addr().String())
-	return c.serve(ctx, b, listener, func() error {
+	starter.claimed(socket.Name())
+	return c.serve(ctx, b, socket, func() error {
 		if err := c.leave(b); err != nil {
 			return err
 		}
@@ -68,6 +68,24 @@ func (c *call) start(ctx context.Context) error {
 		}
 		return starter.tell()
 	})
+}
+
+// descriptor is a file that can be written to when nobody reads it any more. With [os.Stdout] that
+// would end the process, unless it asks for SIGPIPE, which takes Go a thread and a
+// quarter of a millisecond (os/signal, "SIGPIPE").
+type descriptor int
+
+// Write implements [io.Writer].
+func (d descriptor) Write(data []byte) (n int, err error) {
+	for n < len(data) && err == nil {
+		var written int
+		written, err = unix.Write(int(d), data[n:])
+		n += max(written, 0)
+		if errors.Is(err, unix.EINTR) {
+			err = nil
+		}
+	}
+	return n, err
 }
 
 // answer tells containerd the address of the group's shim.
