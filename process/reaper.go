@@ -33,11 +33,12 @@ type Reaper struct {
 // NewReaper starts to reap orphans until ctx ends.
 func NewReaper(ctx context.Context) *Reaper {
 	r := &Reaper{claimed: make(map[int]struct{})}
-	// One waiting signal is enough: every call of reapOrphans reaps all there are.
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGCHLD)
 	go func() {
+		// One waiting signal is enough: every call of reapOrphans reaps all there are.
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGCHLD)
 		defer signal.Stop(signals)
+		r.reapOrphans() // those that have ended before
 		for {
 			select {
 			case <-signals:
