@@ -73,21 +73,21 @@ overlay:
 	@dir=$$($(GO) env GOROOT)/src/runtime && \
 	sed -e 's/^\tspanSetBlockEntries = 512 /\tspanSetBlockEntries = 12 /' \
 		-e 's/^\tspanSetInitSpineCap = 256 /\tspanSetInitSpineCap = 8 /' \
-		-e 's/^\tpad \[tagAlign - unsafe.Sizeof(spanSetBlockHeader{})\]byte/\tpad [32 - unsafe.Sizeof(spanSetBlockHeader{})]byte/' \
+		-e 's/^\tpad \[tagAlign - unsafe.Sizeof(spanSetBlockHeader{})\]byte/\tpad [(32 - unsafe.Sizeof(spanSetBlockHeader{})%32) % 32]byte/' \
 		"$$dir/mspanset.go" >$(GORUNTIME)/mspanset.copy; \
 	sed -e 's/^const gcBitsChunkBytes = uintptr(64 << 10)/const gcBitsChunkBytes = uintptr(4 << 10)/' \
 		"$$dir/mheap.go" >$(GORUNTIME)/mheap.copy; \
 	sed -e 's/^func defaultGOMAXPROCSInit() {/&\n\tif gogetenv("GOMAXPROCS") != "" { return }/' \
 		"$$dir/cgroup_linux.go" >$(GORUNTIME)/cgroup_linux.copy; \
 	sed -e 's/^const tagAlignBits = 9$$/const tagAlignBits = 7/' "$$dir/tagptr.go" >$(GORUNTIME)/tagptr.copy; \
-	sed -e 's/\[tagAlign - unsafe.Sizeof(pollDesc{})\]byte/[3*tagAlign - unsafe.Sizeof(pollDesc{})]byte/' \
+	sed -e 's/\[tagAlign - unsafe.Sizeof(pollDesc{})\]byte/[(tagAlign - unsafe.Sizeof(pollDesc{})%tagAlign) % tagAlign]byte/' \
 		"$$dir/netpoll.go" >$(GORUNTIME)/netpoll.copy; \
 	replace= && changes= && for f in mspanset mheap cgroup_linux tagptr netpoll; do \
-		n=$$(diff "$$dir/$$f.go" $(GORUNTIME)/$$f.copy | grep -c '^>'); changes="$$changes $$n"; \
-		[ "$$n" = 0 ] || replace="$$replace$${replace:+, }\"$$dir/$$f.go\": \"$(GORUNTIME)/$$f.copy\""; done; \
-	printf '{"Replace": {%s}}\n' "$$replace" >$(OVERLAY) && \
-	if [ "$$changes" != ' 3 1 1 1 1' ]; then \
-		echo "build: $$($(GO) version) has another runtime: the shim will need more memory and time" >&2; fi
+		changes="$$changes $$(diff "$$dir/$$f.go" $(GORUNTIME)/$$f.copy | grep -c '^>')"; \
+		replace="$$replace$${replace:+, }\"$$dir/$$f.go\": \"$(GORUNTIME)/$$f.copy\""; done; \
+	if [ "$$changes" != ' 3 1 1 1 1' ]; then replace=; \
+		echo "build: $$($(GO) version) has another runtime: the shim will need more memory and time" >&2; fi; \
+	printf '{"Replace": {%s}}\n' "$$replace" >$(OVERLAY)
 
 .PHONY: modfile
 modfile:

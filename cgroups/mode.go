@@ -96,7 +96,7 @@ func Prepare() { _, _ = hostLayout() }
 func newLayout(mountinfo io.Reader, unified bool) (*layout, error) {
 	l := &layout{}
 	lines := bufio.NewScanner(mountinfo)
-	lines.Buffer(nil, 1<<20) // The options of an overlay name all its layers.
+	lines.Buffer(nil, 16<<20) // The options of an overlay name all its layers.
 	for lines.Scan() {
 		if !bytes.Contains(lines.Bytes(), []byte(" - cgroup")) {
 			continue

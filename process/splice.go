@@ -3,6 +3,7 @@ package process
 import (
 	"errors"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -68,13 +69,24 @@ func (p *pipes) move(in, out syscall.RawConn) outcome {
 	o := ended
 	_ = out.Control(func(to uintptr) {
 		_ = in.Control(func(from uintptr) {
-			if o = splice(from, to); o == full {
+			if o = splice(from, to); o != full {
+				return
+			}
+			o = stuck
+			if floods.Add(1) <= maxFloods {
 				o = p.run(from, to)
 			}
+			floods.Add(-1)
 		})
 	})
 	return o
 }
+
+// floods is how many streams are being moved by run, each of which keeps a thread. Go never
+// ends a thread, so that others wait as streams do that are not in flood.
+var floods atomic.Int32
+
+const maxFloods = 4
 
 // splice moves what fits.
 func splice(from, to uintptr) outcome {
@@ -131,7 +143,7 @@ type flood struct {
 // run moves as long as the destination is full after it, at most for a turn.
 //
 // As long as the goroutine is in a system call, it must not use the memory manager nor grow its
-// stack. Nor may splice be a raw system call without that: it takes the pipe's lock, which a
+// stack; so nothing may be added to this code, as the race detector or a count of coverage would. Nor may splice be a raw system call without that: it takes the pipe's lock, which a
 // writer holds while it copies from its memory, and that may be on a file system that has
 // stopped. It would keep the only P, and thereby the whole process.
 //

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -99,6 +100,7 @@ func TestFlood(t *testing.T) {
 			}
 			if _, err := w.Write(out); err != nil {
 				t.Error(err)
+				return
 			}
 			select {
 			case <-flooded:
@@ -130,8 +132,18 @@ func TestFlood(t *testing.T) {
 		check()
 	}
 	close(flooded)
-	for all := <-written; want != all; {
-		check()
+	all, told := uint32(0), false
+	for !told || want != all {
+		select {
+		case all = <-written:
+			told = true
+		default: // The writer waits for room.
+			if unread(t, r) >= len(in) {
+				check()
+			} else {
+				time.Sleep(time.Millisecond)
+			}
+		}
 	}
 	for pipeCapacity(t, r) != pipeSize || pipeCapacity(t, w) != pipeSize {
 		time.Sleep(time.Millisecond)
@@ -142,6 +154,46 @@ func TestFlood(t *testing.T) {
 	}
 	if n, err := r.Read(in); err != io.EOF {
 		t.Errorf("at the end there are %d bytes more, %v", n, err)
+	}
+}
+
+// Streams beyond those that may keep a thread are moved as well.
+func TestManyFloods(t *testing.T) {
+	noLeakedFDs(t)
+	var wg sync.WaitGroup
+	for range 3 * maxFloods {
+		src, w := newPipe(t)
+		r, dst := newPipe(t)
+		wg.Go(func() {
+			spliceStream(dst, src)
+			closeAll(src, dst)
+		})
+		wg.Go(func() {
+			_, err := w.Write(make([]byte, 8<<20))
+			if err != nil {
+				t.Error(err)
+			}
+			w.Close()
+		})
+		wg.Go(func() {
+			buf, n := make([]byte, 16<<10), 0
+			for {
+				got, err := r.Read(buf)
+				n += got
+				if err != nil {
+					break
+				}
+				time.Sleep(50 * time.Microsecond)
+			}
+			if n != 8<<20 {
+				t.Errorf("got %d bytes", n)
+			}
+			r.Close()
+		})
+	}
+	wg.Wait()
+	if n := floods.Load(); n != 0 {
+		t.Errorf("%d floods are left", n)
 	}
 }
 

@@ -15,8 +15,8 @@
 #	grpc                      its status codes do not import the package that sets up gRPC's logging, and the copy of a
 #	                          Status for each error that is answered is made without looking into it
 #
-# Whatever else would need the first two does not build. Where a version of the others has not the lines that are to
-# be changed, it is used as it is.
+# Whatever else would need the first two does not build. Where a version of the others has not just the lines that are to
+# be changed, it is used as it is. `go version -m` names all of them with the versions that they are made of.
 set -eu
 
 go=go
@@ -28,18 +28,25 @@ root=$1
 program=./cmd/containerd-shim-pause-v2
 dir=$root/standins
 mkdir -p "$dir"
+# In what is below this directory the program does not name where it was built.
+case $dir in
+"$PWD"/*) relative=.${dir#"$PWD"} ;;
+*) relative=$dir ;;
+esac
 
 directory() { $go list -m -f '{{.Dir}}' "$1"; }
 
 # replace MODULE: let the stand-in be used.
-replace() { $go mod edit -replace "$1=$dir/$1" "$root/go.mod.new"; }
+replace() { $go mod edit -replace "$1=$relative/$1" "$root/go.mod.new"; }
 
-# changed FILE SED-EXPRESSIONS: change a file; false if there is nothing to change.
+# changed FILE LINES SED-EXPRESSIONS: change a file; false, and it stays as it is, unless that takes away and adds so
+# many lines together.
 changed() {
 	file=$1
-	shift
+	lines=$2
+	shift 2
 	sed "$@" "$file" >"$file.new"
-	if cmp -s "$file" "$file.new"; then
+	if [ "$(diff "$file" "$file.new" | grep -c '^[<>]')" != "$lines" ]; then
 		rm "$file.new"
 		return 1
 	fi
@@ -63,12 +70,28 @@ copy() {
 	chmod -R u+w "$dir/$1"
 }
 
-# lazy FILE: let generated code register itself when a message is looked into.
+# lazy FILE: let generated code register itself when a message, of which it has one, is looked into.
 lazy() {
 	init=$(sed -n 's/^func init() { \(file_[a-z_]*_init\)() }$/\1/p' "$1")
-	[ -n "$init" ] && changed "$1" \
+	[ -n "$init" ] && changed "$1" 3 \
 		-e "s/^func init() { $init() }\$/var registered sync.Once/" \
 		-e "s/^func (x \*[A-Za-z]*) ProtoReflect() protoreflect.Message {\$/&\n\tregistered.Do($init)/"
+}
+
+# write_ttrpc_messages writes the messages in the file $generated, as wire knows them.
+write_ttrpc_messages() {
+	cat <<-'END'
+		package ttrpc
+
+		import (
+			"google.golang.org/genproto/googleapis/rpc/status"
+			"google.golang.org/protobuf/reflect/protoreflect"
+
+			"containerd-shim-pause-v2/shim/wire"
+		)
+	END
+	sed -n -e '/^type .* struct {/,/^}/{/protoimpl\./d;p}' -e '/^func (x \*[A-Za-z]*) Get/,/^}/p' "$generated"
+	sed -n 's/^type \(.*\) struct {$/func (x *\1) Reset() { *x = \1{} }\n\nfunc (x *\1) ProtoReflect() protoreflect.Message { return wire.Message(x).ProtoReflect() }\n/p' "$generated"
 }
 
 as_it_is() { echo "build: $1 is used as it is: the shim will need more memory and time" >&2; }
@@ -98,28 +121,19 @@ replace $module
 module=github.com/containerd/ttrpc
 copy $module
 generated=$dir/$module/request.pb.go
-{
-	cat <<-'END'
-		package ttrpc
-
-		import (
-			"google.golang.org/genproto/googleapis/rpc/status"
-			"google.golang.org/protobuf/reflect/protoreflect"
-
-			"containerd-shim-pause-v2/shim/wire"
-		)
-	END
-	sed -n -e '/^type .* struct {/,/^}/{/protoimpl\./d;p}' -e '/^func (x \*[A-Za-z]*) Get/,/^}/p' "$generated"
-	sed -n 's/^type \(.*\) struct {$/func (x *\1) Reset() { *x = \1{} }\n\nfunc (x *\1) ProtoReflect() protoreflect.Message { return wire.Message(x).ProtoReflect() }\n/p' "$generated"
-} >"$generated.new"
-mv "$generated.new" "$generated"
-replace $module
+if [ "$(grep -c '^type .* struct {' "$generated")" != 4 ] || grep -qE 'protobuf_oneof|xxx_hidden' "$generated"; then
+	as_it_is $module
+else
+	write_ttrpc_messages >"$generated.new"
+	mv "$generated.new" "$generated"
+	replace $module
+fi
 
 module=google.golang.org/protobuf
 copy $module
 if lazy $dir/$module/types/known/anypb/any.pb.go && lazy $dir/$module/types/known/timestamppb/timestamp.pb.go &&
 	lazy $dir/$module/types/known/emptypb/empty.pb.go &&
-	changed $dir/$module/internal/detrand/rand.go 's/^var randSeed = binaryHash()$/var randSeed uint64/'; then
+	changed $dir/$module/internal/detrand/rand.go 2 's/^var randSeed = binaryHash()$/var randSeed uint64/'; then
 	replace $module
 else
 	as_it_is $module
@@ -132,9 +146,9 @@ if lazy $dir/$module/status/status.pb.go; then replace $module; else as_it_is $m
 module=google.golang.org/grpc
 copy $module
 status='{Code: s.GetCode(), Message: s.GetMessage(), Details: s.GetDetails()}'
-if changed $dir/$module/internal/status/status.go -e "s/proto\.Clone(s)\.(\*spb\.Status)/\&spb.Status$status/" \
+if changed $dir/$module/internal/status/status.go 4 -e "s/proto\.Clone(s)\.(\*spb\.Status)/\&spb.Status$status/" \
 	-e "s/proto\.Clone(s\.s)\.(\*spb\.Status)/\&spb.Status$(echo "$status" | sed 's/s\.Get/s.s.Get/g')/" &&
-	changed $dir/$module/codes/code_string.go -e '/"google.golang.org\/grpc\/internal"$/d' -e '/^	internal\.CanonicalString = canonicalString$/d'; then
+	changed $dir/$module/codes/code_string.go 2 -e '/"google.golang.org\/grpc\/internal"$/d' -e '/^	internal\.CanonicalString = canonicalString$/d'; then
 	replace $module
 else
 	as_it_is $module
