@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
 	"containerd-shim-pause-v2/shim/api"
 	"containerd-shim-pause-v2/shim/wire"
@@ -22,6 +23,7 @@ import (
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -250,9 +252,20 @@ func script(t *testing.T, text string) string {
 	return path
 }
 
+// cgroupPath is the path of a cgroup of the test's own, which is removed at its end if it is there.
+// A pod's cgroup is, as the shim leaves it to kubelet.
 func cgroupPath(t *testing.T) string {
 	t.Helper()
-	return fmt.Sprintf("/pause-task-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
+	path := fmt.Sprintf("/pause-task-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
+	t.Cleanup(func() {
+		cgroup, err := cgroups.Load(path, false)
+		if errdefs.IsNotFound(err) {
+			return
+		}
+		must(t, err)
+		must(t, cgroup.Remove(context.Background()))
+	})
+	return path
 }
 
 // request is for a task with a spec in a new bundle.
