@@ -30,7 +30,7 @@ func onNewNode(t *testing.T, handlers []node.Handler, dirs []string, test func(t
 		must(t, err)
 		theNode = n
 		t.Run("node", func(t *testing.T) {
-			t.Cleanup(func() { checkLeftovers(t) })
+			t.Cleanup(func() { checkLeftovers(t, sandboxHandler) })
 			test(t)
 		})
 		must(t, n.Close())
