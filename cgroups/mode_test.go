@@ -43,6 +43,9 @@ func TestLayout(t *testing.T) {
 			mountinfo: "9 1 0:26 /x /run/cgroup\\0402 rw - cgroup2 none rw\n",
 			unified:   &hierarchy{mountpoint: "/run/cgroup 2", root: "/x"},
 		},
+		"an overlay of many layers": {
+			mountinfo: "40 1 0:41 / /m rw - overlay overlay rw,lowerdir=" + strings.Repeat("/layers/0123456789:", 20_000) + "\n" + systemdHybrid, v1: hybrid,
+		},
 		"a hierarchy that is mounted twice": {
 			mountinfo: "9 1 0:30 /docker/x /var/lib/x/memory rw - cgroup cgroup rw,memory\n" + systemdHybrid, v1: []hierarchy{hybrid[2], hybrid[0], hybrid[1]},
 		},

@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"io"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -96,7 +97,7 @@ func splice(from, to uintptr) outcome {
 		case errno != 0:
 			return errno
 		case n == 0:
-			return os.ErrClosed
+			return io.EOF
 		}
 		return nil
 	})
@@ -143,9 +144,13 @@ type flood struct {
 // run moves as long as the destination is full after it, at most for a turn.
 //
 // As long as the goroutine is in a system call, it must not use the memory manager nor grow its
-// stack; so nothing may be added to this code, as the race detector or a count of coverage would. Nor may splice be a raw system call without that: it takes the pipe's lock, which a
-// writer holds while it copies from its memory, and that may be on a file system that has
-// stopped. It would keep the only P, and thereby the whole process.
+// stack: what is called between the two calls of the runtime has to be go:nosplit, without
+// allocations and pointers that are stored, and nothing may be added to it, as the race detector
+// (hence go:norace) and a count of coverage (-cover with -race) do.
+//
+// splice(2) must not be a raw system call without that. It takes the pipe's lock, which a writer
+// holds while it copies from its memory, and that may be on a file system that has stopped: it
+// would keep the only P, and thereby the whole process.
 //
 //go:nosplit
 //go:norace
@@ -202,7 +207,7 @@ func sleep(ns int64) {
 }
 
 // poll waits until a file is ready for the events, has failed or is at its end, at most for
-// so many nanoseconds (ppoll(2)).
+// so many nanoseconds (ppoll(2)). Only run may wait in it, others see isReady.
 //
 //go:nosplit
 //go:norace

@@ -68,10 +68,8 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 // The container has read it back itself.
 func TestSpliceOfNothing(t *testing.T) {
 	noLeakedFDs(t)
-	src, w := newPipe(t)
-	defer closeAll(src, w)
-	r, dst := newPipe(t)
-	defer closeAll(r, dst)
+	src, _ := newPipe(t)
+	_, dst := newPipe(t)
 	if got := splice(src.Fd(), dst.Fd()); got != drained {
 		t.Errorf("the outcome is %d, want %d", got, drained)
 	}
@@ -83,7 +81,6 @@ func TestFlood(t *testing.T) {
 	noLeakedFDs(t)
 	src, w := newPipe(t)
 	r, dst := newPipe(t)
-	defer closeAll(w, r)
 	done := make(chan bool, 1)
 	go func() {
 		done <- spliceStream(dst, src)
@@ -201,9 +198,7 @@ func TestManyFloods(t *testing.T) {
 func TestNapsFollowTheReader(t *testing.T) {
 	noLeakedFDs(t)
 	src, w := newPipe(t)
-	defer closeAll(src, w)
 	r, dst := newPipe(t)
-	defer closeAll(r, dst)
 	fill(t, dst)
 	fill(t, w)
 	f := &flood{size: pipeSize}
@@ -248,9 +243,7 @@ func TestNapsFollowTheReader(t *testing.T) {
 func TestPipesBecomeSmaller(t *testing.T) {
 	noLeakedFDs(t)
 	src, w := newPipe(t)
-	defer closeAll(src, w)
 	r, dst := newPipe(t)
-	defer closeAll(r, dst)
 	p := &pipes{src: src, dst: dst, flood: flood{size: pipeSize, nap: 1_000_000}}
 	p.enlarge()
 	if a, b := pipeCapacity(t, src), pipeCapacity(t, dst); a != floodSize || b != floodSize || p.nap != 4_000_000 {
@@ -275,14 +268,11 @@ func TestPipesBecomeSmaller(t *testing.T) {
 // A reader who has stopped must not keep the process from its end.
 func TestLargePipesEndWithTheirFiles(t *testing.T) {
 	noLeakedFDs(t)
-	src, w, err := os.Pipe()
-	must(t, err)
-	r, dst, err := os.Pipe()
-	must(t, err)
-	defer closeAll(w, r, dst)
+	src, _ := newPipe(t)
+	_, dst := newPipe(t)
 	p := &pipes{src: src, dst: dst, flood: flood{size: pipeSize, large: true}}
 	p.resize(floodSize)
-	_, err = dst.Write(make([]byte, 2*pipeSize))
+	_, err := dst.Write(make([]byte, 2*pipeSize))
 	must(t, err)
 	ready := make(chan bool)
 	go func() { ready <- p.awaitSource() }()
@@ -306,7 +296,6 @@ func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 			noLeakedFDs(t)
 			src, w := newPipe(t)
 			r, dst := newPipe(t)
-			defer closeAll(src, w, r, dst)
 			memory := newUnservedMemory(t)
 			_, err := w.WriteString("output")
 			must(t, err)
@@ -416,10 +405,12 @@ func (m *unservedMemory) serve(t *testing.T) {
 	m.ioctl(t, uffdZeroPage, &[4]uint64{m.address(), uint64(len(m.page))})
 }
 
+// newPipe makes a pipe that is closed at the end of the test, if not before.
 func newPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	must(t, err)
+	t.Cleanup(func() { closeAll(r, w) })
 	return r, w
 }
 

@@ -124,7 +124,8 @@ func (t *trimmer) trim() {
 		if used, err = anonymousMemory(); err != nil {
 			return
 		}
-		// What was in a [sync.Pool], say, is garbage only to the collection after the next.
+		// What was in a [sync.Pool], say, is garbage only to the collection after the next. After the
+		// first burst there is little of it, and containers are about to be made.
 		if first || growth < 4*worthCollecting || used > last-worthCollecting/4 {
 			break
 		}

@@ -144,7 +144,9 @@ func listen(path string) (*os.File, error) {
 		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 	}
 	if err == nil {
-		err = unix.Listen(fd, backlog)
+		if err = unix.Listen(fd, backlog); err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", path, errors.Join(err, unix.Close(fd)))
