@@ -98,7 +98,7 @@ in_guest() {
 stage() {
 	local p
 	mkdir -p "$tmp/payload/bin/tools" "$tmp/payload/tests"
-	cp -a README.md "$tmp/payload"
+	cp -a README.md go.mod "$tmp/payload"
 	cp -a "$bin/containerd-shim-pause-v2" "$tmp/payload/bin"
 	for p in "${packages[@]}"; do
 		mkdir -p "$tmp/payload/$p"

@@ -6,6 +6,7 @@
 #   tools     containerd, ctr, the stock shim, crictl and a current runc, built by the Go toolchain into DIR
 #   guest     the disk of a guest with cgroup v2, into the directory guest beside DIR (needs root)
 #   lint      golangci-lint, likewise
+#   vulncheck govulncheck, likewise
 #   containerds [MINOR...]
 #             containerd, ctr and the stock shim of other versions, such as 1.6 or 2.0, into DIR/containerd-MINOR;
 #             all versions if none is named. 1.6 is Debian 12's package, unpacked and not installed
@@ -23,6 +24,7 @@ go=${GO:-go}
 crictl_version=v1.36.0
 runc_version=v1.5.2
 lint_version=v2.15.0
+vulncheck_version=v1.9.0
 # The newest of each minor version by `go list -m -versions`, but for those of Debian and of go.mod.
 declare -A containerd_versions=(
 	[1.6]=debian [1.7]=v1.7.35 [2.0]=v2.0.14 [2.1]=v2.1.9 [2.2]=v2.2.9 [2.3]=v2.3.7 [2.4]=go.mod
@@ -208,6 +210,7 @@ while [ $# -gt 0 ]; do
 	tools) build_tools ;;
 	guest) guest ;;
 	lint) build golangci-lint github.com/golangci/golangci-lint/v2 $lint_version '' golangci-lint ;;
+	vulncheck) build govulncheck golang.org/x/vuln $vulncheck_version '' govulncheck ;;
 	containerds)
 		minors=()
 		while [[ ${1:-} == [0-9]* ]]; do

@@ -40,19 +40,19 @@ type checkpointImage struct{ path, parent, work string }
 // a process that it has created.
 const consoleTimeout = 30 * time.Second
 
-func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *spec) (_ *Task, err error) {
+func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs.Spec) (_ *Task, err error) {
 	t := &Task{ID: r.ID, Bundle: r.Bundle, execs: make(map[string]*Process)}
 	c := &container{
 		task:    t,
 		host:    h,
 		runtime: h.ociRuntime(r.Bundle, r.Options),
-		shared:  !s.ownsPIDNamespace(),
+		shared:  !ownsPIDNamespace(s),
 	}
 	// What the OCI runtime has to do itself.
 	if s.Hooks != nil {
 		c.mustStart, c.mustDelete = len(s.Hooks.Poststart) > 0, len(s.Hooks.Poststop) > 0
 	}
-	if r.Options.SystemdCgroup || len(s.Linux.IntelRdt) > 0 {
+	if r.Options.SystemdCgroup || s.Linux.IntelRdt != nil {
 		c.mustDelete = true
 	}
 	t.body = c

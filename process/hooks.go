@@ -33,7 +33,7 @@ type hooks struct {
 }
 
 // newHooks returns the hooks of a sandbox, nil if it has none.
-func newHooks(s *spec, id, bundle string, pid int) *hooks {
+func newHooks(s *specs.Spec, id, bundle string, pid int) *hooks {
 	if s.Hooks == nil {
 		return nil
 	}

@@ -18,7 +18,7 @@ import (
 // the container's bundle is changed to lead to the pod's namespaces. A spec by
 // which the container would get a namespace of the host where the pod has its
 // own is refused.
-func (h *Supervisor) join(ctx context.Context, bundle string, s *spec) (leave func(), err error) {
+func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (leave func(), err error) {
 	id, member := s.Annotations[sandboxIDAnnotation]
 	if !member {
 		return func() {}, nil
@@ -47,7 +47,7 @@ func (h *Supervisor) join(ctx context.Context, bundle string, s *spec) (leave fu
 // elsewhere, but when it has ended, paths of its former thread are the host's. If
 // another shim of this kind holds it, only that knows the pod's PID and user
 // namespace: by the paths under its pid are the host's.
-func checkStranger(s *spec, sandboxID string) error {
+func checkStranger(s *specs.Spec, sandboxID string) error {
 	for _, ns := range s.Linux.Namespaces {
 		pid, ok := processOfPath(ns.Path)
 		switch {
@@ -100,7 +100,7 @@ func (m *membership) leave() {
 
 // apply changes the spec in a bundle where it must be. Most are right as they
 // are, since /proc/<pid of the sandbox>/ns has three of the pod's namespaces.
-func (m *membership) apply(ctx context.Context, bundle string, s *spec) error {
+func (m *membership) apply(ctx context.Context, bundle string, s *specs.Spec) error {
 	list := slices.Clone(s.Linux.Namespaces)
 	for i := range list {
 		path, err := m.resolve(ctx, list[i])
@@ -113,7 +113,7 @@ func (m *membership) apply(ctx context.Context, bundle string, s *spec) error {
 		return nil
 	}
 	changes := map[string]any{"namespaces": list}
-	if ns, ok := s.namespace(specs.UserNamespace); ok && ns.Path == "" && m.sandbox.userns != nil {
+	if ns, ok := namespaceOf(s, specs.UserNamespace); ok && ns.Path == "" && m.sandbox.userns != nil {
 		// The mappings are the pod's as well, whatever they were to be.
 		pod, err := readSpec(m.sandbox.task.Bundle)
 		if err != nil {

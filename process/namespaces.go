@@ -275,7 +275,7 @@ func threadNamespaces() (map[specs.LinuxNamespaceType]nsID, error) {
 // path in a spec may lead to the host's, which is not.
 type ownNamespaces map[specs.LinuxNamespaceType]bool
 
-func (s *spec) ownNamespaces() (ownNamespaces, error) {
+func ownNamespacesOf(s *specs.Spec) (ownNamespaces, error) {
 	own := make(ownNamespaces)
 	for _, ns := range s.Linux.Namespaces {
 		host, err := leadsToHost(ns)

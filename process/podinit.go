@@ -142,13 +142,10 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*nsFile, erro
 
 // runPodInit has the OCI runtime run the init. A runtime that was built without
 // seccomp refuses a spec with it; then the init's other bounds must do.
-func (s *sandbox) runPodInit(ctx context.Context, spec *spec, bundle, pidFile string) error {
+func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidFile string) error {
 	rt := s.host.ociRuntime(bundle, s.options)
 	run := func(seccomp *specs.LinuxSeccomp) error {
-		config, err := s.podInitSpec(spec)
-		if err != nil {
-			return err
-		}
+		config := s.podInitSpec(spec)
 		config.Linux.Seccomp = seccomp
 		if err := writeJSON(filepath.Join(bundle, "config.json"), config); err != nil {
 			return err

@@ -41,7 +41,7 @@ func namespaceIn(t *testing.T, bundle string, kind specs.LinuxNamespaceType) str
 	t.Helper()
 	s, err := readSpec(bundle)
 	must(t, err)
-	ns, ok := s.namespace(kind)
+	ns, ok := namespaceOf(s, kind)
 	if !ok {
 		t.Fatalf("the spec lists no %s namespace", kind)
 	}

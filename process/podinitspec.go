@@ -19,12 +19,8 @@ import (
 
 // podInitSpec describes a container without any rights, for a sandbox with the
 // given spec.
-func (s *sandbox) podInitSpec(spec *spec) (*specs.Spec, error) {
+func (s *sandbox) podInitSpec(spec *specs.Spec) *specs.Spec {
 	linux := spec.Linux
-	resources, err := spec.resources()
-	if err != nil {
-		return nil, err
-	}
 	labels := enabledLabels(spec)
 	return &specs.Spec{
 		Version: "1.0.2", // nothing newer is used
@@ -49,7 +45,7 @@ func (s *sandbox) podInitSpec(spec *spec) (*specs.Spec, error) {
 			UIDMappings:       linux.UIDMappings,
 			GIDMappings:       linux.GIDMappings,
 			CgroupsPath:       s.podInitCgroup(linux.CgroupsPath),
-			Resources:         resources,
+			Resources:         linux.Resources,
 			RootfsPropagation: "private",
 			MountLabel:        labels.mount,
 			// A container that may trace the init can reach its /proc. What is kept
@@ -60,7 +56,7 @@ func (s *sandbox) podInitSpec(spec *spec) (*specs.Spec, error) {
 			},
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
-	}, nil
+	}
 }
 
 // podInitCgroup is the path by which the OCI runtime puts the init into the sandbox's
@@ -108,7 +104,7 @@ type labels struct{ process, mount, profile string }
 
 // enabledLabels are those in a sandbox's spec that the kernel knows of. OCI
 // runtimes refuse others, which a sandbox takes as long as it has no process.
-func enabledLabels(s *spec) (l labels) {
+func enabledLabels(s *specs.Spec) (l labels) {
 	if hasSELinux() {
 		l.process, l.mount = s.Process.SelinuxLabel, s.Linux.MountLabel
 	}

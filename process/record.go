@@ -84,7 +84,7 @@ func readExit(bundle string) (Status, error) {
 // writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
 // be synced to disk.
 func writeJSON(path string, v any) error {
-	data, err := EncodeJSON(v)
+	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}

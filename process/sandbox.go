@@ -50,11 +50,11 @@ type sandbox struct {
 	init    *podInit // guarded by mu; nil before a container needs it
 }
 
-func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec) (*Task, error) {
+func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec) (*Task, error) {
 	if err := checkSandboxPaths(spec.Linux.Namespaces); err != nil {
 		return nil, err
 	}
-	own, err := spec.ownNamespaces()
+	own, err := ownNamespacesOf(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	t := &Task{ID: r.ID, Bundle: r.Bundle}
 	s := &sandbox{task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own}
 	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
-	_, s.initPID = spec.namespace(specs.PIDNamespace)
+	_, s.initPID = namespaceOf(spec, specs.PIDNamespace)
 	t.body = s
 	events := h.events
 	if r.Sandbox {
@@ -88,7 +88,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	return t, nil
 }
 
-func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *spec, sysctls []sysctl) (err error) {
+func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, sysctls []sysctl) (err error) {
 	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, InitRoot: s.initRoot, Files: r.Files}
 	if err := writeRecord(r.Bundle, record); err != nil {
 		return err
@@ -113,7 +113,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *spec, sysctl
 
 // makeNamespaces puts the thread into the pod's namespaces and sets what the spec
 // sets in them.
-func (s *sandbox) makeNamespaces(spec *spec, sysctls []sysctl) (err error) {
+func (s *sandbox) makeNamespaces(spec *specs.Spec, sysctls []sysctl) (err error) {
 	list := spec.Linux.Namespaces
 	if s.own[specs.UserNamespace] {
 		s.host.reaper.hold()
@@ -144,7 +144,7 @@ func (s *sandbox) makeNamespaces(spec *spec, sysctls []sysctl) (err error) {
 
 // checkSandbox refuses what cannot be done before anything is made, and returns
 // the sysctls to write.
-func checkSandbox(s *spec, own ownNamespaces) ([]sysctl, error) {
+func checkSandbox(s *specs.Spec, own ownNamespaces) ([]sysctl, error) {
 	if (s.Hostname != "" || s.Domainname != "") && !own[specs.UTSNamespace] {
 		return nil, fmt.Errorf("a host name or domain name cannot be set, because the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
 	}
@@ -192,16 +192,12 @@ func (h *Supervisor) forget(s *sandbox) {
 	}
 }
 
-func (s *sandbox) makeCgroup(spec *spec, systemd bool) error {
+func (s *sandbox) makeCgroup(spec *specs.Spec, systemd bool) error {
 	path := spec.Linux.CgroupsPath
 	if path == "" {
 		return nil
 	}
-	resources, err := spec.sandboxResources()
-	if err != nil {
-		return err
-	}
-	cgroup, err := cgroups.Create(path, systemd, resources)
+	cgroup, err := cgroups.Create(path, systemd, spec.Linux.Resources)
 	if err != nil {
 		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
 	}
@@ -210,7 +206,7 @@ func (s *sandbox) makeCgroup(spec *spec, systemd bool) error {
 }
 
 // setNames runs in the sandbox's thread.
-func setNames(s *spec) error {
+func setNames(s *specs.Spec) error {
 	if s.Hostname != "" {
 		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
 			return fmt.Errorf("cannot set the host name to %q: %w", s.Hostname, err)

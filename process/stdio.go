@@ -355,24 +355,22 @@ func copyStream(dst, src *os.File) {
 
 // waitReadable waits until a read from f would not wait, because there is data,
 // the end or an error. It returns false if f was closed.
-func waitReadable(f *os.File) bool { return readable(f) == nil }
-
-// readable is waitReadable, until f's deadline.
-func readable(f *os.File) error {
+func waitReadable(f *os.File) bool {
 	conn, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return false
 	}
-	return conn.Read(func(fd uintptr) bool {
-		return isReady(int(fd), unix.POLLIN)
-	})
+	return conn.Read(func(fd uintptr) bool { return isReady(int(fd), unix.POLLIN) }) == nil
 }
 
 // isReady says whether a file is ready for the events, has failed or is at its end
 // (poll(2)).
-//
-// It is a raw system call, as it waits for nothing: of one that might, Go wakes up a thread of
-// its own to watch it (sysmon).
 func isReady(fd int, events int16) bool {
-	return poll(uintptr(fd), events, 0)
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	var n int
+	err := ignoringEINTR(func() (err error) {
+		n, err = unix.Poll(fds, 0)
+		return err
+	})
+	return err != nil || n > 0
 }

@@ -54,7 +54,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 	if err := checkNamespaceList(s.Linux.Namespaces); err != nil {
 		return nil, err
 	}
-	if r.Sandbox || s.isSandbox() {
+	if r.Sandbox || isSandbox(s) {
 		if r.Checkpoint != "" {
 			return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
 		}
@@ -66,13 +66,6 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 	}
 	defer leave()
 	return h.newContainer(ctx, r, s)
-}
-
-func specOf(r CreateRequest) (*spec, error) {
-	if r.Spec != nil {
-		return r.Spec.spec(), nil
-	}
-	return readSpec(r.Bundle)
 }
 
 func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {

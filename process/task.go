@@ -68,7 +68,7 @@ type CreateRequest struct {
 	// is no task to containerd, which is told nothing of it by events.
 	Sandbox bool
 	// Spec is what the spec in the bundle says; nil if it is to be read.
-	Spec *SandboxSpec
+	Spec *specs.Spec
 	// Files are made for the sandbox; nil if the client makes them.
 	Files *PodFiles
 }

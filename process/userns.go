@@ -34,7 +34,7 @@ const holderTimeout = 10 * time.Second
 
 // startHolder has a process enter the pod's user namespace, and make the given
 // other namespaces there. The reaper must be on hold until it has ended.
-func startHolder(s *spec, flags uint64) (_ *holder, err error) {
+func startHolder(s *specs.Spec, flags uint64) (_ *holder, err error) {
 	code, err := program.Holder()
 	if err != nil {
 		return nil, err
@@ -81,11 +81,11 @@ func startHolder(s *spec, flags uint64) (_ *holder, err error) {
 // openUserNamespace opens the user namespace that a spec gives by a path, or that
 // owns the network namespace which it gives by a path: CRI's Sandbox API makes
 // both, but hands only the latter over. Without either there is none yet.
-func openUserNamespace(s *spec) (*nsFile, error) {
-	if ns, _ := s.namespace(specs.UserNamespace); ns.Path != "" {
+func openUserNamespace(s *specs.Spec) (*nsFile, error) {
+	if ns, _ := namespaceOf(s, specs.UserNamespace); ns.Path != "" {
 		return openNamespace(ns.Path)
 	}
-	ns, _ := s.namespace(specs.NetworkNamespace)
+	ns, _ := namespaceOf(s, specs.NetworkNamespace)
 	if ns.Path == "" {
 		return nil, nil
 	}
@@ -283,8 +283,8 @@ func newNamespaces(list []specs.LinuxNamespace) (flags uint64) {
 }
 
 // checkUserNamespace refuses a new user namespace in which nobody would be root.
-func checkUserNamespace(s *spec) error {
-	ns, ok := s.namespace(specs.UserNamespace)
+func checkUserNamespace(s *specs.Spec) error {
+	ns, ok := namespaceOf(s, specs.UserNamespace)
 	if !ok || ns.Path != "" {
 		return nil
 	}

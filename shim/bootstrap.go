@@ -6,10 +6,10 @@ import (
 	"os"
 	"strings"
 
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"containerd-shim-pause-v2/shim/api"
-	"containerd-shim-pause-v2/shim/wire"
 )
 
 // The generations of containerd, by how they start a shim. Flags are the same
@@ -52,7 +52,7 @@ type bootstrap struct {
 	ttrpcAddress string
 	socketDir    string
 	debug        bool
-	options      *api.Options // never nil
+	options      *options.Options // never nil
 	answer       answer
 }
 
@@ -88,16 +88,16 @@ func readInput(r io.Reader) ([]byte, error) {
 // strings (instance id and namespace; type URL and value), so each parses as
 // the other: only what the flags say decides.
 func parseBootstrap(input []byte, f flags) (*bootstrap, error) {
-	var params api.BootstrapParams
-	if wire.Unmarshal(input, &params) == nil && params.InstanceID == f.id && params.Namespace == f.namespace {
+	var params bootapi.BootstrapParams
+	if proto.Unmarshal(input, &params) == nil && params.InstanceID == f.id && params.Namespace == f.namespace {
 		return fromParams(&params, f)
 	}
-	b := &bootstrap{grpcAddress: f.address, socketDir: defaultSocketDir, debug: f.debug, options: &api.Options{}}
+	b := &bootstrap{grpcAddress: f.address, socketDir: defaultSocketDir, debug: f.debug, options: &options.Options{}}
 	if len(input) == 0 {
 		return b, nil
 	}
 	var encoded anypb.Any
-	err := wire.Unmarshal(input, &encoded)
+	err := proto.Unmarshal(input, &encoded)
 	if err == nil {
 		b.options, err = DecodeOptions(&encoded)
 	}
@@ -107,13 +107,13 @@ func parseBootstrap(input []byte, f flags) (*bootstrap, error) {
 	return b, nil
 }
 
-func fromParams(params *api.BootstrapParams, f flags) (*bootstrap, error) {
+func fromParams(params *bootapi.BootstrapParams, f flags) (*bootstrap, error) {
 	b := &bootstrap{
 		grpcAddress:  params.ContainerdGrpcAddress,
 		ttrpcAddress: params.ContainerdTtrpcAddress,
 		socketDir:    defaultSocketDir,
-		debug:        f.debug || params.LogLevel <= api.LogLevelDebug,
-		options:      &api.Options{},
+		debug:        f.debug || params.LogLevel <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
+		options:      &options.Options{},
 		answer:       answerProto,
 	}
 	if !cleansUpMembers(params.ContainerdVersion) {
@@ -149,7 +149,7 @@ func cleansUpMembers(version string) bool {
 // encode returns the answer to `start` with the address of the group's shim.
 func (a answer) encode(address string) ([]byte, error) {
 	if a == answerProto {
-		return wire.Marshal(&api.BootstrapResult{Version: taskVersion, Address: address, Protocol: "ttrpc"})
+		return proto.Marshal(&bootapi.BootstrapResult{Version: taskVersion, Address: address, Protocol: "ttrpc"})
 	}
 	return []byte(address), nil
 }

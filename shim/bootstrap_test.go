@@ -12,8 +12,6 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"containerd-shim-pause-v2/shim/api"
 )
 
 // recorded returns the bytes of a hex dump in testdata.
@@ -51,8 +49,7 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 		ttrpc = "/run/containerd/containerd.sock.ttrpc"
 	)
 	f := flags{namespace: "k8s.io", id: "4f1a", address: grpc}
-	all := &api.Options{BinaryName: "/usr/bin/crun", ShimCgroup: "/shims", SystemdCgroup: true, IoUID: 1000}
-	sent := &options.Options{BinaryName: "/usr/bin/crun", ShimCgroup: "/shims", SystemdCgroup: true, IoUid: 1000}
+	all := &options.Options{BinaryName: "/usr/bin/crun", ShimCgroup: "/shims", SystemdCgroup: true, IoUid: 1000}
 
 	for _, tc := range []struct {
 		name  string
@@ -62,7 +59,7 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 	}{
 		{
 			name: "2.4, no options", input: recorded(t, "params-2.4.2"), flags: f,
-			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/containerd/s", options: &api.Options{}, answer: answerProto},
+			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/containerd/s", options: &options.Options{}, answer: answerProto},
 		}, {
 			name: "2.4, runc options, debug, socket directory", input: recorded(t, "params-runc-2.4.2"), flags: f,
 			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/user/1000/containerd/s", debug: true, options: all, answer: answerProto},
@@ -74,12 +71,12 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 			input: encode(t, &bootapi.BootstrapParams{InstanceID: "4f1a", Namespace: "k8s.io", Extensions: []*bootapi.Extension{
 				{Value: &anypb.Any{TypeUrl: "org.example.Other", Value: []byte{0xff}}},
 				{},
-				{Value: &anypb.Any{TypeUrl: "type.googleapis.com/containerd.runc.v1.Options", Value: encode(t, sent)}},
+				{Value: &anypb.Any{TypeUrl: "type.googleapis.com/containerd.runc.v1.Options", Value: encode(t, all)}},
 			}}),
 			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: all, answer: answerProto},
 		}, {
 			name: "up to 2.2, no options", flags: flags{namespace: "k8s.io", id: "4f1a", address: grpc, debug: true},
-			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", debug: true, options: &api.Options{}},
+			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", debug: true, options: &options.Options{}},
 		}, {
 			name: "up to 2.2, runc options", input: recorded(t, "options-runc-2.2.0"), flags: f,
 			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: all},
@@ -94,7 +91,7 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if *got.options != *tc.want.options {
+			if !proto.Equal(got.options, tc.want.options) {
 				t.Errorf("options are %v, want %v", got.options, tc.want.options)
 			}
 			got.options, tc.want.options = nil, nil

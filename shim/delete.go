@@ -10,13 +10,13 @@ import (
 	"path/filepath"
 	"sync"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"containerd-shim-pause-v2/shim/api"
 	"containerd-shim-pause-v2/shim/entry"
-	"containerd-shim-pause-v2/shim/wire"
 )
 
 // delete removes what a dead shim left of the container or sandbox in the
@@ -83,11 +83,11 @@ func removeRecordedSocket(bundle string) error {
 
 // encode returns the answer to `delete`.
 func (e Exit) encode() ([]byte, error) {
-	response := &api.DeleteResponse{Pid: e.Pid, ExitStatus: e.Status}
+	response := &taskapi.DeleteResponse{Pid: e.Pid, ExitStatus: e.Status}
 	if !e.At.IsZero() {
 		response.ExitedAt = timestamppb.New(e.At)
 	}
-	return wire.Marshal(response)
+	return proto.Marshal(response)
 }
 
 // answers are those to `delete` that the process writes into bundles, for package entry.

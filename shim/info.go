@@ -5,11 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"containerd-shim-pause-v2/shim/api"
-	"containerd-shim-pause-v2/shim/wire"
 )
 
 // featuresTypeURL is what containerd's typeurl registry calls the features of
@@ -24,13 +23,13 @@ func (c *call) printInfo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	info := &api.RuntimeInfo{
+	info := &types.RuntimeInfo{
 		Name:    c.program.Runtime,
-		Version: &api.RuntimeVersion{Version: c.program.Version, Revision: c.program.Revision},
+		Version: &types.RuntimeVersion{Version: c.program.Version, Revision: c.program.Revision},
 	}
 	if len(input) > 0 {
 		info.Options = &anypb.Any{}
-		if err := wire.Unmarshal(input, info.Options); err != nil {
+		if err := proto.Unmarshal(input, info.Options); err != nil {
 			return fmt.Errorf("cannot decode standard input: %w", err)
 		}
 	}
@@ -45,7 +44,7 @@ func (c *call) printInfo(ctx context.Context) error {
 		return err
 	}
 
-	answer, err := wire.Marshal(info)
+	answer, err := proto.Marshal(info)
 	if err != nil {
 		return fmt.Errorf("cannot encode answer: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/pkg/sys"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -42,11 +43,11 @@ func TestLifeOfAShim(t *testing.T) {
 	if group, err := unix.Getpgid(s.pid); err != nil || group != s.pid {
 		t.Errorf("its process group is %d, error %v", group, err)
 	}
-	daemon, err := readOOMScore(oomScorePath(os.Getpid()))
+	daemon, err := sys.GetOOMScoreAdj(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if score, err := readOOMScore(oomScorePath(s.pid)); err != nil || score != shimOOMScore(daemon) {
+	if score, err := sys.GetOOMScoreAdj(s.pid); err != nil || score != min(daemon+1, sys.OOMScoreAdjMax) {
 		t.Errorf("its OOM score is %d with %d for its daemon, error %v", score, daemon, err)
 	}
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.pid))

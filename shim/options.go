@@ -1,16 +1,15 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"reflect"
-	"strconv"
-	"strings"
 
+	"github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/typeurl/v2"
+	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"containerd-shim-pause-v2/shim/api"
-	"containerd-shim-pause-v2/shim/wire"
 )
 
 // DecodeOptions returns the runtime options in a, as clients of the Task API
@@ -24,34 +23,30 @@ import (
 // internal/cri/config/config.go of containerd 2.4). The keys are the same, so
 // that a config written for runc.v2 keeps its meaning. containerd 1.6 drops
 // the table: there config_path is the only way.
-func DecodeOptions(a *anypb.Any) (*api.Options, error) {
+func DecodeOptions(a *anypb.Any) (*options.Options, error) {
 	if a.GetTypeUrl() == "" && len(a.GetValue()) == 0 {
-		return &api.Options{}, nil
+		return &options.Options{}, nil
 	}
-	switch a.MessageName() {
-	case api.OptionsName:
-		var o api.Options
-		if err := wire.Unmarshal(a.Value, &o); err != nil {
-			return nil, fmt.Errorf("cannot decode runtime options: %w", err)
-		}
-		return &o, nil
-	case api.GenericOptionsName:
-		var generic api.GenericOptions
-		if err := wire.Unmarshal(a.Value, &generic); err != nil {
-			return nil, fmt.Errorf("cannot decode runtime options: %w", err)
-		}
-		return fromTOML(&generic)
+	decoded, err := typeurl.UnmarshalAny(a)
+	if err != nil {
+		return nil, fmt.Errorf("cannot decode runtime options of type %q: %w", a.TypeUrl, err)
+	}
+	switch o := decoded.(type) {
+	case *options.Options:
+		return o, nil
+	case *runtimeoptions.Options:
+		return fromTOML(o)
 	}
 	return nil, fmt.Errorf("cannot decode runtime options: unknown type %q", a.TypeUrl)
 }
 
 func isOptions(a *anypb.Any) bool {
-	name := a.MessageName()
-	return name == api.OptionsName || name == api.GenericOptionsName
+	return a.MessageIs((*options.Options)(nil)) || a.MessageIs((*runtimeoptions.Options)(nil))
 }
 
-// fromTOML reads the body, or else the file, of generic options.
-func fromTOML(generic *api.GenericOptions) (*api.Options, error) {
+// fromTOML reads the body, or else the file, of generic options. Keys that runc's
+// options do not have are ignored, as they are in containerd.
+func fromTOML(generic *runtimeoptions.Options) (*options.Options, error) {
 	source, text := "config body", generic.ConfigBody
 	if len(text) == 0 && generic.ConfigPath != "" {
 		var err error
@@ -60,110 +55,14 @@ func fromTOML(generic *api.GenericOptions) (*api.Options, error) {
 		}
 		source = generic.ConfigPath
 	}
-	var o api.Options
-	for i, line := range strings.Split(string(text), "\n") {
-		if strings.HasPrefix(strings.TrimSpace(line), "[") {
-			break // Tables follow the plain keys (TOML 1.0, "Table"), and runc's options have none.
+	o := &options.Options{}
+	if err := toml.Unmarshal(text, o); err != nil {
+		var at *toml.DecodeError
+		if errors.As(err, &at) {
+			line, _ := at.Position()
+			return nil, fmt.Errorf("cannot decode runtime options: %s: line %d: %w", source, line, err)
 		}
-		if err := setTOML(&o, line); err != nil {
-			return nil, fmt.Errorf("cannot read runtime options: %s: line %d: %w", source, i+1, err)
-		}
+		return nil, fmt.Errorf("cannot decode runtime options: %s: %w", source, err)
 	}
-	return &o, nil
-}
-
-// setTOML sets the field of o that one line of TOML names. A whole TOML parser
-// would weigh more than this package; what CRI writes is one `Key = value` a
-// line, with strings, integers and booleans. Keys that o does not have are
-// ignored, as they are in containerd.
-func setTOML(o *api.Options, line string) error {
-	line = strings.TrimSpace(line)
-	if line == "" || line[0] == '#' {
-		return nil
-	}
-	key, text, ok := strings.Cut(line, "=")
-	if !ok {
-		return fmt.Errorf("no key and value in %q", line)
-	}
-	key = strings.Trim(strings.TrimSpace(key), `"'`)
-	// TOML decoders do not mind the case of a Go field.
-	field := reflect.ValueOf(o).Elem().FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, key) })
-	if !field.IsValid() {
-		return nil
-	}
-	text, err := scalar(text)
-	if err != nil {
-		return err
-	}
-	switch field.Kind() {
-	case reflect.String:
-		if text, err = unquote(text); err == nil {
-			field.SetString(text)
-		}
-	case reflect.Bool:
-		switch text {
-		case "true", "false":
-			field.SetBool(text == "true")
-		default:
-			err = fmt.Errorf("%s is not a boolean: %s", key, text)
-		}
-	case reflect.Uint32:
-		var n uint64
-		if n, err = strconv.ParseUint(strings.ReplaceAll(text, "_", ""), 10, 32); err == nil {
-			field.SetUint(n)
-		}
-	default:
-		err = fmt.Errorf("%s has a type that is not known here", key)
-	}
-	return err
-}
-
-// scalar returns the value at the start of text, without the comment behind.
-func scalar(text string) (string, error) {
-	text = strings.TrimSpace(text)
-	if text == "" {
-		return "", fmt.Errorf("no value")
-	}
-	end := strings.IndexByte(text, '#')
-	if q := text[0]; q == '"' || q == '\'' {
-		end = closingQuote(text)
-		if end < 0 {
-			return "", fmt.Errorf("no closing quote in %s", text)
-		}
-		if rest := strings.TrimSpace(text[end:]); rest != "" && rest[0] != '#' {
-			return "", fmt.Errorf("text behind the closing quote in %s", text)
-		}
-	}
-	if end >= 0 {
-		text = text[:end]
-	}
-	return strings.TrimSpace(text), nil
-}
-
-// closingQuote returns the index behind the string that text starts with, or
-// -1. In "basic" strings a backslash escapes, in 'literal' ones it is itself.
-func closingQuote(text string) int {
-	for i := 1; i < len(text); i++ {
-		switch {
-		case text[i] == text[0]:
-			return i + 1
-		case text[i] == '\\' && text[0] == '"':
-			i++
-		}
-	}
-	return -1
-}
-
-func unquote(text string) (string, error) {
-	switch text[0] {
-	case '\'':
-		return text[1 : len(text)-1], nil
-	case '"':
-		s, err := strconv.Unquote(text)
-		if err != nil {
-			return "", fmt.Errorf("bad string %s", text)
-		}
-		return s, nil
-	}
-	return "", fmt.Errorf("not a string: %s", text)
+	return o, nil
 }

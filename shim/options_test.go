@@ -6,10 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"containerd-shim-pause-v2/shim/api"
 )
 
 func generic(t *testing.T, o *runtimeoptions.Options) *anypb.Any {
@@ -20,30 +20,30 @@ func generic(t *testing.T, o *runtimeoptions.Options) *anypb.Any {
 func TestOptionsAsTOML(t *testing.T) {
 	for _, tc := range []struct {
 		name, body string
-		want       *api.Options
+		want       *options.Options
 	}{
 		{
 			"as containerd 2 writes it", "BinaryName = 'crun'\nIoGid = 5\nNoPivotRoot = false\nSystemdCgroup = true\n",
-			&api.Options{BinaryName: "crun", IoGID: 5, SystemdCgroup: true},
+			&options.Options{BinaryName: "crun", IoGid: 5, SystemdCgroup: true},
 		},
 		{
 			"as containerd 1.7 writes it", "BinaryName = \"/opt/a b/crun\"\nNoNewKeyring = true\n",
-			&api.Options{BinaryName: "/opt/a b/crun", NoNewKeyring: true},
+			&options.Options{BinaryName: "/opt/a b/crun", NoNewKeyring: true},
 		},
 		{
 			"as people write it", "# which runtime\n\n  BinaryName=\"/opt/\\\"#\\\"/runc\" # really\n\"Root\" = 'C:\\' #\nioUid = 1_000 # ten hundred\r\nCriuWorkPath = ''\n",
-			&api.Options{BinaryName: `/opt/"#"/runc`, Root: `C:\`, IoUID: 1000},
+			&options.Options{BinaryName: `/opt/"#"/runc`, Root: `C:\`, IoUid: 1000},
 		},
-		{"unknown keys", "TypeUrl = 'x'\nRuntimeRoot = [1, 2]\nRoot = '/r'\n", &api.Options{Root: "/r"}},
-		{"tables", "Root = '/r'\n[Nested]\nRoot = '/n'\n", &api.Options{Root: "/r"}},
-		{"nothing", "", &api.Options{}},
+		{"unknown keys", "TypeUrl = 'x'\nRuntimeRoot = [1, 2]\nRoot = '/r'\n", &options.Options{Root: "/r"}},
+		{"tables", "Root = '/r'\n[Nested]\nRoot = '/n'\n", &options.Options{Root: "/r"}},
+		{"nothing", "", &options.Options{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := DecodeOptions(generic(t, &runtimeoptions.Options{ConfigBody: []byte(tc.body)}))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if *got != *tc.want {
+			if !proto.Equal(got, tc.want) {
 				t.Errorf("got %v, want %v", got, tc.want)
 			}
 		})
@@ -83,7 +83,7 @@ func TestOptionsInAFile(t *testing.T) {
 
 func TestNoOptions(t *testing.T) {
 	for _, a := range []*anypb.Any{nil, {}} {
-		if got, err := DecodeOptions(a); err != nil || *got != (api.Options{}) {
+		if got, err := DecodeOptions(a); err != nil || !proto.Equal(got, &options.Options{}) {
 			t.Errorf("got %v and error %v, want empty options", got, err)
 		}
 	}

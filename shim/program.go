@@ -29,7 +29,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
-	"containerd-shim-pause-v2/shim/api"
+	"github.com/containerd/containerd/api/types/runc/options"
 )
 
 // Program is what the machinery needs to know about the program that it runs.
@@ -51,6 +51,9 @@ type Program struct {
 	// the process ends and before its last events are flushed; it may be nil.
 	// ctx lasts as long as the process.
 	Serve func(ctx context.Context, p *Process) (stop func(), err error)
+
+	// Intercept passes on every RPC of the services, and makes gRPC statuses of their errors.
+	Intercept ttrpc.UnaryServerInterceptor
 
 	// Delete removes what a dead shim left of a container or sandbox, and
 	// says how that ended. Often there is nothing left: containerd asks after
@@ -79,7 +82,7 @@ type Process struct {
 	Debug     bool   // debug messages are logged
 
 	// Options are the runtime options that the process was started with; never nil.
-	Options *api.Options
+	Options *options.Options
 
 	Server *ttrpc.Server // to register services on
 	Events *Publisher    // to containerd

@@ -12,13 +12,12 @@ import (
 	"testing"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/events"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-
-	"containerd-shim-pause-v2/shim/api"
 )
 
 // programEnv makes the test binary the shim program: start spawns the binary
@@ -56,7 +55,10 @@ var testProgram = &Program{
 				return wrapperspb.String(do(p, verb.Value)), nil
 			},
 		}})
-		return func() { p.Events.Publish("/test/stop", &api.TaskStart{ContainerID: p.ID}) }, nil
+		return func() { p.Events.Publish("/test/stop", &eventsapi.TaskStart{ContainerID: p.ID}) }, nil
+	},
+	Intercept: func(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+		return method(ctx, unmarshal)
 	},
 	Delete: func(_ context.Context, r DeleteRequest) (Exit, error) {
 		text := fmt.Sprintf("%s %s %s", r.Namespace, r.ID, r.Bundle)
@@ -96,7 +98,7 @@ func do(p *Process, verb string) string {
 			log.L.Infof("message %d, one of more than a pipe holds", i)
 		}
 	case "publish":
-		p.Events.Publish("/test/publish", &api.TaskStart{ContainerID: p.ID, Pid: 7})
+		p.Events.Publish("/test/publish", &eventsapi.TaskStart{ContainerID: p.ID, Pid: 7})
 	case "removed":
 		p.Removed(p.Bundle, Exit{Pid: 7, Status: 1, At: time.Unix(1700000000, 6)})
 	case "shutdown":

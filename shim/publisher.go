@@ -8,15 +8,15 @@ import (
 	"sync"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
-
-	"containerd-shim-pause-v2/shim/api"
-	"containerd-shim-pause-v2/shim/wire"
 )
 
 const (
@@ -45,9 +45,9 @@ type Publisher struct {
 	wake    chan struct{} // has room for one: the queue has grown
 	closing chan struct{} // closed by Close
 
-	mu     sync.Mutex      // guards what follows
-	queue  []*api.Envelope // the first is under way
-	ended  chan struct{}   // closed by the goroutine that delivers; nil if none runs
+	mu     sync.Mutex        // guards what follows
+	queue  []*types.Envelope // the first is under way
+	ended  chan struct{}     // closed by the goroutine that delivers; nil if none runs
 	closed bool
 	warned bool // that there is no address
 }
@@ -67,13 +67,13 @@ func newPublisher(address, namespace string) *Publisher {
 // Publish queues event under topic, such as "/tasks/exit", with the present
 // time. It never blocks. Failures are logged: a shim has nobody to tell. After
 // Close it drops the event.
-func (p *Publisher) Publish(topic string, event api.Event) {
-	value, err := wire.MarshalAny(event.FullName(), event)
+func (p *Publisher) Publish(topic string, event proto.Message) {
+	value, err := typeurl.MarshalAnyToProto(event)
 	if err != nil {
 		log.L.WithError(err).WithField("topic", topic).Error("cannot encode event")
 		return
 	}
-	envelope := &api.Envelope{
+	envelope := &types.Envelope{
 		Timestamp: timestamppb.Now(),
 		Namespace: p.namespace,
 		Topic:     topic,
@@ -160,7 +160,7 @@ func (p *Publisher) run(ended chan struct{}) {
 	}
 }
 
-func (p *Publisher) first() *api.Envelope {
+func (p *Publisher) first() *types.Envelope {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.queue) == 0 {
@@ -192,7 +192,7 @@ func (p *Publisher) retire() bool {
 
 // deliver tries until containerd has taken e, or has refused it for good: then
 // it must not hold up those behind it. It returns false if time is up.
-func (p *Publisher) deliver(c *daemon, e *api.Envelope) bool {
+func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 	backoff, refusals := minBackoff, 0
 	for {
 		stale := c.client != nil // It may be from before a restart of containerd.
@@ -257,7 +257,7 @@ type daemon struct {
 	client  *ttrpc.Client // nil if not connected
 }
 
-func (d *daemon) forward(ctx context.Context, e *api.Envelope) error {
+func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
 	ctx, cancel := context.WithTimeout(ctx, forwardLimit)
 	defer cancel()
 	if d.client == nil {
@@ -268,8 +268,8 @@ func (d *daemon) forward(ctx context.Context, e *api.Envelope) error {
 		}
 		d.client = ttrpc.NewClient(conn)
 	}
-	request := wire.Message(&api.ForwardRequest{Envelope: e})
-	return d.client.Call(ctx, "containerd.services.events.ttrpc.v1.Events", "Forward", request, wire.Message(&emptypb.Empty{}))
+	_, err := eventsapi.NewTTRPCEventsClient(d.client).Forward(ctx, &eventsapi.ForwardRequest{Envelope: e})
+	return err
 }
 
 func (d *daemon) close() {

@@ -23,8 +23,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
-
-	"containerd-shim-pause-v2/shim/api"
 )
 
 // receiver is the event service of a containerd that can be started and
@@ -122,7 +120,7 @@ func TestEventsSurviveRestartsOfContainerdInOrder(t *testing.T) {
 		for range n {
 			topic := fmt.Sprintf("/test/%d", len(want))
 			want = append(want, topic)
-			p.Publish(topic, &api.TaskStart{ContainerID: "c1", Pid: uint32(len(want))})
+			p.Publish(topic, &eventsapi.TaskStart{ContainerID: "c1", Pid: uint32(len(want))})
 		}
 	}
 
@@ -150,13 +148,13 @@ func TestARestartBetweenEventsIsNotNoticed(t *testing.T) {
 	r := newReceiver(t)
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
-	p.Publish("/a", &api.TaskStart{})
+	p.Publish("/a", &eventsapi.TaskStart{})
 	for p.first() != nil { // Until the reply has arrived as well.
 		runtime.Gosched()
 	}
 	r.kill()
 	r.start()
-	p.Publish("/b", &api.TaskStart{})
+	p.Publish("/b", &eventsapi.TaskStart{})
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /b" || logged.Len() > 0 {
 		t.Errorf("containerd was sent %s, logged %q", got, logged)
@@ -180,8 +178,8 @@ func TestAnEventIsSentAgainIfContainerdDiesOverIt(t *testing.T) {
 	}
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
-	p.Publish("/test/a", &api.TaskStart{})
-	p.Publish("/test/b", &api.TaskStart{})
+	p.Publish("/test/a", &eventsapi.TaskStart{})
+	p.Publish("/test/b", &eventsapi.TaskStart{})
 	<-died
 	r.start()
 	p.Close(context.Background())
@@ -201,7 +199,7 @@ func TestEnvelope(t *testing.T) {
 	r := newReceiver(t)
 	p := newPublisher(r.path, "k8s.io")
 	before := time.Now()
-	exit := &api.TaskExit{ContainerID: "c1", ID: "e1", Pid: 5, ExitStatus: 137}
+	exit := &eventsapi.TaskExit{ContainerID: "c1", ID: "e1", Pid: 5, ExitStatus: 137}
 	p.Publish("/tasks/exit", exit)
 	published := time.Now()
 	r.start()
@@ -238,7 +236,7 @@ func TestARefusedEventDoesNotHoldUpOthers(t *testing.T) {
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
 	for _, topic := range []string{"/a", "/bad", "/b"} {
-		p.Publish(topic, &api.TaskStart{})
+		p.Publish(topic, &eventsapi.TaskStart{})
 	}
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /bad /b" {
@@ -275,7 +273,7 @@ func TestCloseTellsHowManyEventsAreLost(t *testing.T) {
 	logged := captureLog(t)
 	p := newPublisher(filepath.Join(shortDir(t), "nobody"), "k8s.io")
 	for range 3 {
-		p.Publish("/test", &api.TaskStart{})
+		p.Publish("/test", &eventsapi.TaskStart{})
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -285,7 +283,7 @@ func TestCloseTellsHowManyEventsAreLost(t *testing.T) {
 	}
 
 	logged.Reset()
-	p.Publish("/late", &api.TaskStart{})
+	p.Publish("/late", &eventsapi.TaskStart{})
 	p.Close(ctx)
 	if !strings.Contains(logged.String(), "/late") || strings.Contains(logged.String(), "events=") {
 		t.Errorf("logged %q for an event after Close", logged)
@@ -295,8 +293,8 @@ func TestCloseTellsHowManyEventsAreLost(t *testing.T) {
 func TestEventsWithoutAnAddressAreDropped(t *testing.T) {
 	logged := captureLog(t)
 	p := newPublisher("", "k8s.io")
-	p.Publish("/test", &api.TaskStart{})
-	p.Publish("/test", &api.TaskStart{})
+	p.Publish("/test", &eventsapi.TaskStart{})
+	p.Publish("/test", &eventsapi.TaskStart{})
 	p.Close(context.Background())
 	if n := strings.Count(logged.String(), "TTRPC_ADDRESS"); n != 1 {
 		t.Errorf("warned %d times, want once: %s", n, logged)
@@ -308,12 +306,12 @@ func TestPublisherAtRestHasNoGoroutine(t *testing.T) {
 	r := newReceiver(t)
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
-	p.Publish("/a", &api.TaskStart{})
+	p.Publish("/a", &eventsapi.TaskStart{})
 	p.mu.Lock()
 	ended := p.ended
 	p.mu.Unlock()
 	<-ended
-	p.Publish("/b", &api.TaskStart{})
+	p.Publish("/b", &eventsapi.TaskStart{})
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /b" {
 		t.Errorf("containerd was sent %s", got)

@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
-	"containerd-shim-pause-v2/shim/api"
+	"github.com/containerd/containerd/api/types/runc/options"
 )
 
 const (
@@ -43,7 +43,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	})
 	defer func() { _ = removed() }()
 
-	saveMemory()
+	restoreEnvironment()
 	if err := ready(); err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (c *call) serveSocket(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: &api.Options{}}
+	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: &options.Options{}}
 	return c.serve(ctx, b, socket, func() error { return nil })
 }
 
@@ -137,7 +137,7 @@ func (c *call) newProcess(b *bootstrap, peers *connections, ready <-chan struct{
 	}
 	server, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(peers),
-		ttrpc.WithUnaryServerInterceptor(after(ready, (&trimmer{}).intercept)),
+		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.program.Intercept),
 	)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
@@ -160,10 +160,10 @@ func (c *call) newProcess(b *bootstrap, peers *connections, ready <-chan struct{
 }
 
 // after returns an interceptor that waits for ready to be closed.
-func after(ready <-chan struct{}, next ttrpc.UnaryServerInterceptor) ttrpc.UnaryServerInterceptor {
-	return func(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+func after(ready <-chan struct{}) ttrpc.UnaryServerInterceptor {
+	return func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 		<-ready
-		return next(ctx, u, info, method)
+		return method(ctx, u)
 	}
 }
 

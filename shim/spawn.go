@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/containerd/containerd/v2/pkg/schedcore"
 	"golang.org/x/sys/unix"
 
 	"containerd-shim-pause-v2/shim/entry"
@@ -147,7 +148,7 @@ func executeAgain() error {
 }
 
 // serverEnvironment returns the environment of a server that is executed from
-// the environment env. [saveMemory] takes back what it adds.
+// the environment env. [restoreEnvironment] takes back what it adds.
 func serverEnvironment(env []string) []string {
 	own := []string{
 		// Its work is waiting, and what it does in system calls goes on in
@@ -169,9 +170,11 @@ func (c *call) leave(b *bootstrap) error {
 	if err := unix.Setpgid(0, 0); err != nil {
 		return fmt.Errorf("cannot leave the process group: %w", err)
 	}
+	// containerd asks for it, so that no other workload runs on the same core at the same time
+	// (https://docs.kernel.org/admin-guide/hw-vuln/core-scheduling.html). What is forked inherits it.
 	if os.Getenv("SCHED_CORE") != "" {
-		if err := newCoreSchedulingGroup(); err != nil {
-			return err
+		if err := schedcore.Create(schedcore.ThreadGroup); err != nil {
+			return fmt.Errorf("cannot create core scheduling group: %w", err)
 		}
 	}
 	if cgroup := b.options.ShimCgroup; cgroup != "" {
@@ -200,17 +203,5 @@ func detach() error {
 	// /proc/<pid>/cmdline.
 	action := os.Args[len(os.Args)-1]
 	clear(unsafe.Slice(unsafe.StringData(action), len(action)))
-	return nil
-}
-
-// newCoreSchedulingGroup gives this process, and whatever it forks, a new core
-// scheduling cookie, so that no other workload runs on the same core at the same
-// time. containerd asks for it by SCHED_CORE in the environment.
-// (https://docs.kernel.org/admin-guide/hw-vuln/core-scheduling.html)
-func newCoreSchedulingGroup() error {
-	err := unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_THREAD_GROUP, 0)
-	if err != nil {
-		return fmt.Errorf("cannot create core scheduling group: %w", err)
-	}
 	return nil
 }

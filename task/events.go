@@ -2,7 +2,10 @@ package task
 
 import (
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/api"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // The topics of the events, from containerd's runtime-v2 document ("Events").
@@ -21,7 +24,7 @@ const (
 // Publisher sends events to containerd in the order of the calls. It does not
 // block.
 type Publisher interface {
-	Publish(topic string, event api.Event)
+	Publish(topic string, event proto.Message)
 }
 
 // Events tells containerd what happens to tasks.
@@ -35,10 +38,10 @@ func NewEvents(p Publisher) *Events { return &Events{p} }
 // Started implements [process.Events].
 func (e *Events) Started(taskID, execID string, pid int) {
 	if execID == "" {
-		e.publisher.Publish(topicStart, &api.TaskStart{ContainerID: taskID, Pid: uint32(pid)})
+		e.publisher.Publish(topicStart, &eventsapi.TaskStart{ContainerID: taskID, Pid: uint32(pid)})
 		return
 	}
-	e.publisher.Publish(topicExecStarted, &api.TaskExecStarted{ContainerID: taskID, ExecID: execID, Pid: uint32(pid)})
+	e.publisher.Publish(topicExecStarted, &eventsapi.TaskExecStarted{ContainerID: taskID, ExecID: execID, Pid: uint32(pid)})
 }
 
 // Exited implements [process.Events].
@@ -47,7 +50,7 @@ func (e *Events) Exited(taskID, execID string, pid int, exit process.Exit) {
 	if id == "" {
 		id = taskID
 	}
-	e.publisher.Publish(topicExit, &api.TaskExit{
+	e.publisher.Publish(topicExit, &eventsapi.TaskExit{
 		ContainerID: taskID,
 		ID:          id,
 		Pid:         uint32(pid),
@@ -58,15 +61,15 @@ func (e *Events) Exited(taskID, execID string, pid int, exit process.Exit) {
 
 // OOM implements [process.Events].
 func (e *Events) OOM(taskID string) {
-	e.publisher.Publish(topicOOM, &api.TaskOOM{ContainerID: taskID})
+	e.publisher.Publish(topicOOM, &eventsapi.TaskOOM{ContainerID: taskID})
 }
 
-func (e *Events) created(r *api.CreateTaskRequest, pid uint32) {
-	e.publisher.Publish(topicCreate, &api.TaskCreate{
+func (e *Events) created(r *taskapi.CreateTaskRequest, pid uint32) {
+	e.publisher.Publish(topicCreate, &eventsapi.TaskCreate{
 		ContainerID: r.ID,
 		Bundle:      r.Bundle,
 		Rootfs:      r.Rootfs,
-		IO: &api.TaskIO{
+		IO: &eventsapi.TaskIO{
 			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
 		},
 		Checkpoint: r.Checkpoint,
@@ -75,7 +78,7 @@ func (e *Events) created(r *api.CreateTaskRequest, pid uint32) {
 }
 
 func (e *Events) deleted(id string, st process.Status) {
-	e.publisher.Publish(topicDelete, &api.TaskDelete{
+	e.publisher.Publish(topicDelete, &eventsapi.TaskDelete{
 		ContainerID: id,
 		Pid:         uint32(st.Pid),
 		ExitStatus:  st.Exit.Status,
@@ -84,13 +87,13 @@ func (e *Events) deleted(id string, st process.Status) {
 }
 
 func (e *Events) execAdded(id, execID string) {
-	e.publisher.Publish(topicExecAdded, &api.TaskExecAdded{ContainerID: id, ExecID: execID})
+	e.publisher.Publish(topicExecAdded, &eventsapi.TaskExecAdded{ContainerID: id, ExecID: execID})
 }
 
 func (e *Events) paused(id string) {
-	e.publisher.Publish(topicPaused, &api.TaskPaused{ContainerID: id})
+	e.publisher.Publish(topicPaused, &eventsapi.TaskPaused{ContainerID: id})
 }
 
 func (e *Events) resumed(id string) {
-	e.publisher.Publish(topicResumed, &api.TaskResumed{ContainerID: id})
+	e.publisher.Publish(topicResumed, &eventsapi.TaskResumed{ContainerID: id})
 }

@@ -16,16 +16,16 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/api"
-	"containerd-shim-pause-v2/shim/wire"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -100,7 +100,7 @@ type recorder struct {
 	lines  []string
 }
 
-func (r *recorder) Publish(topic string, event api.Event) {
+func (r *recorder) Publish(topic string, event proto.Message) {
 	message := received(event)
 	line := topic
 	switch e := message.(type) {
@@ -120,8 +120,8 @@ func (r *recorder) Publish(topic string, event api.Event) {
 }
 
 // received returns an event as those have it who receive it.
-func received(event api.Event) proto.Message {
-	encoded, err := wire.MarshalAny(event.FullName(), event)
+func received(event proto.Message) proto.Message {
+	encoded, err := anypb.New(event)
 	if err != nil {
 		panic(err)
 	}
@@ -161,7 +161,7 @@ type node struct {
 	t         *testing.T
 	events    *recorder
 	control   string // see process/testdata/runtime.sh
-	options   *api.Options
+	options   *options.Options
 	shutdowns chan struct{}
 	sandboxes sandboxapi.TTRPCSandboxService
 
@@ -185,15 +185,12 @@ func (n *node) wantRemoved(want ...string) {
 }
 
 // decodeOptions takes only runc's options; package shim has the real one.
-func decodeOptions(a *anypb.Any) (*api.Options, error) {
-	o := &api.Options{}
+func decodeOptions(a *anypb.Any) (*options.Options, error) {
+	o := &options.Options{}
 	if a == nil {
 		return o, nil
 	}
-	if a.MessageName() != api.OptionsName {
-		return nil, fmt.Errorf("options of type %s", a.TypeUrl)
-	}
-	return o, wire.Unmarshal(a.Value, o)
+	return o, a.UnmarshalTo(o)
 }
 
 func newNode(t *testing.T) *node {
@@ -203,20 +200,19 @@ func newNode(t *testing.T) *node {
 		t:         t,
 		events:    &recorder{},
 		control:   control,
-		options:   &api.Options{BinaryName: filepath.Join(control, "runtime.sh"), Root: filepath.Join(control, "root")},
+		options:   &options.Options{BinaryName: filepath.Join(control, "runtime.sh"), Root: filepath.Join(control, "root")},
 		shutdowns: make(chan struct{}, 100),
 	}
 	script, err := filepath.Abs("../process/testdata/runtime.sh")
 	must(t, err)
 	must(t, os.Symlink(script, n.options.BinaryName))
 
-	server, err := ttrpc.NewServer()
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(Intercept))
 	must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
 	service := NewService(supervisor, events, decodeOptions, n.options, func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
 	service.Register(server)
-	service.RegisterSandbox(server)
 
 	// t.TempDir may exceed the limit of a socket's path.
 	dir, err := os.MkdirTemp("", "task")
@@ -275,7 +271,7 @@ func (n *node) request(id string, spec *specs.Spec) *taskapi.CreateTaskRequest {
 	data, err := json.Marshal(spec)
 	must(n.t, err)
 	must(n.t, os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600))
-	opts, err := wire.MarshalAny(api.OptionsName, n.options)
+	opts, err := typeurl.MarshalAnyToProto(n.options)
 	must(n.t, err)
 	return &taskapi.CreateTaskRequest{ID: id, Bundle: bundle, Options: opts}
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/wire"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,61 +21,104 @@ const podConfigType = "runtime.v1.PodSandboxConfig"
 // are those that CRI gives.
 // Source: kubernetes, staging/src/k8s.io/cri-api/pkg/apis/runtime/v1/api.proto.
 type podConfig struct {
-	Metadata struct {
-		Name      string `protobuf:",1" json:"name,omitempty"`
-		UID       string `protobuf:",2" json:"uid,omitempty"`
-		Namespace string `protobuf:",3" json:"namespace,omitempty"`
-		Attempt   uint32 `protobuf:",4" json:"attempt,omitempty"`
-	} `protobuf:",1" json:"metadata"`
-	Hostname     string            `protobuf:",2" json:"hostname,omitempty"`
-	LogDirectory string            `protobuf:",3" json:"log_directory,omitempty"`
-	DNS          *dnsConfig        `protobuf:",4" json:"dns_config,omitempty"`
-	Labels       map[string]string `protobuf:",6" json:"labels,omitempty"`
-	Annotations  map[string]string `protobuf:",7" json:"annotations,omitempty"`
-	Linux        linuxConfig       `protobuf:",8" json:"linux"`
+	Metadata     podMetadata       `json:"metadata"`
+	Hostname     string            `json:"hostname,omitempty"`
+	LogDirectory string            `json:"log_directory,omitempty"`
+	DNS          *dnsConfig        `json:"dns_config,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
+	Linux        linuxConfig       `json:"linux"`
+}
+
+func (c *podConfig) fields() fields {
+	return fields{
+		1: message(c.Metadata.fields()), 2: text(&c.Hostname), 3: text(&c.LogDirectory),
+		4: optional(&c.DNS, (*dnsConfig).fields), 6: textMap(&c.Labels), 7: textMap(&c.Annotations),
+		8: message(c.Linux.fields()),
+	}
+}
+
+type podMetadata struct {
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Attempt   uint32 `json:"attempt,omitempty"`
+}
+
+func (m *podMetadata) fields() fields {
+	return fields{1: text(&m.Name), 2: text(&m.UID), 3: text(&m.Namespace), 4: number(&m.Attempt)}
 }
 
 type dnsConfig struct {
-	Servers  []string `protobuf:",1" json:"servers,omitempty"`
-	Searches []string `protobuf:",2" json:"searches,omitempty"`
-	Options  []string `protobuf:",3" json:"options,omitempty"`
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Options  []string `json:"options,omitempty"`
+}
+
+func (d *dnsConfig) fields() fields {
+	return fields{1: texts(&d.Servers), 2: texts(&d.Searches), 3: texts(&d.Options)}
 }
 
 type linuxConfig struct {
-	CgroupParent string            `protobuf:",1" json:"cgroup_parent,omitempty"`
-	Security     securityContext   `protobuf:",2" json:"security_context"`
-	Sysctls      map[string]string `protobuf:",3" json:"sysctls,omitempty"`
+	CgroupParent string            `json:"cgroup_parent,omitempty"`
+	Security     securityContext   `json:"security_context"`
+	Sysctls      map[string]string `json:"sysctls,omitempty"`
+}
+
+func (l *linuxConfig) fields() fields {
+	return fields{1: text(&l.CgroupParent), 2: message(l.Security.fields()), 3: textMap(&l.Sysctls)}
 }
 
 type securityContext struct {
-	Namespaces         namespaceOptions `protobuf:",1" json:"namespace_options"`
-	User               *int64Value      `protobuf:",3" json:"run_as_user,omitempty"`
-	Group              *int64Value      `protobuf:",8" json:"run_as_group,omitempty"`
-	SupplementalGroups []int64          `protobuf:",5" json:"supplemental_groups,omitempty"`
-	Privileged         bool             `protobuf:",6" json:"privileged,omitempty"`
+	Namespaces         namespaceOptions `json:"namespace_options"`
+	User               *int64Value      `json:"run_as_user,omitempty"`
+	Group              *int64Value      `json:"run_as_group,omitempty"`
+	SupplementalGroups []int64          `json:"supplemental_groups,omitempty"`
+	Privileged         bool             `json:"privileged,omitempty"`
+}
+
+func (c *securityContext) fields() fields {
+	return fields{
+		1: message(c.Namespaces.fields()), 3: optional(&c.User, (*int64Value).fields), 5: numbers(&c.SupplementalGroups),
+		6: flag(&c.Privileged), 8: optional(&c.Group, (*int64Value).fields),
+	}
 }
 
 type int64Value struct {
-	Value int64 `protobuf:",1" json:"value,omitempty"`
+	Value int64 `json:"value,omitempty"`
 }
 
+func (v *int64Value) fields() fields { return fields{1: number(&v.Value)} }
+
 type namespaceOptions struct {
-	Network namespaceMode  `protobuf:",1" json:"network,omitempty"`
-	PID     namespaceMode  `protobuf:",2" json:"pid,omitempty"`
-	IPC     namespaceMode  `protobuf:",3" json:"ipc,omitempty"`
-	User    *userNamespace `protobuf:",5" json:"userns_options,omitempty"`
+	Network namespaceMode  `json:"network,omitempty"`
+	PID     namespaceMode  `json:"pid,omitempty"`
+	IPC     namespaceMode  `json:"ipc,omitempty"`
+	User    *userNamespace `json:"userns_options,omitempty"`
+}
+
+func (o *namespaceOptions) fields() fields {
+	return fields{1: number(&o.Network), 2: number(&o.PID), 3: number(&o.IPC), 5: optional(&o.User, (*userNamespace).fields)}
 }
 
 type userNamespace struct {
-	Mode namespaceMode `protobuf:",1" json:"mode,omitempty"`
-	UIDs []idMapping   `protobuf:",2" json:"uids,omitempty"`
-	GIDs []idMapping   `protobuf:",3" json:"gids,omitempty"`
+	Mode namespaceMode `json:"mode,omitempty"`
+	UIDs []idMapping   `json:"uids,omitempty"`
+	GIDs []idMapping   `json:"gids,omitempty"`
+}
+
+func (u *userNamespace) fields() fields {
+	return fields{1: number(&u.Mode), 2: repeated(&u.UIDs, (*idMapping).fields), 3: repeated(&u.GIDs, (*idMapping).fields)}
 }
 
 type idMapping struct {
-	HostID      uint32 `protobuf:",1" json:"host_id,omitempty"`
-	ContainerID uint32 `protobuf:",2" json:"container_id,omitempty"`
-	Length      uint32 `protobuf:",3" json:"length,omitempty"`
+	HostID      uint32 `json:"host_id,omitempty"`
+	ContainerID uint32 `json:"container_id,omitempty"`
+	Length      uint32 `json:"length,omitempty"`
+}
+
+func (m *idMapping) fields() fields {
+	return fields{1: number(&m.HostID), 2: number(&m.ContainerID), 3: number(&m.Length)}
 }
 
 // namespaceMode is CRI's NamespaceMode.
@@ -96,7 +138,7 @@ func decodePodConfig(options *anypb.Any) (*podConfig, error) {
 		return nil, fmt.Errorf("options of type %s are unknown, %s is expected: %w", name, podConfigType, errdefs.ErrInvalidArgument)
 	}
 	var c podConfig
-	if err := wire.Unmarshal(options.GetValue(), &c); err != nil {
+	if err := c.fields().decode(options.GetValue()); err != nil {
 		return nil, fmt.Errorf("cannot decode the %s: %w: %w", podConfigType, err, errdefs.ErrInvalidArgument)
 	}
 	return &c, nil
@@ -116,7 +158,7 @@ func (c *podConfig) userNamespace() *userNamespace {
 // container (sandboxContainerSpec in containerd's internal/cri/server/podsandbox).
 // netns is the path of the network namespace. The user namespace, if the pod has
 // one, is that which owns it.
-func (c *podConfig) spec(id, netns string) *process.SandboxSpec {
+func (c *podConfig) spec(id, netns string) *specs.Spec {
 	namespaces := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	add := func(t specs.LinuxNamespaceType, path string) {
 		namespaces = append(namespaces, specs.LinuxNamespace{Type: t, Path: path})
@@ -128,13 +170,17 @@ func (c *podConfig) spec(id, netns string) *process.SandboxSpec {
 	if modes.IPC != modeNode {
 		add(specs.IPCNamespace, "")
 	}
-	s := &process.SandboxSpec{
+	shares := uint64(sandboxShares)
+	s := &specs.Spec{
 		Version:     "1.0.2", // nothing newer is used
 		Annotations: c.annotations(id),
+		Process:     &specs.Process{User: c.user(), Cwd: "/", Args: []string{"/pause"}},
+		Linux: &specs.Linux{
+			CgroupsPath: c.cgroupsPath(id),
+			Sysctl:      c.sysctls(),
+			Resources:   &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}},
+		},
 	}
-	s.Process.User, s.Process.Cwd, s.Process.Args = c.user(), "/", []string{"/pause"}
-	s.Linux.CgroupsPath, s.Linux.Sysctl = c.cgroupsPath(id), c.sysctls()
-	s.Linux.Resources.CPU.Shares = sandboxShares
 	if modes.Network != modeNode {
 		s.Hostname = c.Hostname
 		add(specs.NetworkNamespace, netns)

@@ -2,70 +2,61 @@ package task
 
 import (
 	"context"
-	"fmt"
 
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-
-	"containerd-shim-pause-v2/shim/wire"
 )
 
-// Register serves the methods on the server under the names of both generations
-// of the Task service. Their messages are the same in all but the package's
-// name, which is not on the wire.
-func (s *Service) Register(server *ttrpc.Server) {
-	desc := &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
-		"State":      method(s.state),
-		"Create":     method(s.create),
-		"Start":      method(s.start),
-		"Delete":     method(s.delete),
-		"Pids":       method(s.pids),
-		"Pause":      method(s.pause),
-		"Resume":     method(s.resume),
-		"Checkpoint": method(s.checkpoint),
-		"Kill":       method(s.kill),
-		"Exec":       method(s.exec),
-		"ResizePty":  method(s.resizePty),
-		"CloseIO":    method(s.closeIO),
-		"Update":     method(s.update),
-		"Wait":       method(s.wait),
-		"Stats":      method(s.stats),
-		"Connect":    method(s.connect),
-		"Shutdown":   method(s.shutDown),
-	}}
-	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
-		server.RegisterService(name, desc)
-	}
-}
+var (
+	_ taskapi.TTRPCTaskService       = (*Service)(nil)
+	_ sandboxapi.TTRPCSandboxService = (*Service)(nil)
+)
 
-// RegisterSandbox serves the Sandbox service on the server.
-func (s *Service) RegisterSandbox(server *ttrpc.Server) {
-	server.RegisterService("containerd.runtime.sandbox.v1.Sandbox", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
-		"CreateSandbox":   method(s.createSandbox),
-		"StartSandbox":    method(s.startSandbox),
-		"Platform":        method(s.platform),
-		"StopSandbox":     method(s.stopSandbox),
-		"WaitSandbox":     method(s.waitSandbox),
-		"SandboxStatus":   method(s.sandboxStatus),
-		"PingSandbox":     method(s.pingSandbox),
-		"ShutdownSandbox": method(s.shutdownSandbox),
-		"SandboxMetrics":  method(s.sandboxMetrics),
-		"UpdateSandbox":   method(s.updateSandbox),
+// Register serves the Task service, in both of its generations, and the Sandbox service
+// on the server, whose interceptor must be [Intercept].
+func (s *Service) Register(server *ttrpc.Server) {
+	taskapi.RegisterTTRPCTaskService(server, s)
+	sandboxapi.RegisterTTRPCSandboxService(server, s)
+	// Version 2 differs from 3 in the package's name only, which is not in the messages.
+	server.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+		"State":      method(s.State),
+		"Create":     method(s.Create),
+		"Start":      method(s.Start),
+		"Delete":     method(s.Delete),
+		"Pids":       method(s.Pids),
+		"Pause":      method(s.Pause),
+		"Resume":     method(s.Resume),
+		"Checkpoint": method(s.Checkpoint),
+		"Kill":       method(s.Kill),
+		"Exec":       method(s.Exec),
+		"ResizePty":  method(s.ResizePty),
+		"CloseIO":    method(s.CloseIO),
+		"Update":     method(s.Update),
+		"Wait":       method(s.Wait),
+		"Stats":      method(s.Stats),
+		"Connect":    method(s.Connect),
+		"Shutdown":   method(s.Shutdown),
 	}})
 }
 
-// method makes a ttrpc method of a function: it decodes the request, and turns
-// the error into a gRPC status of the code that errdefs assigns to its kind.
 func method[Request, Response any](f func(context.Context, *Request) (*Response, error)) ttrpc.Method {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		request := new(Request)
-		if err := unmarshal(wire.Message(request)); err != nil {
-			return nil, errgrpc.ToGRPC(fmt.Errorf("cannot decode the request: %w", err))
+		if err := unmarshal(request); err != nil {
+			return nil, err
 		}
-		response, err := f(ctx, request)
-		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
-		}
-		return wire.Message(response), nil
+		return f(ctx, request)
 	}
+}
+
+// Intercept turns the error of an RPC into a gRPC status of the code that errdefs assigns
+// to its kind. It implements [ttrpc.UnaryServerInterceptor].
+func Intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	response, err := method(ctx, unmarshal)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return response, nil
 }

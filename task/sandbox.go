@@ -15,9 +15,11 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/api"
 
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -30,7 +32,7 @@ import (
 type podSandbox struct {
 	task    *process.Task
 	config  *podConfig // nil for a client that is not CRI
-	spec    *process.SandboxSpec
+	spec    *specs.Spec
 	netns   string    // path of the network namespace; empty for one that the sandbox has made, or the host's
 	started time.Time // guarded by Service.mu; zero before
 }
@@ -41,7 +43,7 @@ const (
 	sandboxNotReady = "SANDBOX_NOTREADY"
 )
 
-func (s *Service) createSandbox(ctx context.Context, r *api.CreateSandboxRequest) (*api.CreateSandboxResponse, error) {
+func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
 	if err := s.reserveSandbox(r.SandboxID); err != nil {
 		return nil, err
 	}
@@ -53,7 +55,7 @@ func (s *Service) createSandbox(ctx context.Context, r *api.CreateSandboxRequest
 		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
 	}
 	s.sandboxes[r.SandboxID] = sb
-	return &api.CreateSandboxResponse{}, nil
+	return &sandboxapi.CreateSandboxResponse{}, nil
 }
 
 func (s *Service) reserveSandbox(id string) error {
@@ -66,7 +68,7 @@ func (s *Service) reserveSandbox(id string) error {
 	return nil
 }
 
-func (s *Service) makeSandbox(ctx context.Context, r *api.CreateSandboxRequest) (*podSandbox, error) {
+func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*podSandbox, error) {
 	config, err := decodePodConfig(r.Options)
 	if err != nil {
 		return nil, err
@@ -95,7 +97,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *api.CreateSandboxRequest) 
 // writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
 // pod's configuration instead of one; other clients may have given one when they
 // made the bundle, or none, then the pod gets all namespaces anew.
-func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*process.SandboxSpec, error) {
+func writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*specs.Spec, error) {
 	path := filepath.Join(r.BundlePath, "config.json")
 	if config == nil {
 		switch spec, err := givenSpec(path, r); {
@@ -108,7 +110,7 @@ func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*process.Sandbox
 	}
 	spec := config.spec(r.SandboxID, r.NetnsPath)
 	maps.Copy(spec.Annotations, r.Annotations)
-	data, err := process.EncodeJSON(spec)
+	data, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -120,19 +122,25 @@ func writeSpec(r *api.CreateSandboxRequest, config *podConfig) (*process.Sandbox
 
 // givenSpec reads the spec that a client has put into the bundle, and adds what
 // the request says besides. All else in the file stays as it is, known or not.
-func givenSpec(path string, r *api.CreateSandboxRequest) (*process.SandboxSpec, error) {
+func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*specs.Spec, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the spec: %w", err)
 	}
 	var whole, linux map[string]json.RawMessage
-	spec := new(process.SandboxSpec)
+	spec := new(specs.Spec)
 	err = errors.Join(json.Unmarshal(data, spec), json.Unmarshal(data, &whole))
+	if err == nil && whole == nil {
+		err = errors.New("it has no spec")
+	}
 	if err == nil && whole["linux"] != nil {
 		err = json.Unmarshal(whole["linux"], &linux)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	if spec.Linux == nil {
+		spec.Linux = &specs.Linux{}
 	}
 	if r.NetnsPath == "" && len(r.Annotations) == 0 {
 		return spec, nil
@@ -154,7 +162,7 @@ func givenSpec(path string, r *api.CreateSandboxRequest) (*process.SandboxSpec, 
 
 // addToSpec gives the path of the network namespace and the annotations of a request to
 // a spec.
-func addToSpec(s *process.SandboxSpec, r *api.CreateSandboxRequest) {
+func addToSpec(s *specs.Spec, r *sandboxapi.CreateSandboxRequest) {
 	if s.Annotations == nil {
 		s.Annotations = make(map[string]string)
 	}
@@ -191,7 +199,7 @@ func (sb *podSandbox) process() *process.Process {
 	return p
 }
 
-func (s *Service) startSandbox(ctx context.Context, r *api.StartSandboxRequest) (*api.StartSandboxResponse, error) {
+func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest) (*sandboxapi.StartSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -213,7 +221,7 @@ func (s *Service) startSandbox(ctx context.Context, r *api.StartSandboxRequest) 
 	s.mu.Lock()
 	sb.started = started
 	s.mu.Unlock()
-	return &api.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(started), Spec: spec}, nil
+	return &sandboxapi.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(started), Spec: spec}, nil
 }
 
 // specType is the type of an OCI spec in an Any (typeurl in containerd's
@@ -225,14 +233,15 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 	names := map[specs.LinuxNamespaceType]string{
 		specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
 	}
-	spec := *sb.spec
-	spec.Linux.Namespaces = slices.Clone(spec.Linux.Namespaces)
-	for i, ns := range spec.Linux.Namespaces {
+	spec, linux := *sb.spec, *sb.spec.Linux
+	spec.Linux = &linux
+	linux.Namespaces = slices.Clone(linux.Namespaces)
+	for i, ns := range linux.Namespaces {
 		if name, ok := names[ns.Type]; ok {
-			spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", pid, name)
+			linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", pid, name)
 		}
 	}
-	data, err := process.EncodeJSON(spec)
+	data, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +250,7 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 
 // platform is asked for before each container, just before CRI looks for the
 // pod's files.
-func (s *Service) platform(_ context.Context, r *api.PlatformRequest) (*api.PlatformResponse, error) {
+func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -249,12 +258,12 @@ func (s *Service) platform(_ context.Context, r *api.PlatformRequest) (*api.Plat
 	if err := sb.task.RestoreFiles(); err != nil {
 		return nil, err
 	}
-	return &api.PlatformResponse{Platform: &api.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
+	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
 }
 
 // stopSandbox ends the sandbox, but not its containers, which are CRI's to stop
 // first; and waits for the end.
-func (s *Service) stopSandbox(ctx context.Context, r *api.StopSandboxRequest) (*api.StopSandboxResponse, error) {
+func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest) (*sandboxapi.StopSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -267,7 +276,7 @@ func (s *Service) stopSandbox(ctx context.Context, r *api.StopSandboxRequest) (*
 	if err := sb.stop(ctx); err != nil {
 		return nil, fmt.Errorf("cannot stop sandbox %s: %w", r.SandboxID, err)
 	}
-	return &api.StopSandboxResponse{}, nil
+	return &sandboxapi.StopSandboxResponse{}, nil
 }
 
 func (sb *podSandbox) stop(ctx context.Context) error { return endTask(ctx, sb.task) }
@@ -286,7 +295,7 @@ func endTask(ctx context.Context, t *process.Task) error {
 	return err
 }
 
-func (s *Service) waitSandbox(ctx context.Context, r *api.WaitSandboxRequest) (*api.WaitSandboxResponse, error) {
+func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest) (*sandboxapi.WaitSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -295,10 +304,10 @@ func (s *Service) waitSandbox(ctx context.Context, r *api.WaitSandboxRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	return &api.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
+	return &sandboxapi.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-func (s *Service) sandboxStatus(_ context.Context, r *api.SandboxStatusRequest) (*api.SandboxStatusResponse, error) {
+func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -307,7 +316,7 @@ func (s *Service) sandboxStatus(_ context.Context, r *api.SandboxStatusRequest) 
 	started := sb.started
 	s.mu.Unlock()
 	st := sb.process().Status()
-	resp := &api.SandboxStatusResponse{
+	resp := &sandboxapi.SandboxStatusResponse{
 		SandboxID: r.SandboxID,
 		Pid:       uint32(st.Pid),
 		State:     sandboxNotReady,
@@ -332,13 +341,13 @@ func (s *Service) sandboxStatus(_ context.Context, r *api.SandboxStatusRequest) 
 // internal/cri/server/podsandbox/types).
 func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]string, error) {
 	info := struct {
-		Pid            int                  `json:"pid"`
-		Status         string               `json:"processStatus"`
-		NetNSClosed    bool                 `json:"netNamespaceClosed"`
-		RuntimeType    string               `json:"runtimeType"`
-		RuntimeOptions any                  `json:"runtimeOptions"`
-		Config         *podConfig           `json:"config"`
-		RuntimeSpec    *process.SandboxSpec `json:"runtimeSpec"`
+		Pid            int         `json:"pid"`
+		Status         string      `json:"processStatus"`
+		NetNSClosed    bool        `json:"netNamespaceClosed"`
+		RuntimeType    string      `json:"runtimeType"`
+		RuntimeOptions any         `json:"runtimeOptions"`
+		Config         *podConfig  `json:"config"`
+		RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
 	}{
 		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options, Config: sb.config, RuntimeSpec: sb.spec,
 	}
@@ -346,7 +355,7 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 		_, err := os.Stat(sb.netns)
 		info.NetNSClosed = errors.Is(err, fs.ErrNotExist)
 	}
-	data, err := process.EncodeJSON(info)
+	data, err := json.Marshal(info)
 	if err != nil {
 		return nil, err
 	}
@@ -356,16 +365,16 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 // runtimeType is the runtime type that this shim is for.
 const runtimeType = "io.containerd.pause.v2"
 
-func (s *Service) pingSandbox(_ context.Context, r *api.PingRequest) (*api.PingResponse, error) {
+func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
 	if _, err := s.sandbox(r.SandboxID); err != nil {
 		return nil, err
 	}
-	return &api.PingResponse{}, nil
+	return &sandboxapi.PingResponse{}, nil
 }
 
 // shutdownSandbox removes the sandbox, with all that is left in it, and ends the
 // shim. containerd calls it for a sandbox that could not be created, too.
-func (s *Service) shutdownSandbox(ctx context.Context, r *api.ShutdownSandboxRequest) (*api.ShutdownSandboxResponse, error) {
+func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
 	if err := s.removeTasks(ctx); err != nil {
 		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
 	}
@@ -377,7 +386,7 @@ func (s *Service) shutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
 	}
 	s.shutdown()
-	return &api.ShutdownSandboxResponse{}, nil
+	return &sandboxapi.ShutdownSandboxResponse{}, nil
 }
 
 // removeTasks removes containers that the client has left in the pod.
@@ -415,7 +424,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
 	return nil
 }
 
-func (s *Service) sandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest) (*api.SandboxMetricsResponse, error) {
+func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest) (*sandboxapi.SandboxMetricsResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -423,12 +432,12 @@ func (s *Service) sandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest
 	m, err := sb.metrics()
 	var data *anypb.Any
 	if err == nil {
-		data, err = encodeMetrics(m)
+		data, err = typeurl.MarshalAnyToProto(m)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the metrics of sandbox %s: %w", r.SandboxID, err)
 	}
-	return &api.SandboxMetricsResponse{Metrics: &api.Metric{
+	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{
 		Timestamp: timestamppb.Now(), ID: r.SandboxID, Data: data,
 	}}, nil
 }
@@ -450,7 +459,7 @@ func (sb *podSandbox) metrics() (any, error) {
 // and extensions are only kept there: CRI puts the resources of a pod that was
 // resized into the latter for those who ask, while the kubelet sets the limits of
 // the pod's cgroup itself. Nothing else can change in a sandbox that runs.
-func (s *Service) updateSandbox(ctx context.Context, r *api.UpdateSandboxRequest) (*api.UpdateSandboxResponse, error) {
+func (s *Service) UpdateSandbox(ctx context.Context, r *sandboxapi.UpdateSandboxRequest) (*sandboxapi.UpdateSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
 		return nil, err
@@ -469,5 +478,5 @@ func (s *Service) updateSandbox(ctx context.Context, r *api.UpdateSandboxRequest
 			return nil, err
 		}
 	}
-	return &api.UpdateSandboxResponse{}, nil
+	return &sandboxapi.UpdateSandboxResponse{}, nil
 }

@@ -22,8 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"containerd-shim-pause-v2/process"
 )
 
 // home is where containerd keeps its files, for one sandbox.
@@ -285,36 +283,36 @@ func TestSpecOfAPod(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*cri.PodSandboxConfig, *cri.NamespaceOption)
 		want   string // types of namespaces
-		check  func(*process.SandboxSpec) bool
+		check  func(*specs.Spec) bool
 	}{
-		"usual": {nil, "mount pid ipc network uts", func(s *process.SandboxSpec) bool {
+		"usual": {nil, "mount pid ipc network uts", func(s *specs.Spec) bool {
 			return s.Hostname == "host-of-pod" && s.Linux.Sysctl["net.ipv4.ip_unprivileged_port_start"] == "0" && s.Process.User.UID == 65535
 		}},
-		"network of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Network = node }, "mount pid ipc", func(s *process.SandboxSpec) bool {
+		"network of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Network = node }, "mount pid ipc", func(s *specs.Spec) bool {
 			return s.Hostname == "" && len(s.Linux.Sysctl) == 1
 		}},
 		"PID and IPC of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) { o.Pid, o.Ipc = node, node }, "mount network uts", nil},
 		"user namespace": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) {
 			ids := []*cri.IDMapping{{HostId: 7, ContainerId: 1, Length: 9}}
 			o.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
-		}, "mount pid ipc network uts user", func(s *process.SandboxSpec) bool {
+		}, "mount pid ipc network uts user", func(s *specs.Spec) bool {
 			_, ping := s.Linux.Sysctl["net.ipv4.ping_group_range"]
 			return !ping && reflect.DeepEqual(s.Linux.GIDMappings, []specs.LinuxIDMapping{{HostID: 7, ContainerID: 1, Size: 9}})
 		}},
 		"user namespace of the host": {func(_ *cri.PodSandboxConfig, o *cri.NamespaceOption) {
 			o.UsernsOptions = &cri.UserNamespace{Mode: node}
 		}, "mount pid ipc network uts", nil},
-		"slice": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "/a.slice/a-b.slice" }, "mount pid ipc network uts", func(s *process.SandboxSpec) bool {
+		"slice": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "/a.slice/a-b.slice" }, "mount pid ipc network uts", func(s *specs.Spec) bool {
 			return s.Linux.CgroupsPath == "a-b.slice:cri-containerd:pod"
 		}},
-		"no cgroup": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "" }, "mount pid ipc network uts", func(s *process.SandboxSpec) bool {
+		"no cgroup": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) { c.Linux.CgroupParent = "" }, "mount pid ipc network uts", func(s *specs.Spec) bool {
 			return s.Linux.CgroupsPath == ""
 		}},
 		"user and groups": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) {
 			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 5}
 			c.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: 6}
 			c.Linux.SecurityContext.SupplementalGroups = []int64{7, 8}
-		}, "mount pid ipc network uts", func(s *process.SandboxSpec) bool {
+		}, "mount pid ipc network uts", func(s *specs.Spec) bool {
 			return reflect.DeepEqual(s.Process.User, specs.User{UID: 5, GID: 6, AdditionalGids: []uint32{7, 8}})
 		}},
 	} {

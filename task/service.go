@@ -11,13 +11,13 @@ import (
 	"sync"
 
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/api"
-	"containerd-shim-pause-v2/shim/wire"
 
-	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
-	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -32,7 +32,7 @@ type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
 	decode     DecodeOptions
-	options    *api.Options // of sandboxes, whose requests carry none
+	options    *options.Options // of sandboxes, whose requests carry none
 	shutdown   func()
 	removed    Removed
 
@@ -43,7 +43,7 @@ type Service struct {
 
 // DecodeOptions decodes the runtime options of a request, in whichever form the
 // client has sent them. None at all are valid.
-type DecodeOptions func(*anypb.Any) (*api.Options, error)
+type DecodeOptions func(*anypb.Any) (*options.Options, error)
 
 // Removed is told that nothing is left of the task or sandbox in a bundle, and how it
 // ended.
@@ -53,7 +53,7 @@ type Removed func(bundle string, st process.Status)
 // must tell its events to the same Events. o are the runtime options that the
 // shim was started with. The service calls shutdown when it is asked to shut down
 // and has neither task nor sandbox.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *api.Options, shutdown func(), removed Removed) *Service {
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *options.Options, shutdown func(), removed Removed) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
@@ -68,7 +68,7 @@ func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOpt
 
 var empty = &emptypb.Empty{}
 
-func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
+func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	opts, err := s.decode(r.Options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
@@ -101,7 +101,7 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	s.mu.Unlock()
 	s.events.created(r, pid)
 	t.Watch()
-	return &api.CreateTaskResponse{Pid: pid}, nil
+	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
 // reserve keeps a second create of the same id out.
@@ -139,7 +139,7 @@ func (s *Service) process(id, execID string) (*process.Process, error) {
 	return t.Process(execID)
 }
 
-func (s *Service) start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
+func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -148,10 +148,10 @@ func (s *Service) start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	if err != nil {
 		return nil, err
 	}
-	return &api.StartResponse{Pid: uint32(pid)}, nil
+	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
 
-func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
+func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -165,14 +165,14 @@ func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 		s.removed(t.Bundle, st)
 		s.events.deleted(r.ID, st)
 	}
-	return &api.DeleteResponse{
+	return &taskapi.DeleteResponse{
 		Pid:        uint32(st.Pid),
 		ExitStatus: st.Exit.Status,
 		ExitedAt:   timestamp(st.Exit),
 	}, nil
 }
 
-func (s *Service) exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
+func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -185,7 +185,7 @@ func (s *Service) exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.E
 	return empty, nil
 }
 
-func (s *Service) resizePty(_ context.Context, r *api.ResizePtyRequest) (*emptypb.Empty, error) {
+func (s *Service) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -193,7 +193,7 @@ func (s *Service) resizePty(_ context.Context, r *api.ResizePtyRequest) (*emptyp
 	return empty, p.Resize(uint16(r.Width), uint16(r.Height))
 }
 
-func (s *Service) closeIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Empty, error) {
+func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -202,7 +202,7 @@ func (s *Service) closeIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Em
 	return empty, nil
 }
 
-func (s *Service) state(_ context.Context, r *api.StateRequest) (*api.StateResponse, error) {
+func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -216,7 +216,7 @@ func (s *Service) state(_ context.Context, r *api.StateRequest) (*api.StateRespo
 	if r.ExecID != "" {
 		id = r.ExecID
 	}
-	return &api.StateResponse{
+	return &taskapi.StateResponse{
 		ID:         id,
 		Bundle:     t.Bundle,
 		Pid:        uint32(st.Pid),
@@ -230,23 +230,23 @@ func (s *Service) state(_ context.Context, r *api.StateRequest) (*api.StateRespo
 	}, nil
 }
 
-func statusOf(s process.State) api.Status {
+func statusOf(s process.State) tasktypes.Status {
 	switch s {
 	case process.Created:
-		return api.StatusCreated
+		return tasktypes.Status_CREATED
 	case process.Running:
-		return api.StatusRunning
+		return tasktypes.Status_RUNNING
 	case process.Pausing:
-		return api.StatusPausing
+		return tasktypes.Status_PAUSING
 	case process.Paused:
-		return api.StatusPaused
+		return tasktypes.Status_PAUSED
 	case process.Stopped, process.Deleted:
-		return api.StatusStopped
+		return tasktypes.Status_STOPPED
 	}
-	return api.StatusUnknown
+	return tasktypes.Status_UNKNOWN
 }
 
-func (s *Service) pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empty, error) {
+func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -258,7 +258,7 @@ func (s *Service) pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empt
 	return empty, nil
 }
 
-func (s *Service) resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Empty, error) {
+func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -270,7 +270,7 @@ func (s *Service) resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Em
 	return empty, nil
 }
 
-func (s *Service) kill(_ context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
+func (s *Service) Kill(_ context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -278,7 +278,7 @@ func (s *Service) kill(_ context.Context, r *api.KillRequest) (*emptypb.Empty, e
 	return empty, t.Kill(r.ExecID, unix.Signal(r.Signal), r.All)
 }
 
-func (s *Service) pids(_ context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
+func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -287,31 +287,27 @@ func (s *Service) pids(_ context.Context, r *api.PidsRequest) (*api.PidsResponse
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]*api.ProcessInfo, len(found))
+	infos := make([]*tasktypes.ProcessInfo, len(found))
 	for i, p := range found {
-		infos[i] = &api.ProcessInfo{Pid: uint32(p.Pid)}
+		infos[i] = &tasktypes.ProcessInfo{Pid: uint32(p.Pid)}
 		if p.ExecID == "" {
 			continue
 		}
-		if infos[i].Info, err = wire.MarshalAny(api.ProcessDetailsName, &api.ProcessDetails{ExecID: p.ExecID}); err != nil {
+		if infos[i].Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
 			return nil, fmt.Errorf("cannot encode the details of process %s: %w", p.ExecID, err)
 		}
 	}
-	return &api.PidsResponse{Processes: infos}, nil
+	return &taskapi.PidsResponse{Processes: infos}, nil
 }
 
-func (s *Service) checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) (*emptypb.Empty, error) {
+func (s *Service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	var o api.CheckpointOptions
+	var o options.CheckpointOptions
 	if r.Options != nil {
-		err := wire.Unmarshal(r.Options.GetValue(), &o)
-		if name := r.Options.MessageName(); name != api.CheckpointName {
-			err = fmt.Errorf("unknown type %q", name)
-		}
-		if err != nil {
+		if err := r.Options.UnmarshalTo(&o); err != nil {
 			return nil, fmt.Errorf("cannot decode the checkpoint options of task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -320,7 +316,7 @@ func (s *Service) checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) 
 		WorkPath:            o.WorkPath,
 		ParentPath:          o.ParentPath,
 		Exit:                o.Exit,
-		OpenTCP:             o.OpenTCP,
+		OpenTCP:             o.OpenTcp,
 		ExternalUnixSockets: o.ExternalUnixSockets,
 		Terminal:            o.Terminal,
 		FileLocks:           o.FileLocks,
@@ -328,7 +324,7 @@ func (s *Service) checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) 
 	})
 }
 
-func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) (*emptypb.Empty, error) {
+func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -340,7 +336,7 @@ func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) (*emptyp
 	return empty, t.Update(ctx, &resources)
 }
 
-func (s *Service) wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
+func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -349,22 +345,10 @@ func (s *Service) wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 	if err != nil {
 		return nil, err
 	}
-	return &api.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
+	return &taskapi.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-// encodeMetrics encodes what [cgroups.Cgroup.Stat] returns. The names are those in the
-// .proto files of its types, whose generated code is not linked (Makefile, STANDINS).
-func encodeMetrics(m any) (*anypb.Any, error) {
-	switch m.(type) {
-	case *v1.Metrics:
-		return wire.MarshalAny("io.containerd.cgroups.v1.Metrics", m)
-	case *v2.Metrics:
-		return wire.MarshalAny("io.containerd.cgroups.v2.Metrics", m)
-	}
-	return nil, fmt.Errorf("unknown type of metrics %T", m)
-}
-
-func (s *Service) stats(_ context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
+func (s *Service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
 		return nil, err
@@ -373,17 +357,17 @@ func (s *Service) stats(_ context.Context, r *api.StatsRequest) (*api.StatsRespo
 	if err != nil {
 		return nil, err
 	}
-	encoded, err := encodeMetrics(metrics)
+	encoded, err := typeurl.MarshalAnyToProto(metrics)
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the metrics of task %s: %w", r.ID, err)
 	}
-	return &api.StatsResponse{Stats: encoded}, nil
+	return &taskapi.StatsResponse{Stats: encoded}, nil
 }
 
 // connect answers for tasks that do not exist, too: containerd asks for the
 // shim's pid before it has created one.
-func (s *Service) connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
-	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())}
+func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
+	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
 	if p, err := s.process(r.ID, ""); err == nil {
 		resp.TaskPid = uint32(p.Status().Pid)
 	} else if sb, err := s.sandbox(r.ID); err == nil {
@@ -394,7 +378,7 @@ func (s *Service) connect(_ context.Context, r *api.ConnectRequest) (*api.Connec
 
 // shutDown ends the shim unless it serves tasks or a sandbox: containerd asks it
 // to after the delete of every single task.
-func (s *Service) shutDown(context.Context, *api.ShutdownRequest) (*emptypb.Empty, error) {
+func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.tasks) == 0 && len(s.sandboxes) == 0 {
@@ -403,7 +387,7 @@ func (s *Service) shutDown(context.Context, *api.ShutdownRequest) (*emptypb.Empt
 	return empty, nil
 }
 
-func rootfsMounts(r *api.CreateTaskRequest) []mount.Mount {
+func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
 	mounts := make([]mount.Mount, len(r.Rootfs))
 	for i, m := range r.Rootfs {
 		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
@@ -411,15 +395,15 @@ func rootfsMounts(r *api.CreateTaskRequest) []mount.Mount {
 	return mounts
 }
 
-func runtimeOptions(o *api.Options) process.Options {
+func runtimeOptions(o *options.Options) process.Options {
 	return process.Options{
 		BinaryName:    o.BinaryName,
 		Root:          o.Root,
 		SystemdCgroup: o.SystemdCgroup,
 		NoPivotRoot:   o.NoPivotRoot,
 		NoNewKeyring:  o.NoNewKeyring,
-		IoUID:         o.IoUID,
-		IoGID:         o.IoGID,
+		IoUID:         o.IoUid,
+		IoGID:         o.IoGid,
 		CriuWorkPath:  o.CriuWorkPath,
 	}
 }

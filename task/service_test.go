@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process"
-	"containerd-shim-pause-v2/shim/api"
 
 	"github.com/containerd/cgroups/v3/cgroup1/stats"
 	statsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -327,8 +326,8 @@ func TestOptionsOfAWrongType(t *testing.T) {
 }
 
 func TestOptionsReachTheRuntime(t *testing.T) {
-	o := &api.Options{
-		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUID: 1, IoGID: 2,
+	o := &options.Options{
+		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUid: 1, IoGid: 2,
 		CriuWorkPath: "w",
 	}
 	want := process.Options{

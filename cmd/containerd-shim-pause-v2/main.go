@@ -40,6 +40,7 @@ func main() {
 		},
 		SandboxImage: writeSandboxImage,
 		Serve:        func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
+		Intercept:    task.Intercept,
 		Delete:       deleteTask,
 		JoinCgroup:   joinCgroup,
 		Features:     process.Features,
@@ -55,7 +56,6 @@ func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop f
 	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
 	service := task.NewService(supervisor, events, shim.DecodeOptions, p.Options, p.Shutdown, removed)
 	service.Register(p.Server)
-	service.RegisterSandbox(p.Server)
 	go cgroups.Prepare() // while containerd connects
 	return supervisor.Release
 }

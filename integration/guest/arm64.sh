@@ -5,7 +5,7 @@
 #   DIR       where the kernel and a small Debian are kept between runs
 #   PACKAGE   directories of packages of this module
 #   -t SECS   end the guest after SECS, default 900
-#   $EARLY    how the linker makes shim/entry the entry point, see the Makefile
+#   $ENTRY    how the linker makes shim/entry the entry point, see the Makefile
 #
 # The emulator of single programs, qemu-aarch64, would not do: it knows neither the flags by which a process starts in
 # new namespaces nor PR_SET_CHILD_SUBREAPER. The output is shown if a test fails.
@@ -64,9 +64,7 @@ echo '127.0.0.1 localhost' >"$root/etc/hosts"
 echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
 for p; do
 	mkdir -p "$root/tests/$p"
-	ldflags='-s -w'
-	case $p in shim | shim/entry) ldflags+=" ${EARLY-}" ;; esac
-	CGO_ENABLED=0 GOARCH=arm64 "${GO:-go}" test -c -tags no_grpc -ldflags "$ldflags" -o "$root/tests/$p/tests" "./$p"
+	CGO_ENABLED=0 GOARCH=arm64 "${GO:-go}" test -c -tags no_grpc -ldflags "-s -w ${ENTRY-}" -o "$root/tests/$p/tests" "./$p"
 	[ ! -e "$p/testdata" ] || cp -a "$p/testdata" "$root/tests/$p"
 done
 cat >"$root/init" <<X
