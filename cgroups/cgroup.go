@@ -1,5 +1,9 @@
-// Package cgroups handles one cgroup: it makes, measures, watches, freezes, signals, updates and removes it, by
-// plain reads and writes of the kernel's files.
+// Package cgroups handles one cgroup: it makes, measures, watches, freezes, signals, updates and removes it.
+//
+// It measures with github.com/containerd/cgroups/v3, "the library", which also converts CPU shares to v2's weight. The
+// rest is its own, by plain reads and writes of the kernel's files: what the library has not, and what it does in a way
+// that an operator would notice, such as to wait without end, or to leave a limit out and say nothing. The comments on
+// Update, Freeze, Signal, Pids and Remove say what that is.
 //
 // Whether the host has cgroup v1, v2 or both (hybrid) is decided once, in mode.go; everything above that file sees a
 // Cgroup. Nothing here talks to systemd or loads eBPF.
@@ -11,7 +15,6 @@ package cgroups
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -139,7 +142,8 @@ func (c *Cgroup) Add(pid int) error {
 }
 
 // addProcess writes a pid to a directory's cgroup.procs. The kernel answers EINVAL for a process that fork has not
-// finished yet (TASK_NEW in cpu_cgroup_can_attach, kernel/sched/core.c), a matter of moments.
+// finished yet (TASK_NEW in cpu_cgroup_can_attach, kernel/sched/core.c), a matter of moments. The library tries again
+// on v1 only.
 func addProcess(dir string, pid int) error {
 	var err error
 	for range 5 {
@@ -152,36 +156,6 @@ func addProcess(dir string, pid int) error {
 	return err
 }
 
-// Stat measures the cgroup: a *Metrics of github.com/containerd/cgroups/v3/cgroup1/stats on v1, of cgroup2/stats on
-// v2, which are what containerd's Task.Stats answers with. What the kernel has no files for is left out. A cgroup
-// that is gone is ErrNotFound.
-func (c *Cgroup) Stat() (any, error) {
-	m, err := c.tree.stat()
-	if err == nil && !isDir(c.tree.procs()) {
-		err = errdefs.ErrNotFound
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot stat cgroup %s: %w", c.path, err)
-	}
-	return m, nil
-}
-
-// Update applies resources to the cgroup. What is nil, empty or, where the OCI spec gives it no meaning of its own,
-// zero is left as it is; -1 takes a limit away. The first resource that cannot be applied ends the update with an
-// error that names it, its value and its file; those before it stay applied.
-//
-// On v2 the values are translated as runc and crun do; the entries of r.Unified are written last, and are refused on
-// v1. Device rules and the kernel memory limit, which the spec allows runtimes to ignore, are ignored.
-func (c *Cgroup) Update(r *specs.LinuxResources) error {
-	if r == nil {
-		return nil
-	}
-	if err := c.tree.update(r); err != nil {
-		return fmt.Errorf("cannot update cgroup %s: %w", c.path, err)
-	}
-	return nil
-}
-
 // Paths returns the cgroup's directories: one on v2, one per hierarchy on v1.
 func (c *Cgroup) Paths() []string {
 	return c.tree.dirs()
@@ -190,9 +164,4 @@ func (c *Cgroup) Paths() []string {
 // String returns the cgroup's path below the mount point, for logs.
 func (c *Cgroup) String() string {
 	return c.path
-}
-
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
 }

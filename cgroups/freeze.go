@@ -2,7 +2,6 @@ package cgroups
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -13,6 +12,9 @@ import (
 
 // Freeze stops every process of the cgroup and of those below, and returns when all have stopped. ctx bounds the
 // wait: a process in uninterruptible sleep can hold it up for ever. On error the cgroup is thawed again.
+//
+// The library has no bound for it on v1, nor for the thaw, and on v2 it does not wait at all: it reads back the file that
+// it has written, not the state.
 //
 // Sources: cgroup-v2.rst, "cgroup.freeze"; cgroup-v1/freezer-subsystem.rst.
 func (c *Cgroup) Freeze(ctx context.Context) error {
@@ -146,19 +148,10 @@ func (t *v2Tree) await(ctx context.Context, want bool) error {
 }
 
 func (t *v2Tree) frozen() (bool, error) {
-	r := reader{dir: t.dir}
-	var frozen uint64
-	r.keyed("cgroup.events", []field{{"frozen", &frozen}})
-	if r.err == nil && !r.found {
-		return false, errdefs.ErrNotFound
+	events, err := readFile(filepath.Join(t.dir, "cgroup.events"))
+	if err != nil {
+		return false, notFound(err)
 	}
-	return frozen == 1, r.err
-}
-
-// notFound adds the kind to an error that says that a file is absent.
-func notFound(err error) error {
-	if absent(err) && !errors.Is(err, errdefs.ErrNotFound) {
-		return fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
-	}
-	return err
+	frozen, _, err := keyedValue(events, "frozen")
+	return frozen == 1, err
 }

@@ -211,6 +211,25 @@ func TestCreateAppliesLimitsToTheKernel(t *testing.T) {
 	}
 }
 
+// TestUpdateWritesAgainWhatWasRefused: next to the old quota, the new period is more than the parent has.
+func TestUpdateWritesAgainWhatWasRefused(t *testing.T) {
+	l := v1Host(t, "cpu")
+	parent := newCgroup(t, l, "again", `{"cpu": {"quota": 50000, "period": 100000}}`)
+	c := newBelow(t, l, parent)
+	for _, cpu := range [][2]string{{"50000", "100000"}, {"5000", "10000"}, {"100000", "200000"}} {
+		if err := c.Update(resources(`{"cpu": {"quota": ` + cpu[0] + `, "period": ` + cpu[1] + `}}`)); err != nil {
+			t.Fatal(err)
+		}
+		dir := c.tree.(*v1Tree).dir("cpu")
+		if quota, period := content(t, dir, "cpu.cfs_quota_us"), content(t, dir, "cpu.cfs_period_us"); quota != cpu[0] || period != cpu[1] {
+			t.Errorf("quota %s and period %s, want %s", quota, period, cpu)
+		}
+	}
+	if err := c.Update(resources(`{"cpu": {"quota": 90000, "period": 100000}}`)); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("more than the parent has: %v", err)
+	}
+}
+
 // TestExportedFunctionsOnThisHost goes through the functions that find the layout themselves.
 func TestExportedFunctionsOnThisHost(t *testing.T) {
 	if os.Getuid() != 0 {

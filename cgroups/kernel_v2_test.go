@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"math"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -64,7 +65,7 @@ func TestCreateAppliesLimitsToTheKernelV2(t *testing.T) {
 		t.Fatal(err)
 	}
 	stats := m.(*v2.Metrics)
-	if stats.Pids.GetLimit() != 7 || stats.Memory.GetUsageLimit() != unlimited || stats.CPU == nil || stats.MemoryEvents == nil || stats.Io == nil {
+	if stats.Pids.GetLimit() != 7 || stats.Memory.GetUsageLimit() != math.MaxUint64 || stats.CPU == nil || stats.MemoryEvents == nil || stats.Io == nil {
 		t.Errorf("stats: %v", stats)
 	}
 	err = c.Update(resources(`{"cpu": {"cpus": "99999"}}`))

@@ -32,6 +32,9 @@ const (
 // A pid that was read from a cgroup can belong to another process by the time of the signal. So the process is
 // pinned by a pidfd first, and the signal sent only if its pid is in the cgroup still (pidfd_open(2)). Kernels before
 // 5.3 have no pidfd: there the signal follows the check as closely as it can.
+//
+// The library has only SIGKILL, and only on v2. There, before Linux 5.14, it signals the pids that it has read, and does
+// not wait for the freeze before it reads them, so that a fork escapes.
 func (c *Cgroup) Signal(sig unix.Signal) error {
 	pids, err := c.Pids()
 	if err != nil {

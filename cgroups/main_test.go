@@ -164,7 +164,7 @@ func fakeTree(t *testing.T, files map[string]string) string {
 
 // fakeV1 is a layout of one hierarchy per name, in directories of that name below root.
 func fakeV1(root string, controllers ...string) *layout {
-	l := &layout{proc: filepath.Join(root, "proc"), hugepages: []string{"2MB"}}
+	l := &layout{proc: filepath.Join(root, "proc")}
 	for _, c := range controllers {
 		l.v1 = append(l.v1, hierarchy{mountpoint: filepath.Join(root, c), root: "/", controllers: strings.Split(c, ",")})
 	}
@@ -172,11 +172,7 @@ func fakeV1(root string, controllers ...string) *layout {
 }
 
 func fakeV2(root string) *layout {
-	return &layout{
-		proc:      filepath.Join(root, "proc"),
-		hugepages: []string{"2MB"},
-		unified:   &hierarchy{mountpoint: root, root: "/"},
-	}
+	return &layout{proc: filepath.Join(root, "proc"), unified: &hierarchy{mountpoint: root, root: "/"}}
 }
 
 func content(t *testing.T, path ...string) string {

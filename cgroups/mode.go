@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -27,7 +28,7 @@ type tree interface {
 	dirs() []string
 	// procs returns the directory whose cgroup.procs, with those below, is the list of processes.
 	procs() string
-	stat() (any, error)
+	stat() (Metrics, error)
 	update(r *specs.LinuxResources) error
 	freeze(ctx context.Context) error
 	thaw(ctx context.Context) error
@@ -41,10 +42,9 @@ type tree interface {
 
 // layout says where the host's hierarchies are mounted.
 type layout struct {
-	proc      string      // where procfs is mounted
-	hugepages []string    // sizes as hugetlb's files name them: "2MB", "1GB"
-	unified   *hierarchy  // set in v2 mode only
-	v1        []hierarchy // set in v1 and hybrid mode only
+	proc    string      // where procfs is mounted
+	unified *hierarchy  // set in v2 mode only
+	v1      []hierarchy // set in v1 and hybrid mode only
 }
 
 // hierarchy is one mounted cgroup hierarchy.
@@ -80,7 +80,6 @@ var hostLayout = sync.OnceValues(func() (*layout, error) {
 		return nil, fmt.Errorf("cannot find cgroup mounts: %w", err)
 	}
 	l.proc = "/proc"
-	l.hugepages = hugepageSizes("/sys/kernel/mm/hugepages")
 	return l, nil
 })
 
@@ -157,9 +156,9 @@ func isDefault(mountpoint string) bool {
 // at returns the tree at a clean path below the mount points.
 func (l *layout) at(path string) tree {
 	if l.unified != nil {
-		return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + path, hugepages: l.hugepages}
+		return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + path}
 	}
-	t := &v1Tree{proc: l.proc, hugepages: l.hugepages}
+	t := &v1Tree{}
 	for _, h := range l.v1 {
 		t.groups = append(t.groups, v1Group{root: h.mountpoint, dir: h.mountpoint + path, controllers: h.controllers})
 	}
@@ -178,12 +177,12 @@ func (l *layout) of(lines []procCgroup) (tree, string, error) {
 				return nil, "", fmt.Errorf("%s is removed: %w", line.path, errdefs.ErrNotFound)
 			}
 			if below, ok := l.unified.below(line.path); ok {
-				return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + below, hugepages: l.hugepages}, below, nil
+				return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + below}, below, nil
 			}
 		}
 		return nil, "", errRoot
 	}
-	t := &v1Tree{proc: l.proc, hugepages: l.hugepages}
+	t := &v1Tree{}
 	paths := make(map[string]string)
 	for _, h := range l.v1 {
 		for _, line := range lines {
@@ -215,7 +214,8 @@ func (h *hierarchy) below(path string) (string, bool) {
 			return "", false
 		}
 	}
-	if rest == "" || rest == "/" || rest[0] != '/' || slices.Contains(strings.Split(rest, "/"), "..") {
+	name, ok := strings.CutPrefix(rest, "/")
+	if !ok || !fs.ValidPath(name) || name == "." {
 		return "", false
 	}
 	return rest, true

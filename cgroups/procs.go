@@ -16,6 +16,8 @@ import (
 // Pids returns the ids, as our pid namespace has them, of the processes in the cgroup and all below it, sorted, each
 // once. On v1 they are those of one hierarchy: the freezer's, or what is mounted of devices, pids and memory.
 // Processes that our pid namespace does not see are left out. A cgroup that is gone is ErrNotFound.
+//
+// The library lists those as 0, and fails if a cgroup below is threaded, or vanishes meanwhile.
 func (c *Cgroup) Pids() ([]int, error) {
 	var pids []int
 	err := walk(c.tree.procs(), func(dir string) error {

@@ -233,33 +233,6 @@ func TestUpdateErrorNamesResourceValueAndFile(t *testing.T) {
 	}
 }
 
-func TestSharesToWeight(t *testing.T) {
-	// The table of opencontainers/cgroups #20 and the ends of the range.
-	for shares, want := range map[uint64]uint64{
-		1: 1, 2: 1, 1024: 100, 2000: 170, 262144: 10000, 1 << 40: 10000,
-	} {
-		if got := sharesToWeight(shares); got != want {
-			t.Errorf("%d shares: got weight %d, want %d", shares, got, want)
-		}
-	}
-	for shares := uint64(3); shares < 1<<18; shares++ {
-		if sharesToWeight(shares) < sharesToWeight(shares-1) {
-			t.Fatalf("weight falls at %d shares", shares)
-		}
-	}
-}
-
-func TestHugepageSizes(t *testing.T) {
-	root := fakeTree(t, map[string]string{"hugepages-64kB/": "", "hugepages-2048kB/": "", "hugepages-1048576kB/": "", "other/": "", "hugepages-xkB/": ""})
-	got := strings.Join(hugepageSizes(root), " ")
-	if got != "1GB 2MB 64KB" {
-		t.Errorf("got %q", got)
-	}
-	if got := hugepageSizes(root + "/none"); got != nil {
-		t.Errorf("got %v for a kernel without huge pages", got)
-	}
-}
-
 func TestCreateV2EnablesControllersInParentsOnly(t *testing.T) {
 	root := fakeTree(t, map[string]string{
 		"cgroup.controllers":         "cpu memory pids",

@@ -7,17 +7,12 @@ import (
 	"slices"
 	"strings"
 
-	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
-	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // v1Tree is a cgroup on v1: a directory in each hierarchy.
 type v1Tree struct {
-	proc      string
-	hugepages []string
-	groups    []v1Group
+	groups []v1Group
 }
 
 type v1Group struct {
@@ -55,7 +50,7 @@ func (t *v1Tree) procs() string {
 }
 
 func (t *v1Tree) existing() tree {
-	e := &v1Tree{proc: t.proc, hugepages: t.hugepages}
+	e := &v1Tree{}
 	for _, g := range t.groups {
 		if isDir(g.dir) {
 			e.groups = append(e.groups, g)
@@ -127,32 +122,26 @@ func makeDir(dir string) (bool, error) {
 	return true, nil
 }
 
-func (t *v1Tree) stat() (any, error) {
-	m := &v1.Metrics{}
-	for _, stat := range []func(*v1.Metrics) error{
-		t.statPids, t.statCPU, t.statMemory, t.statBlkio, t.statRdma, t.statHugetlb,
-	} {
-		if err := stat(m); err != nil {
-			return nil, err
+// inheritCpuset fills an empty cpuset from the parent's. A v1 cpuset is born without CPUs and memory nodes, and no
+// process can join it like that (cgroup-v1/cpusets.rst); nor can a child be given what its parent does not have,
+// which is why Create fills the parents as well. The library does so too, but does not tell which directories it has
+// made, so that an error could not take them back.
+func inheritCpuset(parent, dir string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		value, err := readFile(filepath.Join(dir, file))
+		if absent(err) || err == nil && strings.TrimSpace(value) != "" {
+			continue
 		}
-	}
-	return m, nil
-}
-
-func (t *v1Tree) update(r *specs.LinuxResources) error {
-	for key, value := range r.Unified {
-		return fmt.Errorf("cannot set unified resource %s to %q: this host has cgroup v1: %w", key, value, errdefs.ErrNotImplemented)
-	}
-	for _, update := range []func(*specs.LinuxResources) error{
-		t.setCPU, t.setCpuset, t.setMemory, t.setPids, t.setBlkio, t.setHugetlb, t.setRdma, t.setNetwork,
-	} {
-		if err := update(r); err != nil {
+		if err != nil {
 			return err
+		}
+		inherited, err := readFile(filepath.Join(parent, file))
+		if err != nil {
+			return err
+		}
+		if err := writeFile(filepath.Join(dir, file), strings.TrimSpace(inherited)); err != nil {
+			return fmt.Errorf("cannot copy cpuset of %s: %w", parent, err)
 		}
 	}
 	return nil
-}
-
-func notMounted(resource, file, value string) error {
-	return fmt.Errorf("cannot set %s to %q: no controller for %s is mounted: %w", resource, value, file, errdefs.ErrNotImplemented)
 }
