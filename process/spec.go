@@ -59,8 +59,16 @@ func changeSpec(bundle string, linux map[string]any) error {
 	if err := readJSON(path, &whole); err != nil {
 		return err
 	}
-	if err := json.Unmarshal(whole["linux"], &section); err != nil {
-		return fmt.Errorf("cannot decode %s: %w", path, err)
+	if whole == nil {
+		return fmt.Errorf("cannot change %s: it holds no spec: %w", path, errdefs.ErrInvalidArgument)
+	}
+	if linux := whole["linux"]; linux != nil {
+		if err := json.Unmarshal(linux, &section); err != nil {
+			return fmt.Errorf("cannot decode %s: %w", path, err)
+		}
+	}
+	if section == nil {
+		section = make(map[string]json.RawMessage)
 	}
 	for name, value := range linux {
 		data, err := json.Marshal(value)

@@ -309,9 +309,8 @@ func (t *Task) snapshot() []*Process {
 	return slices.Collect(maps.Values(t.execs))
 }
 
-// Stats returns the metrics of the task's cgroup, in the types of containerd's
-// API for cgroup v1 or v2.
-func (t *Task) Stats() (any, error) {
+// Stats returns the metrics of the task's cgroup.
+func (t *Task) Stats() (cgroups.Metrics, error) {
 	cgroup := t.group()
 	if cgroup == nil {
 		return nil, fmt.Errorf("task %s has no cgroup: %w", t.ID, errdefs.ErrNotFound)

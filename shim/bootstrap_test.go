@@ -15,7 +15,7 @@ import (
 )
 
 // recorded returns the bytes of a hex dump in testdata.
-func recorded(t *testing.T, name string) []byte {
+func recorded(t testing.TB, name string) []byte {
 	t.Helper()
 	dump, err := os.ReadFile(filepath.Join("testdata", name+".hex"))
 	if err != nil {
@@ -34,7 +34,7 @@ func recorded(t *testing.T, name string) []byte {
 	return data
 }
 
-func encode(t *testing.T, m proto.Message) []byte {
+func encode(t testing.TB, m proto.Message) []byte {
 	t.Helper()
 	b, err := proto.Marshal(m)
 	if err != nil {

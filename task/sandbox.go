@@ -444,7 +444,7 @@ func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 
 // metrics are those of the pod's cgroup, in which the sandbox's is one beside
 // those of the containers: CRI shows them as the pod's.
-func (sb *podSandbox) metrics() (any, error) {
+func (sb *podSandbox) metrics() (cgroups.Metrics, error) {
 	if sb.config == nil || sb.config.Linux.CgroupParent == "" {
 		return sb.task.Stats()
 	}

@@ -3,8 +3,9 @@
 // See entry.go. The process has just been executed: argc is at the stack pointer, argv
 // and the environment follow, each with a null behind (the ABI's "Process
 // Initialization"). Nothing here returns; what is for Go goes on at the runtime's own
-// entry, with the stack pointer as it was. System calls take AX and DI, SI, DX, R10, R8,
-// and clobber CX and R11 (syscall(2)); their numbers are those of
+// entry, with the stack pointer at argc. In a PIE and with cgo the dynamic linker has run
+// before, which leaves the same to its successor. System calls take AX and DI, SI, DX,
+// R10, R8, and clobber CX and R11 (syscall(2)); their numbers are those of
 // arch/x86/entry/syscalls/syscall_64.tbl in the kernel.
 
 #define SYS_read       0
@@ -45,26 +46,6 @@ run:
 	JMP  _rt0_amd64_linux(SB)
 
 start:
-	// Make it GOMAXPROCS=1, if the environment has the variable.
-	LEAQ 8(R13)(R12*8), DX
-	MOVQ $0x4f525058414d4f47, R8 // "GOMAXPRO"
-nextVariable:
-	MOVQ 0(DX), AX
-	TESTQ AX, AX
-	JEQ  fork
-	ADDQ $8, DX
-	CMPQ R8, 0(AX)
-	JNE  nextVariable
-	MOVL 7(AX), CX
-	CMPL CX, $0x3d53434f      // "OCS="
-	JNE  nextVariable
-	MOVB 11(AX), CX
-	TESTB CX, CX
-	JEQ  nextVariable         // no room
-	MOVW $0x0031, CX          // "1", NUL
-	MOVW CX, 11(AX)
-
-fork:
 	SUBQ $16, SP
 	MOVQ SP, DI
 	MOVL $O_CLOEXEC, SI
@@ -100,6 +81,30 @@ child:
 	INCQ AX
 	MOVQ AX, starter<>(SB)
 	ADDQ $16, SP
+	// Insert two variables in front of the environment, where they win over others of
+	// their names. A GODEBUG that is there wins over ours.
+	LEAQ gomaxprocs<>(SB), R9
+	LEAQ godebug<>(SB), R10
+	LEAQ 8(R13)(R12*8), DX    // the environment
+	MOVQ $0x3d47554245444f47, R8 // "GODEBUG="
+nextVariable:
+	MOVQ 0(DX), AX
+	TESTQ AX, AX
+	JEQ  insert
+	ADDQ $8, DX
+	CMPQ R8, 0(AX)
+	JNE  nextVariable
+	MOVQ R9, R10
+insert:
+	// Make room by moving argc, argv and its null: two words, so that the stack stays
+	// aligned. The environment and what is behind it stay where they are.
+	MOVQ SP, SI
+	SUBQ $16, SP
+	MOVQ SP, DI
+	LEAQ 2(R12), CX
+	REP; MOVSQ                // upwards: the ABI clears DF
+	MOVQ R10, 0(DI)
+	MOVQ R9, 8(DI)
 	JMP  run
 
 parent:
@@ -208,3 +213,13 @@ GLOBL starter<>(SB), NOPTR, $8
 DATA answerFile<>+0(SB)/8, $"pause-de"
 DATA answerFile<>+8(SB)/8, $"leted\x00\x00\x00"
 GLOBL answerFile<>(SB), NOPTR|RODATA, $16
+
+// Strings of the environment.
+DATA godebug<>+0(SB)/8, $"GODEBUG="
+DATA godebug<>+8(SB)/8, $"disablet"
+DATA godebug<>+16(SB)/8, $"hp=1\x00\x00\x00\x00"
+GLOBL godebug<>(SB), NOPTR|RODATA, $24
+
+DATA gomaxprocs<>+0(SB)/8, $"GOMAXPRO"
+DATA gomaxprocs<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+GLOBL gomaxprocs<>(SB), NOPTR|RODATA, $16

@@ -45,25 +45,6 @@ run:
 	JMP  _rt0_arm64_linux(SB)
 
 start:
-	// Make it GOMAXPROCS=1, if the environment has the variable.
-	ADD  $8, R22, R22
-	MOVD $0x4f525058414d4f47, R10 // "GOMAXPRO"
-	MOVD $0x3d53434f, R11     // "OCS="
-nextVariable:
-	MOVD.P 8(R22), R9
-	CBZ  R9, fork
-	MOVD 0(R9), R12
-	CMP  R10, R12
-	BNE  nextVariable
-	MOVWU 7(R9), R12
-	CMP  R11, R12
-	BNE  nextVariable
-	MOVBU 11(R9), R12
-	CBZ  R12, nextVariable    // no room
-	MOVD $0x0031, R12         // "1", NUL
-	MOVH R12, 11(R9)
-
-fork:
 	SUB  $16, RSP
 	MOVD RSP, R0
 	MOVD $O_CLOEXEC, R1
@@ -98,6 +79,32 @@ child:
 	ADD  $1, R9
 	MOVD R9, starter<>(SB)
 	ADD  $16, RSP
+	// Insert two variables in front of the environment, where they win over others of
+	// their names. A GODEBUG that is there wins over ours.
+	MOVD $gomaxprocs<>(SB), R11
+	MOVD $godebug<>(SB), R12
+	ADD  $8, R22, R9          // the environment
+	MOVD $0x3d47554245444f47, R10 // "GODEBUG="
+nextVariable:
+	MOVD.P 8(R9), R13
+	CBZ  R13, insert
+	MOVD 0(R13), R13
+	CMP  R10, R13
+	BNE  nextVariable
+	MOVD R11, R12
+insert:
+	// Make room by moving argc, argv and its null: two words, so that the stack stays
+	// aligned. The environment and what is behind it stay where they are.
+	MOVD RSP, R9
+	SUB  $16, RSP
+	MOVD RSP, R10
+copy:
+	MOVD.P 8(R9), R13
+	MOVD.P R13, 8(R10)
+	CMP  R22, R9              // at the null
+	BLS  copy
+	MOVD R12, 0(R10)
+	MOVD R11, 8(R10)
 	JMP  run
 
 parent:
@@ -207,3 +214,13 @@ GLOBL starter<>(SB), NOPTR, $8
 DATA answerFile<>+0(SB)/8, $"pause-de"
 DATA answerFile<>+8(SB)/8, $"leted\x00\x00\x00"
 GLOBL answerFile<>(SB), NOPTR|RODATA, $16
+
+// Strings of the environment.
+DATA godebug<>+0(SB)/8, $"GODEBUG="
+DATA godebug<>+8(SB)/8, $"disablet"
+DATA godebug<>+16(SB)/8, $"hp=1\x00\x00\x00\x00"
+GLOBL godebug<>(SB), NOPTR|RODATA, $24
+
+DATA gomaxprocs<>+0(SB)/8, $"GOMAXPRO"
+DATA gomaxprocs<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+GLOBL gomaxprocs<>(SB), NOPTR|RODATA, $16

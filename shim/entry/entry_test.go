@@ -3,101 +3,83 @@ package entry
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// modeEnv makes the test binary the program under test, see behave.
-const modeEnv = "ENTRY_TEST_MODE"
-
-const linkerFlags = "-E containerd-shim-pause-v2/shim/entry.entry"
-
-// program is a test binary that has been linked with linkerFlags.
-var program string
-
-func TestMain(m *testing.M) {
-	if mode := os.Getenv(modeEnv); mode != "" {
-		os.Exit(behave(mode))
-	}
-	code, err := test(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// test finds the program, or makes it, and runs the tests.
-func test(m *testing.M) (int, error) {
-	var err error
-	if program, err = os.Executable(); err != nil {
-		return 0, err
-	}
-	cmd := command("exit 0", "start")
-	if out, err := cmd.Output(); err != nil || !bytes.HasPrefix(out, []byte("forked")) {
-		dir, err := os.MkdirTemp("", "entry")
-		if err != nil {
-			return 0, err
+func TestStartForksIfItIsLinked(t *testing.T) {
+	eachProgram(t, func(t *testing.T, p program) {
+		r := p.call(t, "exit 3", nil, "start")
+		if r.Forked != p.linked || (r.Parent == r.pid) != p.linked || (r.PID == r.pid) == p.linked || r.code != 3 {
+			t.Errorf("%d has executed the program, linked: %v; it is %+v, and exit code %d", r.pid, p.linked, r.report, r.code)
 		}
-		defer os.RemoveAll(dir)
-		program = filepath.Join(dir, "program")
-		build := exec.Command("go", "test", "-c", "-ldflags", linkerFlags, "-o", program, ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("%w: %s", err, out)
-		}
-	}
-	return m.Run(), nil
-}
-
-// behave is the program under test. It tells what it is, and does what mode says.
-func behave(mode string) int {
-	what := "not forked"
-	if Starter() >= 0 {
-		what = "forked"
-	}
-	fmt.Println(what, os.Getpid(), os.Getppid(), os.Getenv("GOMAXPROCS"), strings.Join(os.Args[1:], " "))
-	verb, text, _ := strings.Cut(mode, " ")
-	code, _ := strconv.Atoi(text)
-	switch verb {
-	case "tell":
-		os.Stdout.Close()
-		if err := Tell(Starter(), byte(code)); err != nil {
-			return 1
-		}
-		_, _ = io.Copy(io.Discard, os.Stdin)
-	case "tell-later":
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		fmt.Println(Tell(Starter(), byte(code)))
-	case "kill":
-		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-	}
-	return code
-}
-
-func command(mode string, args ...string) *exec.Cmd {
-	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), modeEnv+"="+mode)
-	return cmd
+	})
 }
 
 func TestStarterEndsWhenItIsTold(t *testing.T) {
-	for _, code := range []int{0, 7, 255} {
-		cmd := command(fmt.Sprintf("tell %d", code), "-id", "x", "start")
-		stdin, in, err := os.Pipe() // which Wait does not close
+	eachLinked(t, func(t *testing.T, p program) {
+		for _, code := range []int{0, 7, 255} {
+			cmd := p.command(fmt.Sprintf("tell %d", code), nil, "-id", "x", "start")
+			stdin, in, err := os.Pipe() // which Wait does not close
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer in.Close()
+			cmd.Stdin = stdin
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			stdin.Close()
+			text, err := io.ReadAll(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var r report
+			if err := json.Unmarshal(text, &r); err != nil || !r.Forked || r.Parent != cmd.Process.Pid || !slices.Equal(r.Arguments, cmd.Args[1:]) {
+				t.Errorf("the child said %q, its parent is %d: %v", text, cmd.Process.Pid, err)
+			}
+			_ = cmd.Wait()
+			if got := cmd.ProcessState.ExitCode(); got != code {
+				t.Errorf("exit code %d, want %d", got, code)
+			}
+			// The child goes on.
+			if err := unix.Kill(r.PID, 0); err != nil {
+				t.Errorf("the child has ended: %v", err)
+			}
+		}
+	})
+}
+
+func TestStarterEndsAsItsChild(t *testing.T) {
+	eachLinked(t, func(t *testing.T, p program) {
+		for mode, want := range map[string]int{"exit 0": 0, "exit 3": 3, "kill": 128 + 9} {
+			if r := p.call(t, mode, nil, "start"); r.code != want || !r.Forked {
+				t.Errorf("%s: exit code %d, want %d; the child said %+v", mode, r.code, want, r.report)
+			}
+		}
+	})
+}
+
+func TestChildLearnsThatItsStarterIsDead(t *testing.T) {
+	eachLinked(t, func(t *testing.T, p program) {
+		cmd := p.command("tell-later 0", nil, "start")
+		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd.Stdin = stdin
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -105,88 +87,157 @@ func TestStarterEndsWhenItIsTold(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		stdin.Close()
-		text, err := io.ReadAll(out)
-		if err != nil {
+		lines := bufio.NewReader(out)
+		if _, err := lines.ReadString('\n'); err != nil {
 			t.Fatal(err)
 		}
-		var pid, parent int
-		if _, err := fmt.Sscanf(string(text), "forked %d %d", &pid, &parent); err != nil || parent != cmd.Process.Pid || !strings.HasSuffix(string(text), " -id x start\n") {
-			t.Errorf("the child said %q, its parent is %d", text, cmd.Process.Pid)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
 		}
-		_ = cmd.Wait()
-		if got := cmd.ProcessState.ExitCode(); got != code {
-			t.Errorf("exit code %d, want %d", got, code)
-		}
-		// The child goes on.
-		if err := unix.Kill(pid, 0); err != nil {
-			t.Errorf("the child has ended: %v", err)
+		if _, err := cmd.Process.Wait(); err != nil {
+			t.Fatal(err)
 		}
 		in.Close()
-	}
+		if line, err := lines.ReadString('\n'); err != nil || line != unix.EPIPE.Error()+"\n" {
+			t.Errorf("it was told %q, error %v", line, err)
+		}
+	})
 }
 
-func TestStarterEndsAsItsChild(t *testing.T) {
-	for mode, want := range map[string]int{"exit 0": 0, "exit 3": 3, "kill": 128 + 9} {
-		cmd := command(mode, "start")
-		out, _ := cmd.Output()
-		if got := cmd.ProcessState.ExitCode(); got != want || !bytes.HasPrefix(out, []byte("forked")) {
-			t.Errorf("%s: exit code %d, want %d; the child said %q", mode, got, want, out)
-		}
+// manyVariables are about as many bytes as a stack of 8 MiB lets an environment have.
+func manyVariables() []string {
+	var env []string
+	for i := range 15 {
+		env = append(env, fmt.Sprintf("LONG%d=%s", i, strings.Repeat("x", 100_000)))
 	}
+	for i := range 10_000 {
+		env = append(env, fmt.Sprintf("SHORT%d=%d", i, i))
+	}
+	return env
 }
 
-func TestChildLearnsThatItsStarterIsDead(t *testing.T) {
-	cmd := command("tell-later 0", "start")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
+func TestEnvironmentOfAChild(t *testing.T) {
+	const godebug, one = "GODEBUG=disablethp=1", "GOMAXPROCS=1"
+	many := manyVariables()
+	cases := []struct {
+		name      string
+		env, want []string
+	}{
+		{"none", nil, []string{godebug, one}},
+		{"another variable", []string{"A=b"}, []string{godebug, one, "A=b"}},
+		{"more processors", []string{"A=b", "GOMAXPROCS=4", "C=d"}, []string{godebug, one, "A=b", "C=d"}},
+		{"one processor", []string{"GOMAXPROCS=1"}, []string{godebug, one}},
+		{"no number of processors", []string{"GOMAXPROCS="}, []string{godebug, one}},
+		{"processors twice", []string{"GOMAXPROCS=2", "GOMAXPROCS=3"}, []string{godebug, one}},
+		{"an own GODEBUG", []string{"A=b", "GODEBUG=netdns=go", "GOMAXPROCS=2"}, []string{one, "A=b", "GODEBUG=netdns=go"}},
+		{"an own GODEBUG with huge pages", []string{"GODEBUG=disablethp=0"}, []string{one, "GODEBUG=disablethp=0"}},
+		{"an own GODEBUG without huge pages", []string{"GODEBUG=netdns=go,disablethp=1"}, []string{one, "GODEBUG=netdns=go,disablethp=1"}},
+		{"an empty GODEBUG", []string{"GODEBUG="}, []string{one, "GODEBUG="}},
+		{"names that begin alike", []string{"GODEBUGS=x", "GOMAXPROCSES=5", "GODEBU=x"}, []string{godebug, one, "GODEBUGS=x", "GOMAXPROCSES=5", "GODEBU=x"}},
+		{"no names", []string{"GODEBUG", "GOMAXPROCS", "G", ""}, []string{godebug, one, "GODEBUG", "GOMAXPROCS", "G"}},
+		{"many variables", many, append([]string{godebug, one}, many...)},
+		{"GODEBUG behind many variables", slices.Concat(many, []string{"GODEBUG=a=1"}), slices.Concat([]string{one}, many, []string{"GODEBUG=a=1"})},
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewReader(out)
-	if _, err := lines.ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := cmd.Process.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	in.Close()
-	if line, err := lines.ReadString('\n'); err != nil || line != unix.EPIPE.Error()+"\n" {
-		t.Errorf("it was told %q, error %v", line, err)
-	}
+	eachLinked(t, func(t *testing.T, p program) {
+		for _, tc := range cases {
+			t.Run(tc.name, func(t *testing.T) {
+				r := p.call(t, "exit 3", tc.env, "-id", "x", "start")
+				if !r.Forked || !slices.Equal(r.Environment, tc.want) {
+					t.Errorf("it became %.500q, want %.500q", r.Environment, tc.want)
+				}
+				if r.Processors != 1 {
+					t.Errorf("Go uses %d processors", r.Processors)
+				}
+				remaining := slices.DeleteFunc(slices.Clone(tc.env), func(v string) bool {
+					return v == "" || strings.HasPrefix(v, "GODEBUG=") || strings.HasPrefix(v, "GOMAXPROCS=")
+				})
+				if !slices.Equal(r.Remaining, remaining) {
+					t.Errorf("there remained %.500q, want %.500q", r.Remaining, remaining)
+				}
+			})
+		}
+	})
 }
 
-func TestGOMAXPROCSOfAChild(t *testing.T) {
-	for entry, want := range map[string]string{"GOMAXPROCS=2": "1", "GOMAXPROCS=128": "1", "GOMAXPROCS=": "", "GOMAXPROCSES=5": ""} {
-		cmd := command("exit 0", "start")
-		cmd.Env = append([]string{"A=", "GOMAXPRO"}, append(cmd.Env, entry, "GOGC=100")...)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Split(string(out), " ")[3]; got != want {
-			t.Errorf("%s became %q, want %q", entry, got, want)
-		}
+func TestArgumentsOfAChild(t *testing.T) {
+	var many []string
+	for i := range 5000 {
+		many = append(many, fmt.Sprintf("-argument-%d", i))
 	}
+	eachProgram(t, func(t *testing.T, p program) {
+		for _, args := range [][]string{{}, {""}, {"", "", ""}, {"-id", "x"}, {"-namespace", "a b", "-id", "x", "-address", "/run/c.sock"}, {"start"}, many} {
+			args = append(slices.Clone(args), "start")
+			for _, env := range [][]string{nil, {"A=b"}, {"GODEBUG=a=1", "A=b"}} {
+				if r := p.call(t, "exit 3", env, args...); !slices.Equal(r.Arguments, args) || r.Forked != p.linked || r.code != 3 {
+					t.Errorf("%.200q with %q: exit code %d, the program said %.500q", args, env, r.code, r.Arguments)
+				}
+			}
+		}
+	})
+}
+
+func TestAuxiliaryVectorOfAChild(t *testing.T) {
+	// Its addresses differ from process to process.
+	kinds := func(vector [][2]uintptr) (kinds []uintptr) {
+		for _, pair := range vector {
+			kinds = append(kinds, pair[0])
+		}
+		return kinds
+	}
+	eachProgram(t, func(t *testing.T, p program) {
+		left, forked := p.call(t, "exit 3", nil, "-v"), p.call(t, "exit 3", nil, "start")
+		if len(left.Vector) == 0 || !slices.Equal(kinds(left.Vector), kinds(forked.Vector)) {
+			t.Errorf("it is %v, want one like %v", forked.Vector, left.Vector)
+		}
+		if forked.PageSize != os.Getpagesize() {
+			t.Errorf("pages are %d bytes, want %d", forked.PageSize, os.Getpagesize())
+		}
+	})
+}
+
+func TestHeapOfAChildHasNoHugePages(t *testing.T) {
+	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); errors.Is(err, os.ErrNotExist) {
+		t.Skip("the kernel has none: ", err)
+	}
+	eachProgram(t, func(t *testing.T, p program) {
+		for _, tc := range []struct {
+			env  []string
+			arg  string
+			want bool
+		}{
+			{nil, "start", p.linked},
+			{[]string{"GODEBUG=netdns=go"}, "start", false},
+			{[]string{"GODEBUG=disablethp=1"}, "start", true},
+			{nil, "-v", false},
+		} {
+			if r := p.call(t, "exit 3", tc.env, tc.arg); r.NoHugePages != tc.want {
+				t.Errorf("%s with %q: without huge pages: %v, want %v", tc.arg, tc.env, r.NoHugePages, tc.want)
+			}
+		}
+	})
+}
+
+func TestStartIsLeftToTheProgramIfItCannotFork(t *testing.T) {
+	env := []string{"A=b", "GOMAXPROCS=2"}
+	eachProgram(t, func(t *testing.T, p program) {
+		r := p.call(t, "limit 4", env, "-id", "x") // of files: a pipe takes two
+		if r.Forked || r.PID != r.pid || r.code != 4 || !slices.Equal(r.Arguments, []string{"-id", "x", "start"}) || !slices.Equal(r.Environment, env) {
+			t.Errorf("exit code %d, the program said %+v", r.code, r.report)
+		}
+	})
 }
 
 func TestOtherCallsAreLeftToTheProgram(t *testing.T) {
-	for _, args := range []string{"", "star", "started", "restart", "start -v", "-v", "delet", "deleted", "delete"} {
-		cmd := command("exit 3", strings.Fields(args)...)
-		out, _ := cmd.Output()
-		if code := cmd.ProcessState.ExitCode(); code != 3 || !strings.HasPrefix(string(out), "not forked ") || !strings.HasSuffix(string(out), " "+args+"\n") {
-			t.Errorf("%q: exit code %d, the program said %q", args, code, out)
+	env := []string{"A=b", "GOMAXPROCS=4", "C="}
+	eachProgram(t, func(t *testing.T, p program) {
+		for _, args := range []string{"", "star", "started", "restart", "start -v", "-v", "delet", "deleted", "delete"} {
+			args := strings.Fields(args)
+			r := p.call(t, "exit 3", env, args...)
+			if r.code != 3 || r.Forked || r.PID != r.pid || !slices.Equal(r.Arguments, args) || !slices.Equal(r.Environment, env) {
+				t.Errorf("%q: exit code %d, the program said %+v", args, r.code, r.report)
+			}
 		}
-	}
+	})
 }
 
 func TestAnswerToDelete(t *testing.T) {
@@ -201,10 +252,16 @@ func TestAnswerToDelete(t *testing.T) {
 	file := func(size int) func(path string) error {
 		return func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("a"), size), 0o600) }
 	}
+	type answer struct {
+		name string
+		args []string
+		want int // bytes; 0 if the program is to answer
+	}
+	var answers []answer
 	for _, tc := range []struct {
-		name   string
-		put    func(path string) error
-		answer int // bytes; 0 if the program is to answer
+		name string
+		put  func(path string) error
+		want int
 	}{
 		{"one byte", file(1), 1},
 		{"511 bytes", file(511), 511},
@@ -214,32 +271,48 @@ func TestAnswerToDelete(t *testing.T) {
 		{"a directory", func(path string) error { return os.Mkdir(path, 0o700) }, 0},
 		{"a link", func(path string) error { return os.Symlink(filepath.Join(dir, "one byte", AnswerFile), path) }, 0},
 	} {
-		cmd := command("exit 3", "-id", "x", "-bundle", bundle(tc.name, tc.put), "delete")
-		out, _ := cmd.Output()
-		code := cmd.ProcessState.ExitCode()
-		if tc.answer > 0 && (code != 0 || string(out) != strings.Repeat("a", tc.answer)) || tc.answer == 0 && (code != 3 || !bytes.HasPrefix(out, []byte("not forked"))) {
-			t.Errorf("%s: exit code %d, answer %q", tc.name, code, out)
-		}
+		answers = append(answers, answer{tc.name, []string{"-id", "x", "-bundle", bundle(tc.name, tc.put), "delete"}, tc.want})
 	}
-
 	present := filepath.Join(dir, "one byte")
 	for _, args := range [][]string{{"delete"}, {"-bundle", "delete"}, {"-bundle=" + present, "delete"}, {"-bundle", filepath.Join(dir, "none"), "delete"}, {"-bundles", present, "delete"}} {
-		cmd := command("exit 3", args...)
-		cmd.Dir = dir
-		if _ = cmd.Run(); cmd.ProcessState.ExitCode() != 3 {
-			t.Errorf("%v: the program was not asked", args)
-		}
+		answers = append(answers, answer{strings.Join(args, " "), args, 0})
 	}
+	env := []string{"GOMAXPROCS=4", "A=b"}
 
-	// An answer that nobody gets is none.
-	cmd := command("exit 3", "-bundle", present, "delete")
+	eachProgram(t, func(t *testing.T, p program) {
+		for _, a := range answers {
+			cmd := p.command("exit 3", env, a.args...)
+			cmd.Dir = dir
+			if a.want > 0 && p.linked {
+				out, err := cmd.Output()
+				if err != nil || string(out) != strings.Repeat("a", a.want) {
+					t.Errorf("%s: answer %q, error %v", a.name, out, err)
+				}
+				continue
+			}
+			r, err := call(cmd)
+			if err != nil || r.code != 3 || r.Forked || !slices.Equal(r.Environment, env) || !slices.Equal(r.Arguments, a.args) {
+				t.Errorf("%s: exit code %d, the program said %+v, error %v", a.name, r.code, r.report, err)
+			}
+		}
+	})
+}
+
+func TestAnswerToDeleteThatNobodyGets(t *testing.T) {
+	bundle := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bundle, AnswerFile), []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	cmd.Stdout = full
-	if _ = cmd.Run(); cmd.ProcessState.ExitCode() != 1 {
-		t.Errorf("exit code %d, though the answer could not be written", cmd.ProcessState.ExitCode())
-	}
+	eachLinked(t, func(t *testing.T, p program) {
+		cmd := p.command("exit 3", nil, "-bundle", bundle, "delete")
+		cmd.Stdout = full
+		if _ = cmd.Run(); cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("exit code %d, though the answer could not be written", cmd.ProcessState.ExitCode())
+		}
+	})
 }
