@@ -14,8 +14,9 @@ TOOLS := $(BIN)/tools
 # no_grpc keeps gRPC's server and client out of the program: containerd's API module has its services for them, too.
 TAGS := no_grpc
 
-# The entry point of the program is package entry's, before Go's runtime starts: see docs/entry-point.md.
-ENTRY   := -E containerd-shim-pause-v2/shim/entry.entry
+# The entry point of the program is package entry's, before Go's runtime starts, on the architectures that have one:
+# see docs/entry-point.md.
+ENTRY    = $(if $(filter amd64 arm64,$(GOARCH)),-E containerd-shim-pause-v2/shim/entry.entry)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(ENTRY)
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
@@ -134,7 +135,7 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 test-guests: test-binaries
 	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2 crun -test.run '$(guest_tests)'
 	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
-	ENTRY='$(ENTRY)' integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry process/program cgroups
+	ENTRY='-E containerd-shim-pause-v2/shim/entry.entry' integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry process/program cgroups
 
 .PHONY: test-binaries
 test-binaries:
@@ -146,7 +147,7 @@ test-binaries:
 matrix: setup build test-binaries ## run all tests on all kinds of hosts, OCI runtimes and releases of containerd; write docs/; QUICK=1: fewer tests in guests (root, hours)
 	@integration/setup.sh -t $(TOOLS) containerds
 	integration/hosts.sh -b $(BIN) -P integration/cadvisor v2 crun
-	ENTRY='$(ENTRY)' integration/guest/arm64.sh -t 3000 $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry task process process/program cgroups
+	ENTRY='-E containerd-shim-pause-v2/shim/entry.entry' integration/guest/arm64.sh -t 3000 $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry task process process/program cgroups
 	integration/matrix.sh -b $(BIN) $(if $(QUICK),-g '$(guest_tests)' -w 'make matrix QUICK=1')
 	integration/versions/matrix.sh -b $(BIN)
 

@@ -258,22 +258,6 @@ func newPipe(t *testing.T) (r, w *os.File) {
 }
 
 // fill fills a pipe.
-func fill(t *testing.T, w *os.File) {
-	t.Helper()
-	conn, err := w.SyscallConn()
-	must(t, err)
-	page := make([]byte, os.Getpagesize())
-	must(t, conn.Write(func(fd uintptr) bool {
-		for err == nil {
-			_, err = unix.Write(int(fd), page)
-		}
-		return true
-	}))
-	if !errors.Is(err, unix.EAGAIN) {
-		t.Fatalf("the pipe cannot be filled: %v", err)
-	}
-}
-
 func pipeCapacity(t *testing.T, f *os.File) (n int) {
 	t.Helper()
 	conn, err := f.SyscallConn()

@@ -75,11 +75,12 @@ func FuzzOptions(f *testing.F) {
 			return
 		}
 		// What has been understood can be said again.
+		//nolint:staticcheck // Some are deprecated, but clients may send them.
 		body, err := toml.Marshal(map[string]any{
 			"BinaryName": got.BinaryName, "Root": got.Root, "SystemdCgroup": got.SystemdCgroup, "ShimCgroup": got.ShimCgroup,
 			"NoPivotRoot": got.NoPivotRoot, "NoNewKeyring": got.NoNewKeyring, "IoUid": got.IoUid, "IoGid": got.IoGid,
 			"CriuImagePath": got.CriuImagePath, "CriuWorkPath": got.CriuWorkPath,
-			"TaskApiAddress": got.TaskApiAddress, "TaskApiVersion": got.TaskApiVersion,
+			"TaskApiAddress": got.GetTaskApiAddress(), "TaskApiVersion": got.GetTaskApiVersion(),
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -123,44 +124,59 @@ func TestServerLetsInNoOtherUser(t *testing.T) {
 }
 
 func TestEnvironmentOfAServer(t *testing.T) {
-	d := newDaemonSide(t)
-	d.events = "/run/test/ttrpc"
-	d.env = append(d.env, "GODEBUG=asynctimerchan=0", "TTRPC_ADDRESS=/wrong")
-	s := d.mustStart("c1", d.bundle(""))
+	for name, tc := range map[string]struct {
+		godebug   string // of containerd; "" for none
+		hugePages bool   // the heap may have some
+	}{
+		"no GODEBUG":                    {"", false},
+		"one of others":                 {"GODEBUG=asynctimerchan=0", true},
+		"one of others, with the right": {"GODEBUG=asynctimerchan=0,disablethp=1", false},
+		"an empty one":                  {"GODEBUG=", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemonSide(t)
+			d.events = "/run/test/ttrpc"
+			d.env = append(d.env, "GOMAXPROCS=4", "TTRPC_ADDRESS=/wrong")
+			if tc.godebug != "" {
+				d.env = append(d.env, tc.godebug)
+			}
+			s := d.mustStart("c1", d.bundle(""))
 
-	environment := "\n" + s.do("environment") + "\n"
-	for _, want := range []string{"TTRPC_ADDRESS=/run/test/ttrpc", "GODEBUG=asynctimerchan=0"} {
-		if !strings.Contains(environment, "\n"+want+"\n") {
-			t.Errorf("%s is not in the environment%s", want, environment)
-		}
-	}
-	// The OCI runtime, a Go program as well, must not be held to one P.
-	if strings.Contains(environment, "\nGOMAXPROCS=") {
-		t.Errorf("GOMAXPROCS is in the environment%s", environment)
-	}
-	// What it starts must find huge pages as the host has them, but its own
-	// heap must have none: VM_NOHUGEPAGE, "nh" in smaps (proc(5)).
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(status), "THP_enabled:\t0") {
-		t.Error("huge pages are off for the process and its descendants")
-	}
-	address, err := strconv.ParseUint(s.do("heap"), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if flags := vmFlags(t, s.pid, address); !strings.Contains(flags, " nh") {
-		t.Errorf("the heap may have huge pages: %s", flags)
-	}
-}
-
-func TestGODEBUGOfOthersIsAbsentIfItWas(t *testing.T) {
-	d := newDaemonSide(t)
-	d.env = append(d.env, "GODEBUG=")
-	if environment := d.mustStart("c1", d.bundle("")).do("environment"); strings.Contains(environment, "GODEBUG") {
-		t.Errorf("GODEBUG is in the environment\n%s", environment)
+			environment := strings.Split(s.do("environment"), "\n")
+			if !slices.Contains(environment, "TTRPC_ADDRESS=/run/test/ttrpc") {
+				t.Errorf("TTRPC_ADDRESS is not in the environment %q", environment)
+			}
+			// The OCI runtime, a Go program as well, gets what containerd gave, and must not be
+			// held to one P.
+			var got string
+			for _, entry := range environment {
+				if strings.HasPrefix(entry, "GOMAXPROCS=") {
+					t.Errorf("%s is in the environment", entry)
+				}
+				if strings.HasPrefix(entry, "GODEBUG=") {
+					got += entry
+				}
+			}
+			if got != tc.godebug {
+				t.Errorf("the environment has %q, want %q", got, tc.godebug)
+			}
+			// What it starts must find huge pages as the host has them: only its own heap has
+			// none (VM_NOHUGEPAGE, "nh" in smaps, proc(5)).
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(status), "THP_enabled:\t0") {
+				t.Error("huge pages are off for the process and its descendants")
+			}
+			address, err := strconv.ParseUint(s.do("heap"), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if flags := vmFlags(t, s.pid, address); strings.Contains(flags, " nh") == tc.hugePages {
+				t.Errorf("flags of the heap: %s", flags)
+			}
+		})
 	}
 }
 

@@ -2,10 +2,8 @@ package shim
 
 import (
 	"context"
-	"os"
 	"path"
 	"runtime/debug"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,40 +20,7 @@ const (
 	// statistics each second, and each answer leaves some. It is set when the first
 	// pod has started.
 	gcPercent = 12
-
-	godebugEnv = "GODEBUG"
-
-	// noHugePages keeps the Go heap from huge pages (runtime, "Environment
-	// Variables"): with transparent_hugepage=always the first byte in use
-	// would cost 2 MiB. The runtime reads it from the environment before main
-	// runs; the process cannot set it for itself.
-	//
-	// Not PR_SET_THP_DISABLE: fork and exec inherit that (prctl(2)), so it
-	// would take huge pages from every container that the shim starts.
-	noHugePages = "disablethp=1"
 )
-
-// withoutHugePages returns the environment entry that switches huge pages off
-// in a Go program, besides what the variable says already.
-func withoutHugePages() string {
-	if v := os.Getenv(godebugEnv); v != "" {
-		return godebugEnv + "=" + v + "," + noHugePages
-	}
-	return godebugEnv + "=" + noHugePages
-}
-
-// restoreEnvironment takes back what was put into the environment for Go's runtime, by
-// package entry or serverEnvironment: it has been read, and is not meant for the OCI
-// runtime, which is a Go program, too.
-func restoreEnvironment() {
-	os.Unsetenv("GOMAXPROCS")
-	switch v, _ := strings.CutSuffix(os.Getenv(godebugEnv), noHugePages); v {
-	case "":
-		os.Unsetenv(godebugEnv)
-	default:
-		os.Setenv(godebugEnv, strings.TrimSuffix(v, ","))
-	}
-}
 
 // trimmer gives memory back to the kernel after RPCs that leave garbage, which Go would
 // keep for minutes, or for good in a process that has little to do. It does so at most

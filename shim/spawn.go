@@ -43,17 +43,20 @@ const watchInterval = 100 * time.Millisecond
 // output, which this process has open.
 func takeStarter() (*starter, error) {
 	fd := entry.Starter()
-	if fd < 0 {
-		text := os.Getenv(starterEnv)
-		if text == "" {
-			return nil, nil
-		}
+	if text := os.Getenv(starterEnv); text != "" {
 		os.Unsetenv(starterEnv)
-		var err error
-		if fd, err = strconv.Atoi(text); err != nil {
+		inherited, err := strconv.Atoi(text)
+		if err != nil {
 			return nil, fmt.Errorf("cannot decode $%s: %w", starterEnv, err)
 		}
+		if fd >= 0 { // Package entry could fork this time: its starter has nobody to wait for.
+			_ = entry.Tell(fd, 0)
+		}
+		fd = inherited
 		unix.CloseOnExec(fd)
+	}
+	if fd < 0 {
+		return nil, nil
 	}
 	if fd <= unix.Stderr { // The standard streams are to be replaced.
 		above, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, unix.Stderr+1)
@@ -147,21 +150,45 @@ func executeAgain() error {
 	return exitCode(status.ExitStatus())
 }
 
+// What Go's runtime is to find in the environment of a server when it starts. Package entry
+// puts the same there if it is linked.
+const (
+	// maxProcs is enough: the work is waiting, and what a server does in system calls goes on in
+	// threads beside. Each P has caches of its own, a span for each class of sizes: a second
+	// one costs 0.4 MB.
+	maxProcs = "GOMAXPROCS=1"
+
+	// noHugePages keeps the heap from huge pages (package runtime, "Environment Variables"): with
+	// transparent_hugepage=always the first byte in use would cost 2 MiB. An operator's own
+	// setting is left alone.
+	//
+	// Not PR_SET_THP_DISABLE: fork and exec inherit that (prctl(2)), so it
+	// would take huge pages from every container that the shim starts.
+	noHugePages = "GODEBUG=disablethp=1"
+)
+
 // serverEnvironment returns the environment of a server that is executed from
 // the environment env. [restoreEnvironment] takes back what it adds.
 func serverEnvironment(env []string) []string {
-	own := []string{
-		// Its work is waiting, and what it does in system calls goes on in
-		// threads beside. Each P has caches of its own, a span for each class
-		// of sizes: a second one costs 0.4 MB.
-		"GOMAXPROCS=1",
-		withoutHugePages(),
+	has := func(name string) bool {
+		return slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
 	}
-	isOwn := func(entry string) bool {
-		name, _, _ := strings.Cut(entry, "=")
-		return slices.ContainsFunc(own, func(o string) bool { return strings.HasPrefix(o, name+"=") })
+	own := append(slices.DeleteFunc(slices.Clone(env), func(entry string) bool {
+		return strings.HasPrefix(entry, "GOMAXPROCS=")
+	}), maxProcs)
+	if !has("GODEBUG") {
+		own = append(own, noHugePages)
 	}
-	return append(slices.DeleteFunc(slices.Clone(env), isOwn), own...)
+	return own
+}
+
+// restoreEnvironment takes back what was put into the environment for Go's runtime: it has
+// been read, and is not meant for the OCI runtime, which is a Go program, too.
+func restoreEnvironment() {
+	os.Unsetenv("GOMAXPROCS")
+	if "GODEBUG="+os.Getenv("GODEBUG") == noHugePages {
+		os.Unsetenv("GODEBUG")
+	}
 }
 
 // leave makes this process one that is apart from containerd.

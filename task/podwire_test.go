@@ -43,23 +43,23 @@ func FuzzPodConfig(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var (
-			real cri.PodSandboxConfig
-			got  podConfig
+			theirs cri.PodSandboxConfig
+			got    podConfig
 		)
-		realErr, err := proto.Unmarshal(data, &real), got.fields().decode(data)
+		theirErr, err := proto.Unmarshal(data, &theirs), got.fields().decode(data)
 		switch {
 		case errors.Is(err, errWireType): // Generated code skips such a field.
-		case err != nil && realErr == nil:
+		case err != nil && theirErr == nil:
 			t.Errorf("%v, though it can be decoded", err)
-		case err == nil && realErr == nil:
-			if want := fromReal(&real); !reflect.DeepEqual(got, want) {
+		case err == nil && theirErr == nil:
+			if want := fromTheirs(&theirs); !reflect.DeepEqual(got, want) {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
 		}
 	})
 }
 
-func fromReal(c *cri.PodSandboxConfig) podConfig {
+func fromTheirs(c *cri.PodSandboxConfig) podConfig {
 	got := podConfig{
 		Metadata: podMetadata{c.GetMetadata().GetName(), c.GetMetadata().GetUid(), c.GetMetadata().GetNamespace(), c.GetMetadata().GetAttempt()},
 		Hostname: c.Hostname, LogDirectory: c.LogDirectory, Labels: c.Labels, Annotations: c.Annotations,
@@ -83,12 +83,12 @@ func fromReal(c *cri.PodSandboxConfig) podConfig {
 		got.Linux.Security.Group = &int64Value{g.Value}
 	}
 	if u := o.GetUsernsOptions(); u != nil {
-		got.Linux.Security.Namespaces.User = &userNamespace{namespaceMode(u.Mode), mappingsOfReal(u.Uids), mappingsOfReal(u.Gids)}
+		got.Linux.Security.Namespaces.User = &userNamespace{namespaceMode(u.Mode), mappingsOfTheirs(u.Uids), mappingsOfTheirs(u.Gids)}
 	}
 	return got
 }
 
-func mappingsOfReal(list []*cri.IDMapping) (ids []idMapping) {
+func mappingsOfTheirs(list []*cri.IDMapping) (ids []idMapping) {
 	for _, m := range list {
 		ids = append(ids, idMapping{m.HostId, m.ContainerId, m.Length})
 	}

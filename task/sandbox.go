@@ -43,6 +43,7 @@ const (
 	sandboxNotReady = "SANDBOX_NOTREADY"
 )
 
+// CreateSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
 	if err := s.reserveSandbox(r.SandboxID); err != nil {
 		return nil, err
@@ -199,6 +200,7 @@ func (sb *podSandbox) process() *process.Process {
 	return p
 }
 
+// StartSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRequest) (*sandboxapi.StartSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
@@ -248,7 +250,7 @@ func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
 	return &anypb.Any{TypeUrl: specType, Value: data}, nil
 }
 
-// platform is asked for before each container, just before CRI looks for the
+// Platform is asked for before each container, just before CRI looks for the
 // pod's files.
 func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
@@ -261,7 +263,7 @@ func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*s
 	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
 }
 
-// stopSandbox ends the sandbox, but not its containers, which are CRI's to stop
+// StopSandbox ends the sandbox, but not its containers, which are CRI's to stop
 // first; and waits for the end.
 func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest) (*sandboxapi.StopSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
@@ -295,6 +297,7 @@ func endTask(ctx context.Context, t *process.Task) error {
 	return err
 }
 
+// WaitSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequest) (*sandboxapi.WaitSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
@@ -307,6 +310,7 @@ func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 	return &sandboxapi.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
+// SandboxStatus implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
@@ -365,6 +369,7 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 // runtimeType is the runtime type that this shim is for.
 const runtimeType = "io.containerd.pause.v2"
 
+// PingSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
 	if _, err := s.sandbox(r.SandboxID); err != nil {
 		return nil, err
@@ -372,7 +377,7 @@ func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sa
 	return &sandboxapi.PingResponse{}, nil
 }
 
-// shutdownSandbox removes the sandbox, with all that is left in it, and ends the
+// ShutdownSandbox removes the sandbox, with all that is left in it, and ends the
 // shim. containerd calls it for a sandbox that could not be created, too.
 func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
 	if err := s.removeTasks(ctx); err != nil {
@@ -424,6 +429,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
 	return nil
 }
 
+// SandboxMetrics implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest) (*sandboxapi.SandboxMetricsResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
@@ -455,7 +461,7 @@ func (sb *podSandbox) metrics() (cgroups.Metrics, error) {
 	return pod.Stat()
 }
 
-// updateSandbox is told of changes in containerd's record of the sandbox. Labels
+// UpdateSandbox is told of changes in containerd's record of the sandbox. Labels
 // and extensions are only kept there: CRI puts the resources of a pod that was
 // resized into the latter for those who ask, while the kubelet sets the limits of
 // the pod's cgroup itself. Nothing else can change in a sandbox that runs.
@@ -469,7 +475,8 @@ func (s *Service) UpdateSandbox(ctx context.Context, r *sandboxapi.UpdateSandbox
 			return nil, fmt.Errorf("cannot update sandbox %s: field %q of a running sandbox cannot change: %w", r.SandboxID, field, errdefs.ErrInvalidArgument)
 		}
 	}
-	if data := r.Resources.GetValue(); data != nil { // deprecated, but a client may send it
+	//nolint:staticcheck // It is deprecated, but a client may send it.
+	if data := r.Resources.GetValue(); data != nil {
 		var resources specs.LinuxResources
 		if err := json.Unmarshal(data, &resources); err != nil {
 			return nil, fmt.Errorf("cannot decode the resources for sandbox %s: %w: %w", r.SandboxID, err, errdefs.ErrInvalidArgument)

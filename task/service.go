@@ -68,6 +68,7 @@ func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOpt
 
 var empty = &emptypb.Empty{}
 
+// Create implements [taskapi.TTRPCTaskService].
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	opts, err := s.decode(r.Options)
 	if err != nil {
@@ -139,6 +140,7 @@ func (s *Service) process(id, execID string) (*process.Process, error) {
 	return t.Process(execID)
 }
 
+// Start implements [taskapi.TTRPCTaskService].
 func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
@@ -151,6 +153,7 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
 
+// Delete implements [taskapi.TTRPCTaskService].
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -172,6 +175,7 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	}, nil
 }
 
+// Exec implements [taskapi.TTRPCTaskService].
 func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -185,6 +189,7 @@ func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*empty
 	return empty, nil
 }
 
+// ResizePty implements [taskapi.TTRPCTaskService].
 func (s *Service) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
@@ -193,6 +198,7 @@ func (s *Service) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*em
 	return empty, p.Resize(uint16(r.Width), uint16(r.Height))
 }
 
+// CloseIO implements [taskapi.TTRPCTaskService].
 func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
@@ -202,6 +208,7 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	return empty, nil
 }
 
+// State implements [taskapi.TTRPCTaskService].
 func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -246,6 +253,7 @@ func statusOf(s process.State) tasktypes.Status {
 	return tasktypes.Status_UNKNOWN
 }
 
+// Pause implements [taskapi.TTRPCTaskService].
 func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -258,6 +266,7 @@ func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.
 	return empty, nil
 }
 
+// Resume implements [taskapi.TTRPCTaskService].
 func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -270,6 +279,7 @@ func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptyp
 	return empty, nil
 }
 
+// Kill implements [taskapi.TTRPCTaskService].
 func (s *Service) Kill(_ context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -278,6 +288,7 @@ func (s *Service) Kill(_ context.Context, r *taskapi.KillRequest) (*emptypb.Empt
 	return empty, t.Kill(r.ExecID, unix.Signal(r.Signal), r.All)
 }
 
+// Pids implements [taskapi.TTRPCTaskService].
 func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -300,6 +311,7 @@ func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 	return &taskapi.PidsResponse{Processes: infos}, nil
 }
 
+// Checkpoint implements [taskapi.TTRPCTaskService].
 func (s *Service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -324,6 +336,7 @@ func (s *Service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskReque
 	})
 }
 
+// Update implements [taskapi.TTRPCTaskService].
 func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -336,6 +349,7 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 	return empty, t.Update(ctx, &resources)
 }
 
+// Wait implements [taskapi.TTRPCTaskService].
 func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
 	p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
@@ -348,6 +362,7 @@ func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 	return &taskapi.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
+// Stats implements [taskapi.TTRPCTaskService].
 func (s *Service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	t, err := s.task(r.ID)
 	if err != nil {
@@ -364,7 +379,7 @@ func (s *Service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	return &taskapi.StatsResponse{Stats: encoded}, nil
 }
 
-// connect answers for tasks that do not exist, too: containerd asks for the
+// Connect answers for tasks that do not exist, too: containerd asks for the
 // shim's pid before it has created one.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
@@ -376,7 +391,7 @@ func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 	return resp, nil
 }
 
-// shutDown ends the shim unless it serves tasks or a sandbox: containerd asks it
+// Shutdown ends the shim unless it serves tasks or a sandbox: containerd asks it
 // to after the delete of every single task.
 func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()

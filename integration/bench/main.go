@@ -27,7 +27,7 @@ func main() {
 	quick := flag.Bool("quick", false, "measure each thing a few times only; takes less than three minutes")
 	only := flag.String("only", "", "measure these parts only, such as latency,memory")
 	out := flag.String("out", "", "directory for the result (JSON) and the plots (SVG)")
-	report := flag.String("report", "", "Markdown file to write, of all results in the directory of -out")
+	report := flag.String("report", "", "Markdown file to write the result into, beside the files in the directory of -out")
 	flag.StringVar(&b.ociRuntime, "oci-runtime", "runc", "OCI runtime of all handlers, a name in the path or a path")
 	flag.Var(&b.others, "engine", "another engine to measure, `NAME=SOCKET[,HANDLER[,IMAGE]]`; may be repeated")
 	flag.StringVar(&b.command, "command", "", "what the report says that it was made by")
@@ -74,7 +74,7 @@ func (b *bench) main(ctx context.Context, out, report string) error {
 		}
 	}
 	if report != "" {
-		if err := writeReport(report, out); err != nil {
+		if err := writeReport(report, out, b.result); err != nil {
 			return err
 		}
 	}

@@ -38,14 +38,66 @@ type usage struct {
 	processes, threads   int
 }
 
-// memory reads the memory of idle pods, while more and more of them run.
+// memory reads the memory of idle pods, while more and more of them run, and what containers
+// add to a pod.
 func (b *bench) memory(ctx context.Context) error {
-	for _, containers := range []int{1, 3} {
-		if err := b.memoryOf(ctx, containers); err != nil {
+	if err := b.memoryOf(ctx, 1); err != nil {
+		return err
+	}
+	return b.memoryOfMore(ctx)
+}
+
+const (
+	moreContainers = 31
+	moreGroup      = "Beside the containers, of each further container in a pod, idle"
+)
+
+func (b *bench) memoryOfMore(ctx context.Context) error {
+	done := b.progress.start("memory of more containers", len(b.engines)*moreContainers)
+	pods, before := map[*engine]*pod{}, map[*engine]usage{}
+	err := b.each(0, func(e *engine) (err error) {
+		if pods[e], err = e.runPod(ctx, hostNetwork); err == nil {
+			err = pods[e].addContainer(ctx, sleep...)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	read := func(record func(*engine, usage)) error {
+		if err := b.pause(ctx); err != nil {
+			return err
+		}
+		return b.each(0, func(e *engine) error {
+			u, err := pods[e].usage(ctx, node.Processes())
+			record(e, u)
+			return err
+		})
+	}
+	if err := read(func(e *engine, u usage) { before[e] = u }); err != nil {
+		return err
+	}
+	for range moreContainers {
+		err := b.each(0, func(e *engine) error {
+			defer done()
+			return pods[e].addContainer(ctx, sleep...)
+		})
+		if err != nil {
 			return err
 		}
 	}
-	return nil
+	err = read(func(e *engine, u usage) {
+		each := func(name string, now, then float64) {
+			b.result.add(moreGroup, fmt.Sprintf("%s, of %d", name, moreContainers), "kB", e.name, (now-then)/moreContainers)
+		}
+		each(memoryPrivate, u.private, before[e].private)
+		each(memoryPSS, u.pss, before[e].pss)
+		each(memoryKernel, u.kernel, before[e].kernel)
+	})
+	if err != nil {
+		return err
+	}
+	return b.each(0, func(e *engine) error { return pods[e].remove(ctx) })
 }
 
 func (b *bench) memoryOf(ctx context.Context, containers int) error {

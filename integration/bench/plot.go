@@ -80,7 +80,7 @@ func (r *Result) plot(dir string) error {
 		if err := draw(canvas, figures); err != nil {
 			return fmt.Errorf("cannot plot %s: %w", p.name, err)
 		}
-		file := filepath.Join(dir, r.name()+"-"+p.name+".svg")
+		file := filepath.Join(dir, p.name+".svg")
 		if err := canvas.Save(24*vg.Centimeter, 11*vg.Centimeter, file); err != nil {
 			return fmt.Errorf("cannot write %s: %w", file, err)
 		}

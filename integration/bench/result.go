@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -165,10 +164,7 @@ func machine() []string {
 	}
 }
 
-// name is that of the files of the result.
-func (r *Result) name() string { return r.Time.Format("2006-01-02-150405") }
-
-// save writes the result and its plots into a directory.
+// save writes the result and its plots into a directory, in the place of those before.
 func (r *Result) save(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -177,31 +173,8 @@ func (r *Result) save(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, r.name()+".json"), append(text, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "result.json"), append(text, '\n'), 0o644); err != nil {
 		return err
 	}
 	return r.plot(dir)
-}
-
-// readResults reads all results in a directory, the newest first.
-func readResults(dir string) (all []*Result, err error) {
-	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range slices.Backward(slices.Sorted(slices.Values(names))) {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		r := &Result{}
-		if err := json.Unmarshal(text, r); err != nil {
-			return nil, fmt.Errorf("cannot read %s: %w", name, err)
-		}
-		all = append(all, r)
-	}
-	if len(all) == 0 {
-		return nil, errors.New("no results in " + dir)
-	}
-	return all, nil
 }
