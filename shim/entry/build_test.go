@@ -111,7 +111,7 @@ func (b build) missing() error {
 func eachProgram(t *testing.T, test func(t *testing.T, p program)) {
 	t.Helper()
 	t.Run("itself", func(t *testing.T) { test(t, itself) })
-	eachMade(t, test, func(b build) bool { return true })
+	eachMade(t, test, func(build) bool { return true })
 }
 
 // eachLinked is eachProgram with those only that have our entry point.
