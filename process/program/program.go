@@ -9,26 +9,24 @@
 package program
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
 	"os"
-	"runtime"
 	"syscall"
-	"unsafe"
 )
 
 // PodInit returns an executable file: the init of a PID namespace that containers
 // of a pod share. It reaps, ends with exit code 0 on SIGINT and SIGTERM, and takes
 // no notice of any other signal, as the pause program of Kubernetes does. It
 // closes its standard streams.
-func PodInit() ([]byte, error) { return executable(podInitEntry()) }
+//
+// On an architecture for which there is no such program it fails with [errdefs.ErrNotImplemented].
+func PodInit() ([]byte, error) { return podInitFile() }
 
 // Holder returns an executable file: it makes namespaces in a user namespace,
 // which a thread of a Go program cannot enter (setns(2)), and stays in them until
 // its standard input ends. It reads an [Order] from there first, and writes a
-// [Report] to standard output.
-func Holder() ([]byte, error) { return executable(holderEntry()) }
+// [Report] to standard output. It fails as PodInit does.
+func Holder() ([]byte, error) { return holderFile() }
 
 // Order says what a holder has to do.
 type Order struct {
@@ -55,61 +53,4 @@ func (r Report) Err() error {
 		return os.NewSyscallError(steps[r.Step], syscall.Errno(-r.Result))
 	}
 	return fmt.Errorf("unexpected report %+v", r)
-}
-
-func podInit() //nolint:unused // not called, but copied by its address
-func holder()  //nolint:unused // likewise
-
-// podInitEntry returns the address of podInit's code. Go itself would yield that
-// of a wrapper, which a call by Go needs.
-func podInitEntry() unsafe.Pointer
-
-// holderEntry returns the address of holder's code.
-func holderEntry() unsafe.Pointer
-
-// executable makes an executable file of the function at an address: a header,
-// and the code in one read-only segment. The stack is declared as not executable.
-// Source: elf(5).
-func executable(entry unsafe.Pointer) ([]byte, error) {
-	const base = 0x400000 // where static programs are, by convention
-	code := functionCode(entry)
-	var header fileHeader
-	segments := []segmentHeader{
-		{Type: segmentLoad, Flags: flagRead | flagExecute, Vaddr: base, Paddr: base, Align: 0x10000},
-		{Type: segmentStack, Flags: flagRead | flagWrite, Align: 16},
-	}
-	start := binary.Size(header) + binary.Size(segments)
-	segments[0].Filesz = uint64(start + len(code))
-	segments[0].Memsz = segments[0].Filesz
-	header = fileHeader{
-		Type:      typeExec,
-		Machine:   machine,
-		Version:   version,
-		Entry:     base + uint64(start),
-		Phoff:     uint64(binary.Size(header)),
-		Ehsize:    uint16(binary.Size(header)),
-		Phentsize: uint16(binary.Size(segments[0])),
-		Phnum:     uint16(len(segments)),
-		Shentsize: sectionHeader,
-	}
-	copy(header.Ident[:], []byte{0x7f, 'E', 'L', 'F', class64, littleEndian, version})
-
-	var file bytes.Buffer
-	for _, part := range []any{header, segments, code} {
-		if err := binary.Write(&file, binary.LittleEndian, part); err != nil {
-			return nil, fmt.Errorf("cannot make an executable file: %w", err)
-		}
-	}
-	return file.Bytes(), nil
-}
-
-// functionCode returns the machine code of the function at an address, up to the
-// next function's.
-func functionCode(entry unsafe.Pointer) []byte {
-	f := runtime.FuncForPC(uintptr(entry))
-	n := 0
-	for runtime.FuncForPC(uintptr(entry)+uintptr(n)) == f {
-		n++
-	}
-	return unsafe.Slice((*byte)(entry), n)
 }
