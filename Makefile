@@ -20,6 +20,9 @@ ENTRY    = $(if $(filter amd64 arm64,$(GOARCH)),-E containerd-shim-pause-v2/shim
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(ENTRY)
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
+# Packages that have package entry in their test programs.
+LINKED  := ./cmd/... ./shim/...
+
 # The architectures that containerd is released for.
 ARCHES := amd64 arm64 ppc64le riscv64 s390x
 
@@ -94,7 +97,8 @@ test-here: unit
 
 .PHONY: unit
 unit: ## run the unit tests as the program is built, and with the race detector
-	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -ldflags '$(ENTRY)' -count=1 -timeout 10m $(ROOMS)
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -ldflags '$(ENTRY)' -count=1 -timeout 10m $(LINKED)
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -timeout 10m ./task/... ./process/... ./cgroups/...
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS)
 	cd integration && $(GO) test -count=1 ./bench ./matrix
 
@@ -140,7 +144,7 @@ test-guests: test-binaries
 .PHONY: test-binaries
 test-binaries:
 	@integration/setup.sh -t $(TOOLS) guest
-	CGO_ENABLED=0 $(GO) test -c -tags $(TAGS) -o $(BIN)/tests/ -ldflags '-s -w $(ENTRY)' ./cgroups ./process
+	CGO_ENABLED=0 $(GO) test -c -tags $(TAGS) -o $(BIN)/tests/ -ldflags '-s -w' ./cgroups ./process
 	cd integration && CGO_ENABLED=0 $(GO) test -c -o $(BIN)/tests/ -ldflags '-s -w' . ./cadvisor
 
 .PHONY: matrix

@@ -64,7 +64,9 @@ echo '127.0.0.1 localhost' >"$root/etc/hosts"
 echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
 for p; do
 	mkdir -p "$root/tests/$p"
-	CGO_ENABLED=0 GOARCH=arm64 "${GO:-go}" test -c -tags no_grpc -ldflags "-s -w ${ENTRY-}" -o "$root/tests/$p/tests" "./$p"
+	ldflags='-s -w'
+	case $p in cmd/* | shim | shim/entry) ldflags+=" ${ENTRY-}" ;; esac
+	CGO_ENABLED=0 GOARCH=arm64 "${GO:-go}" test -c -tags no_grpc -ldflags "$ldflags" -o "$root/tests/$p/tests" "./$p"
 	[ ! -e "$p/testdata" ] || cp -a "$p/testdata" "$root/tests/$p"
 done
 cat >"$root/init" <<X
