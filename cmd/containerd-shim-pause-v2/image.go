@@ -3,57 +3,17 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"runtime"
 	"strings"
-)
 
-// The parts of an image that the sandbox image has (OCI image specification, config.md,
-// manifest.md, image-index.md). The specification's Go package would set up regular
-// expressions, for good, in each shim that starts.
-type (
-	imageConfig struct {
-		Architecture string `json:"architecture"`
-		OS           string `json:"os"`
-		Config       struct {
-			User       string   `json:"User"`
-			Entrypoint []string `json:"Entrypoint"`
-		} `json:"config"`
-		RootFS struct {
-			Type    string   `json:"type"`
-			DiffIDs []string `json:"diff_ids"`
-		} `json:"rootfs"`
-	}
-	descriptor struct {
-		MediaType   string            `json:"mediaType"`
-		Digest      string            `json:"digest"`
-		Size        int               `json:"size"`
-		Annotations map[string]string `json:"annotations,omitempty"`
-	}
-	imageManifest struct {
-		SchemaVersion int          `json:"schemaVersion"`
-		MediaType     string       `json:"mediaType"`
-		Config        descriptor   `json:"config"`
-		Layers        []descriptor `json:"layers"`
-	}
-	imageIndex struct {
-		SchemaVersion int          `json:"schemaVersion"`
-		MediaType     string       `json:"mediaType"`
-		Manifests     []descriptor `json:"manifests"`
-	}
-	imageLayout struct {
-		Version string `json:"imageLayoutVersion"`
-	}
-)
-
-const (
-	typeConfig   = "application/vnd.oci.image.config.v1+json"
-	typeManifest = "application/vnd.oci.image.manifest.v1+json"
-	typeIndex    = "application/vnd.oci.image.index.v1+json"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // writeSandboxImage writes an archive of a sandbox image for `ctr images import`:
@@ -66,23 +26,26 @@ func writeSandboxImage(w io.Writer, name string) error {
 		return fmt.Errorf("%q is not a full name of an image, such as registry.k8s.io/pause:3.10.1", name)
 	}
 	a := &imageArchive{tar: tar.NewWriter(w)}
-	config := imageConfig{Architecture: runtime.GOARCH, OS: runtime.GOOS}
-	config.Config.User = "65535:65535"
-	config.Config.Entrypoint = []string{"/pause"}
-	config.RootFS.Type = "layers"
-	config.RootFS.DiffIDs = []string{}
-	manifest := a.blob(typeManifest, imageManifest{
-		SchemaVersion: 2,
-		MediaType:     typeManifest,
-		Config:        a.blob(typeConfig, config),
-		Layers:        []descriptor{},
+	manifest := a.blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config: a.blob(ocispec.MediaTypeImageConfig, ocispec.Image{
+			Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: runtime.GOOS},
+			Config:   ocispec.ImageConfig{User: "65535:65535", Entrypoint: []string{"/pause"}},
+			RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}},
+		}),
+		Layers: []ocispec.Descriptor{},
 	})
 	manifest.Annotations = map[string]string{
-		"io.containerd.image.name":          name,
-		"org.opencontainers.image.ref.name": name[strings.LastIndex(name, ":")+1:],
+		"io.containerd.image.name": name,
+		ocispec.AnnotationRefName:  name[strings.LastIndex(name, ":")+1:],
 	}
-	a.json("index.json", imageIndex{SchemaVersion: 2, MediaType: typeIndex, Manifests: []descriptor{manifest}})
-	a.json("oci-layout", imageLayout{Version: "1.0.0"})
+	a.json(ocispec.ImageIndexFile, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{manifest},
+	})
+	a.json(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
 	return errors.Join(a.err, a.tar.Close())
 }
 
@@ -93,11 +56,11 @@ type imageArchive struct {
 }
 
 // blob adds a file that is found by its digest, and returns its descriptor.
-func (a *imageArchive) blob(mediaType string, v any) descriptor {
+func (a *imageArchive) blob(mediaType string, v any) ocispec.Descriptor {
 	data := a.encode(v)
-	sum := fmt.Sprintf("%x", sha256.Sum256(data))
-	a.file("blobs/sha256/"+sum, data)
-	return descriptor{MediaType: mediaType, Digest: "sha256:" + sum, Size: len(data)}
+	sum := digest.FromBytes(data)
+	a.file(path.Join(ocispec.ImageBlobsDir, sum.Algorithm().String(), sum.Encoded()), data)
+	return ocispec.Descriptor{MediaType: mediaType, Digest: sum, Size: int64(len(data))}
 }
 
 func (a *imageArchive) json(name string, v any) { a.file(name, a.encode(v)) }

@@ -27,6 +27,7 @@ func main() {
 	quick := flag.Bool("quick", false, "measure each thing a few times only; takes less than three minutes")
 	only := flag.String("only", "", "measure these parts only, such as latency,memory")
 	out := flag.String("out", "", "directory for the result (JSON) and the plots (SVG)")
+	flag.StringVar(&b.with, "with", "", "result (JSON) of an earlier run, of parts that this one does not measure, to be added to it")
 	report := flag.String("report", "", "Markdown file to write the result into, beside the files in the directory of -out")
 	flag.StringVar(&b.ociRuntime, "oci-runtime", "runc", "OCI runtime of all handlers, a name in the path or a path")
 	flag.Var(&b.others, "engine", "another engine to measure, `NAME=SOCKET[,HANDLER[,IMAGE]]`; may be repeated")
@@ -56,6 +57,7 @@ type bench struct {
 	ociRuntime string
 	others     engineFlags
 	command    string
+	with       string // path of an earlier result
 	amount     amount
 	progress   *progress
 
@@ -67,6 +69,11 @@ type bench struct {
 func (b *bench) main(ctx context.Context, out, report string) error {
 	if err := b.measure(ctx); err != nil {
 		return err
+	}
+	if b.with != "" {
+		if err := b.result.addFrom(b.with); err != nil {
+			return err
+		}
 	}
 	if out != "" {
 		if err := b.result.save(out); err != nil {

@@ -178,3 +178,28 @@ func (r *Result) save(dir string) error {
 	}
 	return r.plot(dir)
 }
+
+// addFrom adds the figures of an earlier run with the same engines, and says so.
+func (r *Result) addFrom(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	earlier := &Result{}
+	if err := json.Unmarshal(text, earlier); err != nil {
+		return fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	if !slices.Equal(earlier.Engines, r.Engines) {
+		return fmt.Errorf("cannot add %s: it is of the engines %q, not %q", path, earlier.Engines, r.Engines)
+	}
+	for _, group := range earlier.groups() {
+		if slices.Contains(r.groups(), group) {
+			return fmt.Errorf("cannot add %s: this run has measured %q, too", path, group)
+		}
+	}
+	for _, group := range earlier.groups() {
+		r.Machine = append(r.Machine, fmt.Sprintf("of a run at %s: %s", earlier.Time.Format("2006-01-02 15:04 MST"), group))
+	}
+	r.Figures = append(r.Figures, earlier.Figures...)
+	return nil
+}

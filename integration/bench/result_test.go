@@ -94,6 +94,30 @@ func TestReport(t *testing.T) {
 	}
 }
 
+func TestResultOfAnEarlierRunIsAdded(t *testing.T) {
+	dir := t.TempDir()
+	if err := example().save(dir); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "result.json")
+	r := &Result{Engines: []string{stock, podsandbox, sandboxAPI}}
+	if err := r.addFrom(path); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.find(execGrowth, growthAfter(100, "exec")).median(podsandbox); got != 300 {
+		t.Errorf("growth is %g", got)
+	}
+	if !strings.Contains(strings.Join(r.Machine, "\n"), "2026-01-02 03:04 UTC: "+execGrowth) {
+		t.Errorf("it does not say of which run: %q", r.Machine)
+	}
+	if err := r.addFrom(path); err == nil {
+		t.Error("what has been measured was added again")
+	}
+	if err := (&Result{Engines: []string{stock}}).addFrom(path); err == nil {
+		t.Error("a run with other engines was added")
+	}
+}
+
 func TestNumbersInNames(t *testing.T) {
 	for name, want := range map[string]float64{"after one exec": 1, "after 100 execs": 100, memoryPrivate + ", of 20 pods": 20, memoryPrivate + ", of one pod": 1} {
 		if got := numberIn(name); got != want {
