@@ -67,5 +67,5 @@ for host in v1 v2 v2-systemd; do
 		[ ! -e "$file" ] || rows+=("$(name "$host.$runtime")=$file")
 	done
 done
-"$go" run ./integration/matrix -into docs/hosts.md -by "$by" -head 'host; OCI runtime' \
+"$go" -C integration run ./matrix -into ../docs/hosts.md -by "$by" -head 'host; OCI runtime' \
 	-column 'podsandbox, and plain containers=/pause(/|$)' -column 'Sandbox API=/pause-sandbox(/|$)' "${rows[@]}"

@@ -26,10 +26,9 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
-
-	"github.com/containerd/containerd/api/types/runc/options"
 )
 
 // Program is what the machinery needs to know about the program that it runs.

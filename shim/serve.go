@@ -11,11 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
-
-	"github.com/containerd/containerd/api/types/runc/options"
 )
 
 const (

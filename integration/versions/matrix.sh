@@ -27,7 +27,7 @@ for minor; do
 	printf 'matrix: containerd %s ... ' "$minor"
 	# A failure is in the results.
 	PAUSE_TEST_PATH=$bin:$bin/tools PAUSE_TEST_CONTAINERDS=$minor \
-		"$go" test -json -count=1 -timeout 30m ./integration/versions >"$results/$minor.json" || printf 'failed, '
+		"$go" -C integration test -json -count=1 -timeout 30m ./versions >"$results/$minor.json" || printf 'failed, '
 	echo "$((SECONDS - start)) s"
 done
 
@@ -37,7 +37,7 @@ for file in $(printf '%s\n' "$results"/[0-9]*.json | sort -V); do
 	rows+=("$("$bin/tools/containerd-$minor/containerd" --version | awk '{ sub("^v", "", $3); print $3 }')=$file")
 done
 runc=$(runc --version | awk 'NR == 1 { print $3 }')
-"$go" run ./integration/matrix -into docs/containerd-versions.md -by 'make matrix' -with "runc $runc" -head containerd \
+"$go" -C integration run ./matrix -into ../docs/containerd-versions.md -by 'make matrix' -with "runc $runc" -head containerd \
 	-column 'ctr run=/ctr_run/[^/]*/pause$' \
 	-column 'podsandbox pod=/podsandbox/[^/]*/pause$' \
 	-column 'Sandbox API pod=/Sandbox_API/' \

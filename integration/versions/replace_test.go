@@ -37,14 +37,13 @@ func testReplacedShim(t *testing.T, programs string) {
 // one that is there.
 func replaceShim(t *testing.T, programs, version string) {
 	t.Helper()
-	program := filepath.Join(programs, shimProgram)
-	build := exec.Command("go", "build", "-trimpath", "-tags", "no_grpc", "-ldflags", "-s -w -X main.version="+version,
-		"-o", program+".new", "../../cmd/"+shimProgram)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	program, dir := filepath.Join(programs, shimProgram), filepath.Join(programs, "new")
+	build := exec.Command("make", "-s", "-C", "../..", "build", "VERSION="+version, "BIN="+dir)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("cannot build: %v\n%s", err, out)
 	}
-	must(t, os.Rename(program+".new", program))
+	must(t, os.Rename(filepath.Join(dir, shimProgram), program))
+	must(t, os.Remove(dir))
 	out, err := exec.Command(program, "-v").Output()
 	must(t, err)
 	if !strings.Contains(string(out), version) {
