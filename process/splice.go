@@ -122,15 +122,21 @@ func (p *pace) nap(now time.Time) time.Duration {
 	return nap
 }
 
-// resize gives both pipes a size, but for one that somebody has given another, and one that
-// has more in it. All pipes of a user count together (pipe(7), /proc/sys/fs/pipe-user-pages-soft).
+// resize gives both pipes a size, but for one that somebody has given another. One that has more
+// in it stays large until the next time. All pipes of a user count together (pipe(7),
+// /proc/sys/fs/pipe-user-pages-soft).
 func (p *pace) resize(size int) {
+	p.large = false
 	for _, conn := range []syscall.RawConn{p.in, p.out} {
 		_ = conn.Control(func(fd uintptr) {
-			if n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err == nil && (n == pipeSize || n == largeSize) {
-				_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size)
+			n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+			if err != nil || n != pipeSize && n != largeSize {
+				return
 			}
+			if m, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size); err == nil {
+				n = m
+			}
+			p.large = p.large || n == largeSize
 		})
 	}
-	p.large = size == largeSize
 }
