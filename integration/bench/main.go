@@ -27,13 +27,13 @@ func main() {
 	quick := flag.Bool("quick", false, "measure each thing a few times only; takes less than three minutes")
 	only := flag.String("only", "", "measure these parts only, such as latency,memory")
 	out := flag.String("out", "", "directory for the result (JSON) and the plots (SVG)")
-	flag.StringVar(&b.with, "with", "", "result (JSON) of an earlier run, of parts that this one does not measure, to be added to it")
+	with := flag.String("with", "", "results (JSON) of earlier runs, of parts that this one does not measure, to be added to it")
 	report := flag.String("report", "", "Markdown file to write the result into, beside the files in the directory of -out")
 	flag.StringVar(&b.ociRuntime, "oci-runtime", "runc", "OCI runtime of all handlers, a name in the path or a path")
 	flag.Var(&b.others, "engine", "another engine to measure, `NAME=SOCKET[,HANDLER[,IMAGE]]`; may be repeated")
 	flag.StringVar(&b.command, "command", "", "what the report says that it was made by")
 	flag.Parse()
-	b.path, b.only = filepath.SplitList(*path), *only
+	b.path, b.only, b.with = filepath.SplitList(*path), *only, filepath.SplitList(*with)
 	b.amount = full
 	if *quick {
 		b.amount = few
@@ -57,7 +57,7 @@ type bench struct {
 	ociRuntime string
 	others     engineFlags
 	command    string
-	with       string // path of an earlier result
+	with       []string // paths of earlier results
 	amount     amount
 	progress   *progress
 
@@ -70,8 +70,8 @@ func (b *bench) main(ctx context.Context, out, report string) error {
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	if b.with != "" {
-		if err := b.result.addFrom(b.with); err != nil {
+	for _, earlier := range b.with {
+		if err := b.result.addFrom(earlier); err != nil {
 			return err
 		}
 	}
