@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-
-	"containerd-shim-pause-v2/integration/node"
 )
 
 const (
@@ -31,25 +29,13 @@ func growthAfter(n int, what string) string { return "after " + plural(n, what) 
 
 func (b *bench) growthBy(ctx context.Context, group, what string, numbers []int, do func(*pod) error) error {
 	done := b.progress.start(group, numbers[len(numbers)-1]*len(b.engines))
-	pods, before := map[*engine]*pod{}, map[*engine]float64{}
-	err := b.each(0, func(e *engine) (err error) {
-		if pods[e], err = e.runPod(ctx, hostNetwork); err == nil {
-			err = pods[e].addContainer(ctx, sleep...)
-		}
-		return err
-	})
+	before := map[*engine]float64{}
+	pods, err := b.runPods(ctx)
 	if err != nil {
 		return err
 	}
 	read := func(record func(*engine, float64)) error {
-		if err := b.pause(ctx); err != nil {
-			return err
-		}
-		return b.each(0, func(e *engine) error {
-			u, err := pods[e].usage(ctx, node.Processes())
-			record(e, u.private)
-			return err
-		})
+		return b.readIdle(ctx, pods, func(e *engine, u usage) { record(e, u.private) })
 	}
 	if err := read(func(e *engine, kB float64) { before[e] = kB }); err != nil {
 		return err

@@ -54,27 +54,12 @@ const (
 
 func (b *bench) memoryOfMore(ctx context.Context) error {
 	done := b.progress.start("memory of more containers", len(b.engines)*moreContainers)
-	pods, before := map[*engine]*pod{}, map[*engine]usage{}
-	err := b.each(0, func(e *engine) (err error) {
-		if pods[e], err = e.runPod(ctx, hostNetwork); err == nil {
-			err = pods[e].addContainer(ctx, sleep...)
-		}
-		return err
-	})
+	before := map[*engine]usage{}
+	pods, err := b.runPods(ctx)
 	if err != nil {
 		return err
 	}
-	read := func(record func(*engine, usage)) error {
-		if err := b.pause(ctx); err != nil {
-			return err
-		}
-		return b.each(0, func(e *engine) error {
-			u, err := pods[e].usage(ctx, node.Processes())
-			record(e, u)
-			return err
-		})
-	}
-	if err := read(func(e *engine, u usage) { before[e] = u }); err != nil {
+	if err := b.readIdle(ctx, pods, func(e *engine, u usage) { before[e] = u }); err != nil {
 		return err
 	}
 	for range moreContainers {
@@ -86,7 +71,7 @@ func (b *bench) memoryOfMore(ctx context.Context) error {
 			return err
 		}
 	}
-	err = read(func(e *engine, u usage) {
+	err = b.readIdle(ctx, pods, func(e *engine, u usage) {
 		each := func(name string, now, then float64) {
 			b.result.add(moreGroup, fmt.Sprintf("%s, of %d", name, moreContainers), "kB", e.name, (now-then)/moreContainers)
 		}
@@ -155,6 +140,29 @@ func (b *bench) memoryOf(ctx context.Context, containers int) error {
 			}
 		}
 		return nil
+	})
+}
+
+// runPods runs a pod of one container with each engine.
+func (b *bench) runPods(ctx context.Context) (map[*engine]*pod, error) {
+	pods := map[*engine]*pod{}
+	return pods, b.each(0, func(e *engine) (err error) {
+		if pods[e], err = e.runPod(ctx, hostNetwork); err == nil {
+			err = pods[e].addContainer(ctx, sleep...)
+		}
+		return err
+	})
+}
+
+// readIdle reads what the pods take after they have been left alone.
+func (b *bench) readIdle(ctx context.Context, pods map[*engine]*pod, record func(*engine, usage)) error {
+	if err := b.pause(ctx); err != nil {
+		return err
+	}
+	return b.each(0, func(e *engine) error {
+		u, err := pods[e].usage(ctx, node.Processes())
+		record(e, u)
+		return err
 	})
 }
 
