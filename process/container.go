@@ -30,7 +30,9 @@ type container struct {
 	// runtime, because of hooks, of systemd's unit, or of a group in the CPU's cache control.
 	mustStart, mustDelete bool
 	image                 checkpointImage
-	child                 *child // the init; nil before there is one
+	// spec is the client's of a container that is to be restored; else nil.
+	spec  *specs.Spec
+	child *child // the init; nil before there is one
 }
 
 // checkpointImage is what a container is restored from; empty for a new one.
@@ -72,21 +74,35 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 	if err := writeStockRecord(r.Bundle, r.Options); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
+	complete := false
+	defer func() { // A panic is undone, too.
+		if !complete {
 			err = joinErrors(err, c.discard(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := c.mountRootfs(r.Rootfs); err != nil {
+	if err := c.make(ctx, r, s); err != nil {
 		return nil, err
+	}
+	complete = true
+	return t, nil
+}
+
+// make joins the container's sandbox and has the OCI runtime create the container.
+func (c *container) make(ctx context.Context, r CreateRequest, s *specs.Spec) (err error) {
+	ctx, leave, err := c.host.join(ctx, r.Bundle, s)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	defer func() { err = whyEnded(ctx, err) }()
+	if err := c.mountRootfs(r.Rootfs); err != nil {
+		return err
 	}
 	if r.Checkpoint != "" {
-		return t, nil // the process comes with start
+		c.spec = s
+		return nil // the process comes with start
 	}
-	if err := c.create(ctx); err != nil {
-		return nil, err
-	}
-	return t, nil
+	return c.create(ctx)
 }
 
 func (c *container) mountRootfs(mounts []mount.Mount) error {
@@ -165,6 +181,7 @@ func (c *container) awaitEnd() {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status of the container is not known")
 	}
 	c.task.endExecs()
+	c.thaw()
 	if c.shared {
 		c.killLeftovers()
 	}
@@ -175,6 +192,23 @@ func (c *container) awaitEnd() {
 			log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status is not recorded")
 		}
 	})
+}
+
+// thaw lets processes die that were killed while the container was paused: on cgroup
+// v1 they do not before. Nobody pauses it any more.
+func (c *container) thaw() {
+	cgroup := c.task.group()
+	if cgroup == nil {
+		return
+	}
+	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+	defer cancel()
+	if err := cgroup.Thaw(ctx); err != nil && !errdefs.IsNotFound(err) {
+		log.L.WithError(err).WithField("id", c.task.ID).Error("the container of an init that has ended stays paused")
+	}
 }
 
 // killLeftovers ends the processes that the init has left in the container.
@@ -202,8 +236,16 @@ func (c *container) start(ctx context.Context, p *Process) error {
 	return c.runtime.start(ctx, c.task.ID)
 }
 
-// restore has the OCI runtime start the container from a checkpoint.
-func (c *container) restore(ctx context.Context, p *Process) error {
+// restore has the OCI runtime start the container from a checkpoint. It joins the
+// sandbox again, since it is only now that the runtime enters the namespaces: what
+// the paths of the create lead to may be the host's by now.
+func (c *container) restore(ctx context.Context, p *Process) (err error) {
+	ctx, leave, err := c.host.join(ctx, c.task.Bundle, c.spec)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	defer func() { err = whyEnded(ctx, err) }()
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
 	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
 		return c.runtime.restore(ctx, c.task.ID, c.image, pidFile, s, console)
@@ -212,6 +254,7 @@ func (c *container) restore(ctx context.Context, p *Process) error {
 		// Unlike a container that cannot be started, this one has not been before.
 		return joinErrors(err, c.runtime.delete(context.WithoutCancel(ctx), c.task.ID, true))
 	}
+	c.spec = nil
 	c.adopt(child)
 	c.watch()
 	return nil
@@ -261,10 +304,29 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 			return err
 		}
 	}
+	// The OCI runtime has nothing to remove if it has lost its state.
+	if err := c.removeCgroup(ctx); err != nil {
+		return err
+	}
 	if err := c.unmountRootfs(); err != nil {
 		return err
 	}
+	if err := restoreSpec(c.task.Bundle); err != nil {
+		return err
+	}
 	return removeRecord(c.task.Bundle)
+}
+
+// removeCgroup removes the cgroup that the spec names, if it is still there.
+func (c *container) removeCgroup(ctx context.Context) error {
+	record, err := readRecord(c.task.Bundle)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a delete before this one has got so far
+	}
+	if err != nil {
+		return err
+	}
+	return removeCgroup(ctx, record)
 }
 
 func (c *container) discard(ctx context.Context) error {
@@ -273,7 +335,7 @@ func (c *container) discard(ctx context.Context) error {
 	if s := c.task.init.openStreams(); s != nil {
 		s.close()
 	}
-	return joinErrors(err, c.unmountRootfs())
+	return joinErrors(err, c.unmountRootfs(), restoreSpec(c.task.Bundle))
 }
 
 func (c *container) update(ctx context.Context, r *specs.LinuxResources) error {

@@ -545,3 +545,58 @@ func TestVerbsAtTheSameTime(t *testing.T) {
 		t.Errorf("it was deleted %d times", deleted)
 	}
 }
+
+// The spec is changed to lead to the pod's namespaces. When the container has gone,
+// another one can be made of the same bundle, for the pod that comes next.
+func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
+	n := newNode(t)
+	ctx := testContext(t)
+	r := n.request("member", member(t, specs.NetworkNamespace, ""))
+	before, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+	must(t, err)
+	for _, fails := range []bool{true, false} {
+		pod := n.pod(sandboxSpec())
+		if fails {
+			n.tell("fail-create", "no")
+			if c := n.await(n.creating(r)); c.err == nil {
+				t.Error("create has not failed")
+			}
+			n.untell("fail-create")
+		} else {
+			task := n.make(r)
+			if got, want := n.told("net"), fmt.Sprint(inode(t, threadNS(podTID, "net"))); got != want {
+				t.Errorf("the container is in network namespace %s, want the pod's %s", got, want)
+			}
+			_, err = task.Delete(ctx, "")
+			must(t, err)
+		}
+		after, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+		must(t, err)
+		if string(after) != string(before) {
+			t.Errorf("the spec is left as %s, it was %s", after, before)
+		}
+		must(t, pod.Kill("", unix.SIGKILL, false))
+		exitOf(t, pod.init)
+		_, err = pod.Delete(ctx, "")
+		must(t, err)
+	}
+}
+
+// Nothing that the container was made of stays because the OCI runtime does not know
+// it any more.
+func TestContainerThatTheRuntimeHasForgotten(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	dirs := cgroupsLeft()
+	if len(dirs) == 0 {
+		t.Fatal("the container has no cgroup")
+	}
+	must(t, os.RemoveAll(filepath.Join(n.options.Root, "test", "c")))
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
+	_, err := task.Delete(testContext(t), "")
+	must(t, err)
+	if left := cgroupsLeft(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}

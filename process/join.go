@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,33 +15,50 @@ import (
 )
 
 // join lets a container that is being created into the sandbox that it belongs
-// to, if any, until leave is called: as long, the namespaces stay. The spec in
-// the container's bundle is changed to lead to the pod's namespaces. A spec by
-// which the container would get a namespace of the host where the pod has its
-// own is refused.
-func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (leave func(), err error) {
+// to, if any, until leave is called: as long, the namespaces stay. The context that
+// it returns ends when the sandbox does. The spec in the container's bundle is
+// changed to lead to the pod's namespaces. A spec by which the container would get a
+// namespace of the host where the pod has its own is refused.
+func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (_ context.Context, leave func(), err error) {
 	id, member := s.Annotations[sandboxIDAnnotation]
 	if !member {
-		return func() {}, nil
+		return ctx, func() {}, nil
 	}
 	h.mu.Lock()
 	sb := h.sandboxes[id]
 	h.mu.Unlock()
 	if sb == nil {
-		return func() {}, checkStranger(s, id)
+		return ctx, func() {}, checkStranger(s, id)
 	}
-	sb.joins.RLock()
-	m := &membership{sandbox: sb}
-	if sb.ended {
-		err = fmt.Errorf("sandbox %s has ended: %w", id, errdefs.ErrFailedPrecondition)
-	} else {
-		err = m.apply(ctx, bundle, s)
-	}
+	ctx, left, err := sb.enter(ctx)
 	if err != nil {
-		m.leave()
-		return nil, err
+		return nil, nil, err
 	}
-	return m.leave, nil
+	m := &membership{sandbox: sb}
+	part := func() {
+		m.close()
+		left()
+	}
+	applied := false
+	defer func() {
+		if !applied {
+			part()
+		}
+	}()
+	if err := m.apply(ctx, bundle, s); err != nil {
+		return nil, nil, whyEnded(ctx, err)
+	}
+	applied = true
+	return ctx, part, nil
+}
+
+// whyEnded adds to an error that the sandbox has ended meanwhile, if it has: then
+// an OCI runtime that was killed says nothing of it.
+func whyEnded(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errEnded) && !errors.Is(err, errEnded) {
+		return fmt.Errorf("%w: %w", errEnded, err)
+	}
+	return err
 }
 
 // checkStranger is for a container whose sandbox is not in this shim. It may be
@@ -91,11 +109,10 @@ type membership struct {
 	opened  []*nsFile // held open until the container has entered them
 }
 
-func (m *membership) leave() {
+func (m *membership) close() {
 	for _, f := range m.opened {
 		f.Close()
 	}
-	m.sandbox.joins.RUnlock()
 }
 
 // apply changes the spec in a bundle where it must be. Most are right as they

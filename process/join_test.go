@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -256,48 +257,148 @@ func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
 	}
 }
 
+// created is what came of a create.
+type created struct {
+	task *Task
+	err  error
+}
+
+// creating begins to create a task beside the test.
+func (n *node) creating(r CreateRequest) <-chan created {
+	n.t.Helper()
+	done := make(chan created, 1)
+	ctx := testContext(n.t)
+	go func() {
+		task, err := n.Create(ctx, r)
+		done <- created{task, err}
+	}()
+	return done
+}
+
+func (n *node) await(done <-chan created) created {
+	n.t.Helper()
+	select {
+	case c := <-done:
+		if c.err == nil {
+			n.adopt(c.task)
+		}
+		return c
+	case <-time.After(deadline):
+		n.t.Fatalf("create has not returned after %v", deadline)
+		return created{}
+	}
+}
+
+// A create can hang for as long as the OCI runtime does. The sandbox ends all the
+// same, and the create with it.
+func TestEndOfASandboxEndsTheCreateOfAContainer(t *testing.T) {
+	for name, end := range map[string]func(n *node, pod *Task){
+		"kill":         func(_ *node, pod *Task) { must(t, pod.Kill("", unix.SIGKILL, false)) },
+		"end of shim":  func(n *node, _ *Task) { n.Release() },
+		"term, as CRI": func(_ *node, pod *Task) { must(t, pod.Kill("", unix.SIGTERM, false)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			pod := n.pod(sandboxSpec())
+			n.tell("hang-create", "")
+			r := n.request("member", member(t, specs.NetworkNamespace, threadNS(podTID, "net")))
+			before, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+			must(t, err)
+			done := n.creating(r)
+			eventually(t, "the OCI runtime is at work", func() bool { return n.told("calls") != "" })
+			end(n, pod)
+			exitOf(t, pod.init)
+			if c := n.await(done); !errdefs.IsFailedPrecondition(c.err) || !strings.Contains(c.err.Error(), "sandbox has ended") {
+				t.Errorf("the error of create is %v", c.err)
+			}
+			_, err = pod.Delete(testContext(t), "")
+			must(t, err)
+			if !atHome(t, podTID) {
+				t.Error("the thread has not come back")
+			}
+			after, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+			must(t, err)
+			if string(after) != string(before) {
+				t.Errorf("the spec is left as %s, it was %s", after, before)
+			}
+			n.untell("hang-create")
+			n.pod(sandboxSpec()) // the thread is free for another
+		})
+	}
+}
+
+// The thread must not leave the namespaces by whose paths the OCI runtime is about
+// to enter them: the same paths would lead to the host's.
 func TestNamespacesStayWhileAContainerJoins(t *testing.T) {
 	n := newNode(t)
-	sandbox := n.pod(sandboxSpec())
+	task := n.pod(sandboxSpec())
+	sb := task.body.(*sandbox)
+	_, leave, err := sb.enter(testContext(t))
+	must(t, err)
 	pod := inode(t, threadNS(podTID, "net"))
-	arrived := n.gate("create")
-	type result struct {
-		task *Task
-		err  error
-	}
-	done := make(chan result, 1)
-	r := n.request("member", member(t, specs.NetworkNamespace, threadNS(podTID, "net")))
-	go func() {
-		task, err := n.Create(testContext(t), r)
-		done <- result{task, err}
-	}()
-	open := arrived()
-	must(t, sandbox.Kill("", unix.SIGKILL, false))
-	joins := &sandbox.body.(*sandboxBody).joins
-	eventually(t, "the end of the sandbox waits", func() bool {
-		if joins.TryRLock() {
-			joins.RUnlock()
-			return false
-		}
-		return true
-	})
-	if st := sandbox.init.Status(); st.State != Running {
-		t.Errorf("the sandbox is %s", st.State)
-	}
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
 	if inode(t, threadNS(podTID, "net")) != pod {
 		t.Error("the thread has left the pod's network namespace")
 	}
-	open()
-	got := <-done
-	must(t, got.err)
-	n.adopt(got.task)
-	if told := n.told("net"); told != fmt.Sprint(pod) {
-		t.Errorf("the container was made in network namespace %s, want the pod's %d", told, pod)
+	if _, _, err := sb.enter(testContext(t)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("error of one who comes late is %v", err)
 	}
-	exitOf(t, sandbox.init)
+	leave()
+	_, err = task.Delete(testContext(t), "")
+	must(t, err)
 	if !atHome(t, podTID) {
 		t.Error("the thread has not come back")
 	}
 }
 
-type sandboxBody = sandbox
+// A container of a checkpoint enters its namespaces only when it starts.
+func TestRestoredContainerGetsNoNamespaceOfTheHost(t *testing.T) {
+	n := newNode(t)
+	pod := n.pod(sandboxSpec())
+	want := fmt.Sprint(inode(t, threadNS(podTID, "net")))
+	restored := func(id string) *Task {
+		r := n.request(id, member(t, specs.NetworkNamespace, threadNS(podTID, "net")))
+		r.Checkpoint = t.TempDir()
+		return n.make(r)
+	}
+	good, late := restored("good"), restored("late")
+	_, err := good.init.Start(testContext(t))
+	must(t, err)
+	if got := n.told("net"); got != want {
+		t.Errorf("the container is in network namespace %s, want the pod's %s", got, want)
+	}
+	must(t, good.Kill("", unix.SIGKILL, false))
+	exitOf(t, good.init)
+	calls := n.told("calls")
+	must(t, pod.Kill("", unix.SIGKILL, false))
+	exitOf(t, pod.init)
+	_, err = late.init.Start(testContext(t))
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	if got := n.told("calls"); got != calls {
+		t.Errorf("the OCI runtime was called after the end of the sandbox: %s", strings.TrimPrefix(got, calls))
+	}
+}
+
+// What is no namespace is refused without waiting for it, as a fifo would have it.
+func TestPathsThatLeadToNoNamespace(t *testing.T) {
+	n := newNode(t)
+	n.pod(sandboxSpec())
+	file := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	for name, path := range map[string]string{"fifo": mkfifo(t), "file": file, "device": os.DevNull} {
+		for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace, specs.MountNamespace) {
+			if c := n.await(n.creating(n.request("member", member(t, kind, path)))); c.err == nil || !strings.Contains(c.err.Error(), path) {
+				t.Errorf("%s as %s namespace: error is %v", name, kind, c.err)
+			}
+		}
+		spec := sandboxSpec()
+		spec.Linux.Namespaces = without(spec.Linux.Namespaces, specs.NetworkNamespace)
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
+		r := n.request("other", spec)
+		if c := n.await(n.creating(r)); !errdefs.IsInvalidArgument(c.err) || !strings.Contains(c.err.Error(), path) {
+			t.Errorf("%s for a sandbox: error is %v", name, c.err)
+		}
+	}
+}

@@ -44,15 +44,21 @@ type nsFile struct {
 	id nsID
 }
 
+// openNamespace opens a path that a client has given. It refuses what is no
+// namespace, and does not wait, as the open of a fifo would.
 func openNamespace(path string) (*nsFile, error) {
-	f, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return newNSFile(f)
+	return newNSFile(os.NewFile(uintptr(fd), path))
 }
 
 func newNSFile(f *os.File) (*nsFile, error) {
+	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s is no namespace: %w", f.Name(), errdefs.ErrInvalidArgument)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		f.Close()
@@ -129,7 +135,7 @@ func enterNamespace(path string, flag int) error {
 	if path == "" {
 		return os.NewSyscallError("unshare", unix.Unshare(flag))
 	}
-	f, err := os.Open(path)
+	f, err := openNamespace(path)
 	if err != nil {
 		return err
 	}

@@ -131,7 +131,7 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 		{"setup", namespaceList(podKinds...), func() error { return failed }, failed},
 		{"a path that does not exist", with("/nonexistent"), noSetup, os.ErrNotExist},
 		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, unix.EINVAL},
-		{"a path that is no namespace", with(file), noSetup, unix.EINVAL},
+		{"a path that is no namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeakedFDs(t)

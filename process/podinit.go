@@ -29,20 +29,20 @@ const podInitName = "/pause"
 
 // startInit brings the pod's init up before a container needs it.
 func (s *sandbox) startInit(ctx context.Context) error {
-	s.joins.RLock()
-	defer s.joins.RUnlock()
-	if s.ended {
-		return fmt.Errorf("sandbox %s has ended: %w", s.task.ID, errdefs.ErrFailedPrecondition)
+	ctx, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	if !s.own[specs.PIDNamespace] {
 		return fmt.Errorf("sandbox %s has no PID namespace of its own: %w", s.task.ID, errdefs.ErrInvalidArgument)
 	}
-	_, err := s.needPodInit(ctx)
-	return err
+	_, err = s.needPodInit(ctx)
+	return whyEnded(ctx, err)
 }
 
 // needPodInit returns the pod's init, which is brought up on first use. The
-// caller holds joins for reading: the sandbox does not end meanwhile.
+// caller has entered the sandbox.
 func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	s.bringUp.Lock()
 	defer s.bringUp.Unlock()
@@ -50,21 +50,37 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 		return i, nil
 	}
 	i, err := s.startPodInit(ctx)
+	if err == nil && !s.adoptPodInit(i) {
+		s.host.abandon(i.child)
+		i.ns.Close()
+		err = errEnded
+	}
 	if err != nil {
 		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)
 		return nil, joinErrors(err, s.removePodInit(context.WithoutCancel(ctx)), s.restoreCgroup())
 	}
 	s.watchOOM()
-	s.mu.Lock()
-	s.init = i
-	s.mu.Unlock()
 	go s.awaitPodInit(i)
 	return i, nil
+}
+
+// adoptPodInit makes i the pod's init, unless the sandbox has ended meanwhile.
+func (s *sandbox) adoptPodInit(i *podInit) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.init = i
+	return true
 }
 
 // restoreCgroup makes the sandbox's cgroup again, which an OCI runtime, or systemd, has
 // removed with an init that failed.
 func (s *sandbox) restoreCgroup() error {
+	if s.life.Err() != nil {
+		return nil
+	}
 	spec, err := readSpec(s.task.Bundle)
 	if err != nil {
 		return err

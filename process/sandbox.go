@@ -38,19 +38,35 @@ type sandbox struct {
 	files      *PodFiles // nil if they are the client's
 	hooks      *hooks    // nil if there are none
 
-	// joins is held for reading while a container joins the namespaces, so that
-	// the thread does not leave them meanwhile: the paths would lead to the host's.
-	// It comes before bringUp, and that before mu.
-	joins sync.RWMutex
-	ended bool // guarded by joins, like the fields above it
-	once  sync.Once
+	// life ends when the sandbox begins to end, with errEnded as the cause: then
+	// whoever joins is to give up.
+	life   context.Context
+	giveUp context.CancelCauseFunc
+	// made is closed when the sandbox is complete, or will never be. The fields
+	// above do not change any more then.
+	made chan struct{}
+	// freed is closed when the thread has left the pod's namespaces, or for ever
+	// stays in them.
+	freed chan struct{}
 
-	bringUp sync.Mutex // held while the pod's init is being started
+	endOnce, freeOnce sync.Once
+
+	bringUp sync.Mutex // held while the pod's init is being started; comes before mu
 	mu      sync.Mutex
 	init    *podInit // guarded by mu; nil before a container needs it
+	// ended is set, under mu, before life ends.
+	ended bool
+	// joining counts those that need the pod's namespaces to stay: a path to them
+	// leads to the host's as soon as the thread has left. It grows only under mu
+	// while ended is false.
+	joining sync.WaitGroup
+	joiners int // guarded by mu: the same number
 }
 
-func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec) (*Task, error) {
+// errEnded is why a container cannot join a sandbox.
+var errEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
+
+func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec) (_ *Task, err error) {
 	if err := checkSandboxPaths(spec.Linux.Namespaces); err != nil {
 		return nil, err
 	}
@@ -67,7 +83,11 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 		return nil, err
 	}
 	t := &Task{ID: r.ID, Bundle: r.Bundle}
-	s := &sandbox{task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own}
+	s := &sandbox{
+		task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own,
+		made: make(chan struct{}), freed: make(chan struct{}),
+	}
+	s.life, s.giveUp = context.WithCancelCause(context.Background())
 	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
 	_, s.initPID = namespaceOf(spec, specs.PIDNamespace)
 	t.body = s
@@ -80,15 +100,72 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	if err := h.seat(s); err != nil {
 		return nil, err
 	}
-	err = s.setUp(ctx, r, spec, sysctls)
-	s.joins.Unlock()
-	if err != nil {
-		return nil, joinErrors(err, s.discard(context.WithoutCancel(ctx)))
+	// By defer, so that a panic leaves neither a sandbox nor somebody who waits for it.
+	defer close(s.made)
+	complete := false
+	defer func() {
+		if !complete {
+			err = joinErrors(err, s.discard(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := s.setUp(ctx, r, spec, sysctls); err != nil {
+		return nil, err
 	}
+	complete = true
 	return t, nil
 }
 
+// within returns a context that ends with the sandbox's life, too.
+func (s *sandbox) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.life, func() { cancel(context.Cause(s.life)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// enter keeps the pod's namespaces where they are until leave is called. The
+// context that it returns ends when the sandbox does: then the caller has to give
+// up. It fails once the sandbox has ended.
+func (s *sandbox) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
+	select {
+	case <-s.made:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	ctx, cancel := s.within(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		cancel()
+		return nil, nil, fmt.Errorf("cannot join sandbox %s: %w", s.task.ID, errEnded)
+	}
+	s.joining.Add(1)
+	s.joiners++
+	return ctx, func() {
+		defer cancel()
+		s.mu.Lock()
+		s.joiners--
+		s.mu.Unlock()
+		s.joining.Done()
+	}, nil
+}
+
+// close lets nobody join any more, and tells those who do to give up. It says
+// whether there are any.
+func (s *sandbox) close() (joined bool) {
+	s.mu.Lock()
+	s.ended = true
+	joined = s.joiners > 0
+	s.mu.Unlock()
+	s.giveUp(errEnded)
+	return joined
+}
+
 func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, sysctls []sysctl) (err error) {
+	ctx, cancel := s.within(ctx)
+	defer cancel()
 	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, InitRoot: s.initRoot, Files: r.Files}
 	if err := writeRecord(r.Bundle, record); err != nil {
 		return err
@@ -108,7 +185,10 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 	}
 	s.host.reaper.hold()
 	defer s.host.reaper.release()
-	return s.hooks.created(ctx, s.host.thread)
+	if err := s.hooks.created(ctx, s.host.thread); err != nil {
+		return err
+	}
+	return context.Cause(s.life) // the shim may be about to end
 }
 
 // makeNamespaces puts the thread into the pod's namespaces and sets what the spec
@@ -157,8 +237,8 @@ func checkSandbox(s *specs.Spec, own ownNamespaces) ([]sysctl, error) {
 	return sandboxSysctls(s.Linux.Sysctl, own)
 }
 
-// seat gives the thread to the sandbox, and makes it known with joins locked:
-// nobody can join before it is complete.
+// seat gives the thread to the sandbox, and makes it known. Who wants to join
+// waits until it is complete.
 func (h *Supervisor) seat(s *sandbox) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -168,7 +248,6 @@ func (h *Supervisor) seat(s *sandbox) error {
 	if _, ok := h.sandboxes[s.task.ID]; ok {
 		return fmt.Errorf("sandbox %s exists: %w", s.task.ID, errdefs.ErrAlreadyExists)
 	}
-	s.joins.Lock()
 	h.tenant = s
 	h.sandboxes[s.task.ID] = s
 	return nil
@@ -289,43 +368,56 @@ func endsByDefault(sig unix.Signal) bool {
 	return true
 }
 
-// end lets the sandbox die: no container can join any more, the namespaces go
-// as soon as those that are just joining have, then the exit is told.
+// end lets the sandbox die: no container can join any more, those that are just
+// joining are told to give up, and the exit is told. Only the namespaces wait for
+// them: a create can hang for as long as the OCI runtime does, and the end of a pod
+// must not.
 func (s *sandbox) end(status int) {
-	s.once.Do(func() {
+	s.endOnce.Do(func() {
 		exit := Exit{Status: uint32(status), At: time.Now()}
+		joined := s.close()
+		<-s.made
 		s.letGo()
+		if !joined {
+			s.free()
+		}
 		s.task.init.stop(exit, func(st Status) {
 			if err := writeExit(s.task.Bundle, st); err != nil {
 				log.L.WithError(err).WithField("id", s.task.ID).Error("the exit status is not recorded")
 			}
 		})
+		s.free()
 	})
 }
 
-// letGo ends the pod's init and frees the namespaces and fifos. A thread that
-// cannot be brought back keeps them, and holds no other sandbox.
+// letGo ends the pod's init and gives back all but the namespaces.
 func (s *sandbox) letGo() {
-	s.joins.Lock() // waits for those that are joining
-	s.ended = true
-	s.joins.Unlock()
 	s.endPodInit()
 	s.task.unwatchOOM()
-	s.dropCgroup()
 	closeAll(s.fifos...)
 	if err := s.files.unmount(); err != nil {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's /dev/shm is left")
 	}
-	if s.userns != nil {
-		s.userns.Close()
-	}
-	if s.namespaces != nil {
-		if err := s.namespaces.release(); err != nil {
-			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
-			return
+}
+
+// free takes the thread out of the pod's namespaces when nobody joins any more. A
+// thread that cannot be brought back keeps them, and holds no other sandbox.
+func (s *sandbox) free() {
+	s.freeOnce.Do(func() {
+		defer close(s.freed)
+		s.joining.Wait()
+		s.dropCgroup()
+		if s.userns != nil {
+			s.userns.Close()
 		}
-	}
-	s.host.unseat(s)
+		if s.namespaces != nil {
+			if err := s.namespaces.release(); err != nil {
+				log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
+				return
+			}
+		}
+		s.host.unseat(s)
+	})
 }
 
 // dropCgroup removes the cgroup before the thread is in the host's network namespace:
@@ -340,6 +432,9 @@ func (s *sandbox) dropCgroup() {
 }
 
 func (s *sandbox) remove(ctx context.Context, _ *Process) error {
+	if err := s.awaitFreed(ctx); err != nil {
+		return err
+	}
 	if err := s.removePodInit(ctx); err != nil {
 		return err
 	}
@@ -363,11 +458,27 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	return removeRecord(s.task.Bundle)
 }
 
+// awaitFreed waits until nobody joins a sandbox that has ended any more.
+func (s *sandbox) awaitFreed(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	select {
+	case <-s.freed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("a container that joins the sandbox does not give up: %w", ctx.Err())
+	}
+}
+
 // removeTimeout bounds how long a cgroup may stay busy.
 const removeTimeout = 10 * time.Second
 
+// discard undoes a create, at the end of which nobody has joined yet.
 func (s *sandbox) discard(ctx context.Context) error {
+	s.endOnce.Do(func() {}) // there is no end to tell
+	s.close()
 	s.letGo()
+	s.free()
 	return s.remove(ctx, nil)
 }
 

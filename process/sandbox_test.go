@@ -1,6 +1,7 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -313,7 +314,7 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 		}, is(unix.EINVAL), "/proc/thread-self/ns/ipc"},
 		{"network namespace that is none", func(s *specs.Spec) {
 			s.Linux.Namespaces[0].Path = "/dev/null"
-		}, errdefs.IsInvalidArgument, "/dev/null is not one"},
+		}, errdefs.IsInvalidArgument, "/dev/null is no namespace"},
 		{"mount namespace of a wrong type", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.MountNamespace),
 				specs.LinuxNamespace{Type: specs.MountNamespace, Path: "/proc/thread-self/ns/net"})
@@ -511,4 +512,61 @@ func TestCgroupThatCannotBeMade(t *testing.T) {
 		t.Errorf("cgroups are left: %v", left)
 	}
 	n.make(n.request("pod", sandboxSpec()))
+}
+
+// panicking is a context that panics when it is asked whether it has ended, for the
+// nth time.
+type panicking struct {
+	context.Context
+	n *int
+}
+
+func (c panicking) Done() <-chan struct{} {
+	if *c.n--; *c.n == 0 {
+		panic("on purpose")
+	}
+	return c.Context.Done()
+}
+
+// A fault in the program must not keep an id, the thread or a lock.
+func TestPanicWhileCreating(t *testing.T) {
+	create := func(n *node, r CreateRequest, at int) (panicked bool) {
+		defer func() { panicked = recover() != nil }()
+		task, err := n.Create(panicking{testContext(t), &at}, r)
+		must(t, err)
+		n.adopt(task)
+		return false
+	}
+	sandboxes, members := 0, 0
+	for at := 1; ; at++ {
+		n := newNode(t)
+		if !create(n, n.request("pod", sandboxSpec()), at) {
+			n.Release()
+			break
+		}
+		sandboxes++
+		if !atHome(t, podTID) {
+			t.Fatal("the thread has not come back")
+		}
+	}
+	for at := 1; ; at++ {
+		n := newNode(t)
+		pod := n.pod(sandboxSpec())
+		r := n.request("member", member(t, specs.NetworkNamespace, ""))
+		panicked := create(n, r, at)
+		if panicked {
+			members++
+			n.make(n.request("member", member(t, specs.NetworkNamespace, "")))
+		}
+		must(t, pod.Kill("", unix.SIGKILL, false))
+		exitOf(t, pod.init)
+		_, err := pod.Delete(testContext(t), "")
+		must(t, err)
+		if !panicked {
+			break
+		}
+	}
+	if sandboxes == 0 || members == 0 {
+		t.Errorf("%d creates of a sandbox and %d of a container have panicked", sandboxes, members)
+	}
 }

@@ -2,6 +2,7 @@ package process
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -51,10 +52,36 @@ func complete(s specs.Spec) *specs.Spec {
 	return &s
 }
 
+// clientSpec is where a bundle keeps the config.json that its client has made, while
+// a changed one is in its place.
+const clientSpec = "config.client.json"
+
+// restoreSpec gives the bundle the spec of its client back, so that a task can be
+// created of it once more: the changed one leads to namespaces that will have gone.
+func restoreSpec(bundle string) error {
+	err := os.Rename(filepath.Join(bundle, clientSpec), filepath.Join(bundle, "config.json"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot restore the OCI spec: %w", err)
+	}
+	return nil
+}
+
+// keepSpec keeps the spec of the client, unless that has been done.
+func keepSpec(bundle string) error {
+	err := os.Link(filepath.Join(bundle, "config.json"), filepath.Join(bundle, clientSpec))
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("cannot keep the OCI spec: %w", err)
+	}
+	return nil
+}
+
 // changeSpec sets fields of "linux" in the config.json of a bundle. All else stays
-// as it is, known or not.
+// as it is, known or not. [restoreSpec] undoes it.
 func changeSpec(bundle string, linux map[string]any) error {
 	path := filepath.Join(bundle, "config.json")
+	if err := keepSpec(bundle); err != nil {
+		return err
+	}
 	var whole, section map[string]json.RawMessage
 	if err := readJSON(path, &whole); err != nil {
 		return err

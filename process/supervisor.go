@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -60,11 +61,6 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 		}
 		return h.newSandbox(ctx, r, s)
 	}
-	leave, err := h.join(ctx, r.Bundle, s)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
 	return h.newContainer(ctx, r, s)
 }
 
@@ -73,12 +69,22 @@ func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {
 }
 
 // Release ends all sandboxes, when the shim ends without having been told to
-// delete them.
+// delete them. It does not wait for containers that join one and do not give up:
+// the namespaces go with the shim.
 func (h *Supervisor) Release() {
 	h.mu.Lock()
 	tenant := h.tenant
 	h.mu.Unlock()
-	if tenant != nil {
-		tenant.end(exitSignalBase + int(unix.SIGKILL))
+	if tenant == nil {
+		return
+	}
+	go tenant.end(exitSignalBase + int(unix.SIGKILL))
+	select {
+	case <-tenant.freed:
+	case <-time.After(releaseTimeout):
 	}
 }
+
+// releaseTimeout bounds how long a shim that ends waits for its sandbox. The exit
+// is told at once, but for a pod's init that does not die.
+const releaseTimeout = 5 * time.Second

@@ -103,11 +103,11 @@ func (t *Task) RestoreFiles() error {
 	if !ok {
 		return nil
 	}
-	s.joins.RLock()
-	defer s.joins.RUnlock()
-	if s.ended {
-		return nil
+	_, leave, err := s.enter(context.Background())
+	if err != nil {
+		return nil // nobody needs them any more
 	}
+	defer leave()
 	if err := s.files.restore(); err != nil {
 		return fmt.Errorf("cannot restore the files of sandbox %s: %w", t.ID, err)
 	}
@@ -215,12 +215,16 @@ func (t *Task) Pause(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
+	if t.hasEnded() {
+		return fmt.Errorf("cannot pause task %s: its init has ended: %w", t.ID, errdefs.ErrFailedPrecondition)
+	}
 	p.enter(Pausing)
+	next := Running
+	defer func() { p.enter(next) }()
 	if err := cgroup.Freeze(ctx); err != nil {
-		p.enter(Running)
 		return fmt.Errorf("cannot pause task %s: %w", t.ID, err)
 	}
-	p.enter(Paused)
+	next = Paused
 	return nil
 }
 
@@ -357,11 +361,21 @@ func (t *Task) beginExec() error {
 	return nil
 }
 
-// endExecs lets no more execs start.
+// endExecs lets no more execs start, and nobody pause the task any more. It returns
+// when a pause that had begun before is through: processes that are frozen after
+// they were killed do not die on cgroup v1.
 func (t *Task) endExecs() {
 	t.mu.Lock()
 	t.ended = true
 	t.mu.Unlock()
+	t.init.verb.Lock()
+	defer t.init.verb.Unlock()
+}
+
+func (t *Task) hasEnded() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ended
 }
 
 // unwatchOOM ends the watch for OOM kills.
