@@ -77,8 +77,18 @@ func run(m *testing.M) int {
 	ctx := context.Background()
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
-	var err error
-	theNode, err = node.Start(ctx, nodeOptions(filepath.SplitList(path), handlers()))
+	scratch, err := os.MkdirTemp("", "pause-test-runtimes-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(scratch)
+	hung, err := hangingHandlers(scratch)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	theNode, err = node.Start(ctx, nodeOptions(filepath.SplitList(path), append(handlers(), hung...)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -88,6 +98,7 @@ func run(m *testing.M) int {
 		<-interrupted
 		fmt.Fprintln(os.Stderr, "interrupted: removing the node")
 		theNode.Close()
+		os.RemoveAll(scratch)
 		os.Exit(130)
 	}()
 	code := m.Run()

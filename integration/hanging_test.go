@@ -1,0 +1,78 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"containerd-shim-pause-v2/integration/node"
+)
+
+// hanging is an OCI runtime that hangs in create while a file is there.
+var hanging struct{ path, hangs, arrived string }
+
+// hangingHandlers are CRI handlers with that runtime, which is made in dir.
+func hangingHandlers(dir string) ([]node.Handler, error) {
+	hanging.path = filepath.Join(dir, "hanging-runtime")
+	hanging.hangs, hanging.arrived = hanging.path+".hangs", hanging.path+".arrived"
+	script := fmt.Appendf(nil, `#!/bin/sh
+for a; do
+	if [ "$a" = create ] && [ -e %[1]s ]; then
+		: >%[2]s
+		exec sleep 100000
+	fi
+done
+exec %[3]s "$@"
+`, hanging.hangs, hanging.arrived, ociRuntime)
+	return []node.Handler{
+		{Name: "pause-hanging", Type: node.PauseType, OCIRuntime: hanging.path},
+		{Name: "pause-sandbox-hanging", Type: node.PauseType, OCIRuntime: hanging.path, Sandboxer: "shim"},
+	}, os.WriteFile(hanging.path, script, 0o755)
+}
+
+// A create can hang for as long as the OCI runtime does. The pod ends all the same.
+func TestPodIsStoppedWhileACreateHangs(t *testing.T) {
+	for name, stop := range map[string]func(p *pod){
+		"by CRI": func(p *pod) { must(t, p.Stop(p.ctx)) },
+		"by SIGTERM to the shim": func(p *pod) {
+			pid, err := p.ShimPid()
+			must(t, err)
+			must(t, unix.Kill(pid, unix.SIGTERM))
+			eventually(t, "shim has ended", func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
+		},
+	} {
+		for _, handler := range []string{"pause-hanging", "pause-sandbox-hanging"} {
+			t.Run(name+", "+handler, func(t *testing.T) {
+				withPause(t, func(t *testing.T) {
+					must(t, os.WriteFile(hanging.hangs, nil, 0o600))
+					t.Cleanup(func() {
+						os.Remove(hanging.hangs)
+						os.Remove(hanging.arrived)
+					})
+					p := runPod(t, handler, nil)
+					id, err := p.CreateContainer(p.ctx, "c", []string{"sleep", "1000"}, nil)
+					must(t, err)
+					started := make(chan error, 1)
+					go func() { started <- theNode.StartContainer(p.ctx, id) }()
+					eventually(t, "create hangs", func() bool {
+						_, err := os.Stat(hanging.arrived)
+						return err == nil
+					})
+					stop(p)
+					if err := <-started; err == nil {
+						t.Error("the container has started")
+					}
+					p.expectNotReady()
+					if state := p.container(id).State; state == runtime.ContainerState_CONTAINER_RUNNING {
+						t.Error("the container is running")
+					}
+					p.removeInTheEnd()
+				})
+			})
+		}
+	}
+}
