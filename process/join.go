@@ -162,11 +162,11 @@ func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
 	if ns.Path == "" {
 		return pod, nil
 	}
-	id, err := statNamespace(ns.Path)
+	f, err := m.open(ns)
 	if err != nil {
-		return "", notFound(ns, err)
+		return "", err
 	}
-	if id != m.sandbox.ids[ns.Type] {
+	if f.id != m.sandbox.ids[ns.Type] {
 		return "", refuse(ns, "is not the pod's")
 	}
 	return pod, nil
@@ -196,11 +196,11 @@ func (m *membership) resolveUser(ns specs.LinuxNamespace) (string, error) {
 	if ns.Path == "" || ns.Path == m.sandbox.path("user") {
 		return userns.path(), nil
 	}
-	id, err := statNamespace(ns.Path)
+	f, err := m.open(ns)
 	if err != nil {
-		return "", notFound(ns, err)
+		return "", err
 	}
-	if id != userns.id {
+	if f.id != userns.id {
 		return "", refuse(ns, "is not the pod's")
 	}
 	return userns.path(), nil
@@ -213,11 +213,10 @@ func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 	if ns.Path == "" {
 		return "", nil
 	}
-	f, err := openNamespace(ns.Path)
+	f, err := m.open(ns)
 	if err != nil {
-		return "", notFound(ns, err)
+		return "", err
 	}
-	m.opened = append(m.opened, f)
 	host, err := hostNamespace(ns.Type)
 	if err != nil {
 		return "", err
@@ -228,8 +227,14 @@ func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 	return f.path(), nil
 }
 
-func notFound(ns specs.LinuxNamespace, err error) error {
-	return fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
+// open opens the path of an entry, and holds it open until the container has joined.
+func (m *membership) open(ns specs.LinuxNamespace) (*nsFile, error) {
+	f, err := openNamespace(ns.Path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
+	}
+	m.opened = append(m.opened, f)
+	return f, nil
 }
 
 // refuse says what is wrong. The kind is not ErrNotImplemented: containerd takes

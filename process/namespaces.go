@@ -41,7 +41,8 @@ func statNamespace(path string) (nsID, error) {
 // it was found by; and the namespace stays.
 type nsFile struct {
 	*os.File
-	id nsID
+	id   nsID
+	flag int // of clone(2): its type
 }
 
 // openNamespace opens a path that a client has given. It refuses what is no
@@ -55,7 +56,8 @@ func openNamespace(path string) (*nsFile, error) {
 }
 
 func newNSFile(f *os.File) (*nsFile, error) {
-	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil {
+	flag, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s is no namespace: %w", f.Name(), errdefs.ErrInvalidArgument)
 	}
@@ -64,7 +66,7 @@ func newNSFile(f *os.File) (*nsFile, error) {
 		f.Close()
 		return nil, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
-	return &nsFile{f, nsID{st.Dev, st.Ino}}, nil
+	return &nsFile{f, nsID{st.Dev, st.Ino}, flag}, nil
 }
 
 // path is where others find the open file. runc takes a path to a user namespace
@@ -90,13 +92,13 @@ type heldNamespace struct {
 	home *os.File
 }
 
-// enterNamespaces puts the thread into the namespaces that a spec lists: into an
-// existing one if the entry has a path, else into a new one. Then it calls setup
-// in the thread. After an error the thread is where it was before.
-func enterNamespaces(thread *Thread, list []specs.LinuxNamespace, setup func() error) (*namespaces, error) {
+// enterNamespaces puts the thread into the namespaces of a set: into an existing
+// one if it has a file, else into a new one. Then it calls setup in the thread.
+// After an error the thread is where it was before.
+func enterNamespaces(thread *Thread, set namespaceSet, setup func() error) (*namespaces, error) {
 	n := &namespaces{thread: thread}
 	err := thread.Do(func() error {
-		err := n.enter(list)
+		err := n.enter(set)
 		if err == nil {
 			err = setup()
 		}
@@ -112,37 +114,20 @@ func enterNamespaces(thread *Thread, list []specs.LinuxNamespace, setup func() e
 }
 
 // enter runs in the thread.
-func (n *namespaces) enter(list []specs.LinuxNamespace) error {
+func (n *namespaces) enter(set namespaceSet) error {
 	for _, t := range podNamespaceTypes {
-		for _, ns := range list {
-			if ns.Type != t.kind {
-				continue
-			}
-			home, err := os.Open("/proc/thread-self/ns/" + t.proc)
-			if err != nil {
-				return fmt.Errorf("cannot remember the host's %s namespace: %w", t.kind, err)
-			}
-			n.held = append(n.held, heldNamespace{t.kind, t.proc, t.flag, home})
-			if err := enterNamespace(ns.Path, t.flag); err != nil {
-				return fmt.Errorf("cannot enter the pod's %s namespace: %w", t.kind, err)
-			}
+		ns := set.find(t.kind)
+		if ns == nil {
+			continue
 		}
-	}
-	return nil
-}
-
-func enterNamespace(path string, flag int) error {
-	if path == "" {
-		return os.NewSyscallError("unshare", unix.Unshare(flag))
-	}
-	f, err := openNamespace(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	// With the flag given, setns(2) refuses a file of any other type.
-	if err := unix.Setns(int(f.Fd()), flag); err != nil {
-		return &os.PathError{Op: "setns", Path: path, Err: err}
+		home, err := os.Open("/proc/thread-self/ns/" + t.proc)
+		if err != nil {
+			return fmt.Errorf("cannot remember the host's %s namespace: %w", t.kind, err)
+		}
+		n.held = append(n.held, heldNamespace{t.kind, t.proc, t.flag, home})
+		if err := ns.enter(t.flag); err != nil {
+			return fmt.Errorf("cannot enter the pod's %s namespace: %w", t.kind, err)
+		}
 	}
 	return nil
 }
@@ -182,48 +167,6 @@ func checkNamespaceList(list []specs.LinuxNamespace) error {
 			return fmt.Errorf("%s namespace is listed twice in the spec: %w", ns.Type, errdefs.ErrInvalidArgument)
 		}
 		seen[ns.Type] = true
-	}
-	return nil
-}
-
-// checkSandboxPaths refuses paths in a sandbox's spec that lead to no namespace of
-// the type that they are for; to the host's user namespace, for who asks for one
-// is not to be without it unawares; and all for PID namespaces: a sandbox can hold
-// none but the one that its init comes up in.
-func checkSandboxPaths(list []specs.LinuxNamespace) error {
-	for _, ns := range list {
-		if ns.Path == "" {
-			continue
-		}
-		f, err := openNamespace(ns.Path)
-		if err != nil {
-			return fmt.Errorf("cannot find the %s namespace: %w", ns.Type, err)
-		}
-		err = checkSandboxPath(ns, f)
-		f.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func checkSandboxPath(ns specs.LinuxNamespace, f *nsFile) error {
-	refuse := func(what string) error {
-		return fmt.Errorf("the sandbox's %s namespace %s %s: %w", ns.Type, ns.Path, what, errdefs.ErrInvalidArgument)
-	}
-	host, err := hostNamespace(ns.Type)
-	if err != nil {
-		return err
-	}
-	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != cloneFlags[ns.Type] {
-		return refuse("is not one")
-	}
-	switch {
-	case ns.Type == specs.PIDNamespace:
-		return refuse("cannot be given by a path")
-	case ns.Type == specs.UserNamespace && f.id == host:
-		return refuse("is the host's")
 	}
 	return nil
 }
@@ -275,37 +218,4 @@ func threadNamespaces() (map[specs.LinuxNamespaceType]nsID, error) {
 		ids[t.kind] = id
 	}
 	return ids, nil
-}
-
-// ownNamespaces are the types of which a sandbox has a namespace of its own. The
-// path in a spec may lead to the host's, which is not.
-type ownNamespaces map[specs.LinuxNamespaceType]bool
-
-func ownNamespacesOf(s *specs.Spec) (ownNamespaces, error) {
-	own := make(ownNamespaces)
-	for _, ns := range s.Linux.Namespaces {
-		host, err := leadsToHost(ns)
-		if err != nil {
-			return nil, fmt.Errorf("cannot find the %s namespace: %w", ns.Type, err)
-		}
-		own[ns.Type] = !host
-	}
-	return own, nil
-}
-
-// leadsToHost says whether an entry's path, however it is spelled, leads to the
-// host's namespace of that type.
-func leadsToHost(ns specs.LinuxNamespace) (bool, error) {
-	if ns.Path == "" {
-		return false, nil
-	}
-	given, err := statNamespace(ns.Path)
-	if err != nil {
-		return false, err
-	}
-	host, err := hostNamespace(ns.Type)
-	if err != nil {
-		return false, err
-	}
-	return given == host, nil
 }

@@ -25,6 +25,16 @@ func namespaceList(kinds ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
 	return list
 }
 
+// enterList resolves a list, and enters it.
+func enterList(thread *Thread, list []specs.LinuxNamespace, setup func() error) (*namespaces, error) {
+	set, err := resolveNamespaces(list)
+	if err != nil {
+		return nil, err
+	}
+	defer set.close()
+	return enterNamespaces(thread, set, setup)
+}
+
 var podKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
 
 func TestThreadTakesNewNamespaces(t *testing.T) {
@@ -32,7 +42,7 @@ func TestThreadTakesNewNamespaces(t *testing.T) {
 	thread, tid := startThread()
 	list := namespaceList(append(podKinds, specs.MountNamespace, specs.PIDNamespace)...)
 	ran := 0
-	held, err := enterNamespaces(thread, list, func() error { ran = unix.Gettid(); return nil })
+	held, err := enterList(thread, list, func() error { ran = unix.Gettid(); return nil })
 	must(t, err)
 	if ran != tid {
 		t.Errorf("setup ran in thread %d, want %d", ran, tid)
@@ -61,7 +71,7 @@ func TestThreadTakesNewNamespaces(t *testing.T) {
 func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
 	for _, kind := range podKinds {
 		thread, tid := startThread()
-		held, err := enterNamespaces(thread, namespaceList(kind), noSetup)
+		held, err := enterList(thread, namespaceList(kind), noSetup)
 		must(t, err)
 		for _, ns := range podNamespaceTypes {
 			own := inode(t, threadNS(tid, ns.proc)) != inode(t, threadNS(unix.Gettid(), ns.proc))
@@ -84,7 +94,7 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 			noLeakedFDs(t)
 			thread, tid := startThread()
 			list := []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}, {Type: specs.IPCNamespace}}
-			held, err := enterNamespaces(thread, list, noSetup)
+			held, err := enterList(thread, list, noSetup)
 			must(t, err)
 			if got, want := inode(t, threadNS(tid, "net")), inode(t, path); got != want {
 				t.Errorf("the thread is in namespace %d, want %d", got, want)
@@ -100,7 +110,7 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 // The end of a network namespace takes its devices with it, and the other ends of its pairs.
 func TestNamespacesAreFreedByTheKernel(t *testing.T) {
 	thread, tid := startThread()
-	held, err := enterNamespaces(thread, namespaceList(podKinds...), noSetup)
+	held, err := enterList(thread, namespaceList(podKinds...), noSetup)
 	must(t, err)
 	device := fmt.Sprintf("pt%d", tid)
 	run(t, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(tid))
@@ -130,13 +140,13 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 	}{
 		{"setup", namespaceList(podKinds...), func() error { return failed }, failed},
 		{"a path that does not exist", with("/nonexistent"), noSetup, os.ErrNotExist},
-		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, unix.EINVAL},
+		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, errdefs.ErrInvalidArgument},
 		{"a path that is no namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeakedFDs(t)
 			thread, tid := startThread()
-			held, err := enterNamespaces(thread, tc.list, tc.setup)
+			held, err := enterList(thread, tc.list, tc.setup)
 			if !errors.Is(err, tc.want) || held != nil {
 				t.Errorf("got %v and error %v, want %v", held, err, tc.want)
 			}
@@ -175,20 +185,20 @@ func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 		thread.calls <- func() { back <- unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS) }
 		must(t, <-back)
 	}()
-	n, err := enterNamespaces(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
+	n, err := enterList(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
 	must(t, err)
 	must(t, n.held[0].home.Close())
 	if err := n.release(); err == nil {
 		t.Fatal("the thread has left without knowing where to")
 	}
-	if _, err := enterNamespaces(thread, nil, func() error { return nil }); err == nil {
+	if _, err := enterList(thread, nil, func() error { return nil }); err == nil {
 		t.Error("the thread was used again")
 	}
 }
 
 func TestChildrenStayAtHome(t *testing.T) {
 	thread, _ := startThread()
-	held, err := enterNamespaces(thread, namespaceList(podKinds...), noSetup)
+	held, err := enterList(thread, namespaceList(podKinds...), noSetup)
 	must(t, err)
 	for _, ns := range podNamespaceTypes {
 		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.proc), fmt.Sprint(inode(t, threadNS(unix.Gettid(), ns.proc))); got != want {
@@ -215,18 +225,39 @@ func TestPathsThatLeadToTheHost(t *testing.T) {
 		fmt.Sprintf("/proc/%d/ns/net", process): false,
 		bindNamespace(t, "net", unix.CLONE_NEWNET): false,
 	} {
-		host, err := leadsToHost(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
-		if err != nil || host != want {
-			t.Errorf("%q: got %t and error %v", path, host, err)
+		set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}})
+		if err != nil || set[0].host != want {
+			t.Errorf("%q: got %+v and error %v", path, set, err)
 		}
+		if own := set.own()[specs.NetworkNamespace]; own == want {
+			t.Errorf("%q: the sandbox's own: %t", path, own)
+		}
+		set.close()
 	}
-	own, err := leadsToHost(specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", process)})
-	if err != nil || own {
-		t.Errorf("the PID namespace of a process: got %t and error %v", own, err)
-	}
-	if _, err := leadsToHost(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/nonexistent"}); !errors.Is(err, syscall.ENOENT) {
+	_, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/nonexistent"}})
+	if !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("got %v, want ENOENT", err)
 	}
-	_, err = leadsToHost(specs.LinuxNamespace{Type: "colour", Path: "/proc/self/ns/net"})
+	_, err = resolveNamespaces([]specs.LinuxNamespace{{Type: "colour", Path: "/proc/self/ns/net"}})
 	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+}
+
+// What has been checked is entered, wherever the path leads by then.
+func TestResolvedNamespacesDoNotChange(t *testing.T) {
+	noLeakedFDs(t)
+	link := filepath.Join(t.TempDir(), "link")
+	checked := bindNamespace(t, "net", unix.CLONE_NEWNET)
+	must(t, os.Symlink(checked, link))
+	set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: link}})
+	must(t, err)
+	defer set.close()
+	must(t, os.Remove(link))
+	must(t, os.Symlink(hostPath(t, "net"), link))
+	thread, tid := startThread()
+	held, err := enterNamespaces(thread, set, noSetup)
+	must(t, err)
+	if got, want := inode(t, threadNS(tid, "net")), inode(t, checked); got != want {
+		t.Errorf("the thread is in namespace %d, want %d", got, want)
+	}
+	must(t, held.release())
 }

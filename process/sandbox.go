@@ -67,13 +67,12 @@ type sandbox struct {
 var errEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
 
 func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec) (_ *Task, err error) {
-	if err := checkSandboxPaths(spec.Linux.Namespaces); err != nil {
-		return nil, err
-	}
-	own, err := ownNamespacesOf(spec)
+	set, err := resolveNamespaces(spec.Linux.Namespaces)
 	if err != nil {
 		return nil, err
 	}
+	defer set.close()
+	own := set.own()
 	sysctls, err := checkSandbox(spec, own)
 	if err != nil {
 		return nil, err
@@ -108,7 +107,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 			err = joinErrors(err, s.discard(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := s.setUp(ctx, r, spec, sysctls); err != nil {
+	if err := s.setUp(ctx, r, spec, set, sysctls); err != nil {
 		return nil, err
 	}
 	complete = true
@@ -163,7 +162,7 @@ func (s *sandbox) close() (joined bool) {
 	return joined
 }
 
-func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, sysctls []sysctl) (err error) {
+func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, set namespaceSet, sysctls []sysctl) (err error) {
 	ctx, cancel := s.within(ctx)
 	defer cancel()
 	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, InitRoot: s.initRoot, Files: r.Files}
@@ -180,7 +179,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 	if err := s.makeCgroup(spec, r.Options.SystemdCgroup); err != nil {
 		return err
 	}
-	if err := s.makeNamespaces(spec, sysctls); err != nil {
+	if err := s.makeNamespaces(spec, set, sysctls); err != nil {
 		return err
 	}
 	s.host.reaper.hold()
@@ -193,22 +192,23 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 
 // makeNamespaces puts the thread into the pod's namespaces and sets what the spec
 // sets in them.
-func (s *sandbox) makeNamespaces(spec *specs.Spec, sysctls []sysctl) (err error) {
-	list := spec.Linux.Namespaces
+func (s *sandbox) makeNamespaces(spec *specs.Spec, set namespaceSet, sysctls []sysctl) (err error) {
 	if s.own[specs.UserNamespace] {
 		s.host.reaper.hold()
 		defer s.host.reaper.release()
-		holder, err := startHolder(spec, newNamespaces(list))
+		holder, err := startHolder(spec, set)
 		if err != nil {
 			return err
 		}
 		defer func() { s.userns = holder.take() }()
-		list = holder.fill(list)
+		if err := holder.fill(set); err != nil {
+			return err
+		}
 		if err := holder.translate(sysctls); err != nil {
 			return err
 		}
 	}
-	s.namespaces, err = enterNamespaces(s.host.thread, list, func() error {
+	s.namespaces, err = enterNamespaces(s.host.thread, set, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,9 +31,9 @@ type holder struct {
 // holderTimeout bounds how long a holder may take for its system calls.
 const holderTimeout = 10 * time.Second
 
-// startHolder has a process enter the pod's user namespace, and make the given
-// other namespaces there. The reaper must be on hold until it has ended.
-func startHolder(s *specs.Spec, flags uint64) (_ *holder, err error) {
+// startHolder has a process enter the pod's user namespace, and make the new ones of
+// the set there. The reaper must be on hold until it has ended.
+func startHolder(s *specs.Spec, set namespaceSet) (_ *holder, err error) {
 	code, err := program.Holder()
 	if err != nil {
 		return nil, err
@@ -44,14 +43,14 @@ func startHolder(s *specs.Spec, flags uint64) (_ *holder, err error) {
 		return nil, err
 	}
 	defer file.Close()
-	userns, err := openUserNamespace(s)
+	userns, err := set.userNamespace()
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the pod's user namespace: %w", err)
 	}
 	h := &holder{cmd: exec.Command("/proc/self/fd/3"), userns: userns} // the first of ExtraFiles
 	h.cmd.ExtraFiles = []*os.File{file}
 	h.cmd.Env = []string{}
-	order := program.Order{UserNamespace: -1, Flags: flags}
+	order := program.Order{UserNamespace: -1, Flags: set.newFlags()}
 	if userns != nil {
 		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, h.userns.File)
 		order.UserNamespace = 4
@@ -78,27 +77,27 @@ func startHolder(s *specs.Spec, flags uint64) (_ *holder, err error) {
 	return h, nil
 }
 
-// openUserNamespace opens the user namespace that a spec gives by a path, or that
-// owns the network namespace which it gives by a path: CRI's Sandbox API makes
-// both, but hands only the latter over. Without either there is none yet.
-func openUserNamespace(s *specs.Spec) (*nsFile, error) {
-	if ns, _ := namespaceOf(s, specs.UserNamespace); ns.Path != "" {
-		return openNamespace(ns.Path)
+// userNamespace opens the user namespace that the set has a file of, or that owns the
+// network namespace in it: CRI's Sandbox API makes both, but hands only the latter
+// over. Without either there is none yet.
+func (set namespaceSet) userNamespace() (*nsFile, error) {
+	if ns := set.find(specs.UserNamespace); ns != nil && ns.file != nil {
+		fd, err := unix.FcntlInt(ns.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, os.NewSyscallError("fcntl", err)
+		}
+		return newNSFile(os.NewFile(uintptr(fd), ns.file.Name()))
 	}
-	ns, _ := namespaceOf(s, specs.NetworkNamespace)
-	if ns.Path == "" {
+	ns := set.find(specs.NetworkNamespace)
+	if ns == nil || ns.file == nil {
 		return nil, nil
 	}
-	network, err := openNamespace(ns.Path)
-	if err != nil {
-		return nil, err
-	}
-	defer network.Close()
+	network := ns.file
 	fd, err := unix.IoctlRetInt(int(network.Fd()), unix.NS_GET_USERNS)
 	if err != nil {
-		return nil, &os.PathError{Op: "find the owner of", Path: ns.Path, Err: err}
+		return nil, &os.PathError{Op: "find the owner of", Path: network.Name(), Err: err}
 	}
-	owner, err := newNSFile(os.NewFile(uintptr(fd), "owner of "+ns.Path))
+	owner, err := newNSFile(os.NewFile(uintptr(fd), "owner of "+network.Name()))
 	if err != nil {
 		return nil, err
 	}
@@ -151,18 +150,20 @@ func (h *holder) path(name string) string {
 	return fmt.Sprintf("/proc/%d/ns/%s", h.cmd.Process.Pid, name)
 }
 
-// fill gives paths to the namespaces that the holder has made.
-func (h *holder) fill(list []specs.LinuxNamespace) []specs.LinuxNamespace {
-	filled := slices.Clone(list)
-	for i, ns := range filled {
-		switch ns.Type {
-		case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
-			if ns.Path == "" {
-				filled[i].Path = h.path(procNames[ns.Type])
-			}
+// fill opens the namespaces that the holder has made.
+func (h *holder) fill(set namespaceSet) error {
+	for _, t := range podNamespaceTypes {
+		ns := set.find(t.kind)
+		if ns == nil || ns.file != nil {
+			continue
 		}
+		f, err := openNamespace(h.path(t.proc))
+		if err != nil {
+			return fmt.Errorf("cannot open the %s namespace made for the pod: %w", t.kind, err)
+		}
+		ns.file = f
 	}
-	return filled
+	return nil
 }
 
 // translate turns group IDs of the pod into those of the host in the one sysctl
@@ -269,17 +270,6 @@ func idMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 		ids[i] = syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)}
 	}
 	return ids
-}
-
-// newNamespaces returns the flags of unshare(2) for the entries of a list that ask
-// for a new namespace, of those types that a sandbox's thread takes.
-func newNamespaces(list []specs.LinuxNamespace) (flags uint64) {
-	for _, t := range podNamespaceTypes {
-		if slices.Contains(list, specs.LinuxNamespace{Type: t.kind}) {
-			flags |= uint64(t.flag)
-		}
-	}
-	return flags
 }
 
 // checkUserNamespace refuses a new user namespace in which nobody would be root.
