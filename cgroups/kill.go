@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -222,6 +223,8 @@ func (t *v1Tree) releaseKilled() (bool, error) {
 	if absent(err) {
 		return true, nil
 	}
+	// A shim that was told to be in the cgroup of its container is not killed.
+	left = slices.DeleteFunc(left, func(pid int) bool { return pid == os.Getpid() })
 	return len(left) == 0, err
 }
 
