@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,8 +26,8 @@ const (
 )
 
 // Signal sends a signal to every process of the cgroup and of those below, children that they fork meanwhile
-// included. SIGKILL reaches frozen processes too: on v1 the cgroup is thawed for it, as a frozen process there does
-// not die. Processes that are gone before the signal reaches them are no error. A cgroup without processes is left
+// included. SIGKILL reaches frozen processes too: on v1 the cgroup and those below are thawed for it, as a frozen process
+// there does not die. Processes that are gone before the signal reaches them are no error. A cgroup without processes is left
 // in peace; one that is gone is ErrNotFound; one that holds the caller is ErrFailedPrecondition, before any signal is
 // sent.
 //
@@ -56,7 +58,21 @@ func (c *Cgroup) signal(sig unix.Signal, pids []int) error {
 	if done, err := c.tree.killAll(); done || err != nil {
 		return err
 	}
-	return errors.Join(c.signalEach(sig, pids), c.tree.releaseKilled())
+	err := c.signalEach(sig, pids)
+	_, thawErr := c.tree.releaseKilled()
+	return errors.Join(err, thawErr)
+}
+
+// LetDie lets processes of the cgroup and of those below die that have been killed, by whatever means. On v1 a frozen
+// process does not, so LetDie thaws them all, and goes on until none is left or ctx ends: what runs in a container can
+// have frozen a cgroup below it, and may do so again while it dies. It kills nothing itself. On v2 a frozen process
+// dies like any other (cgroup-v2.rst, "cgroup.freeze"), and LetDie returns at once. A cgroup that is gone is no error.
+func (c *Cgroup) LetDie(ctx context.Context) error {
+	err := poll(ctx, func(int) (bool, error) { return c.tree.releaseKilled() })
+	if err != nil {
+		return fmt.Errorf("cannot let killed processes of cgroup %s die: %w", c.path, err)
+	}
+	return nil
 }
 
 // signalEach sends the signal to one process after the other, until a look at the list finds no new one. Where new
@@ -186,19 +202,30 @@ func (s *signaller) fail(pid int, err error) {
 
 func (t *v1Tree) killAll() (bool, error) { return false, nil }
 
-// releaseKilled thaws the cgroup, if it is frozen or about to be.
-func (t *v1Tree) releaseKilled() error {
-	if t.dir("freezer") == "" {
-		return nil
+// releaseKilled thaws what is frozen or about to be, from the top down: a cgroup below a frozen one stays frozen.
+func (t *v1Tree) releaseKilled() (bool, error) {
+	top := t.dir("freezer")
+	if top == "" {
+		return true, nil
 	}
-	state, err := t.state()
-	if err == nil && state != "THAWED" {
-		err = t.setState("THAWED")
-	}
+	var left []int
+	err := walk(top, func(dir string) error {
+		file := filepath.Join(dir, "freezer.state")
+		state, err := readFile(file)
+		if err == nil && strings.TrimSpace(state) != "THAWED" {
+			err = writeFile(file, "THAWED")
+		}
+		if err != nil {
+			return err
+		}
+		return readPids(dir, &left)
+	})
 	if absent(err) {
-		return nil
+		return true, nil
 	}
-	return err
+	// A shim that was told to be in the cgroup of its container is not killed.
+	left = slices.DeleteFunc(left, func(pid int) bool { return pid == os.Getpid() })
+	return len(left) == 0, err
 }
 
 // killAll uses cgroup.kill, which also gets processes that are just being forked (Linux 5.14). A threaded cgroup
@@ -211,4 +238,4 @@ func (t *v2Tree) killAll() (bool, error) {
 	return err == nil, err
 }
 
-func (t *v2Tree) releaseKilled() error { return nil }
+func (t *v2Tree) releaseKilled() (bool, error) { return true, nil }

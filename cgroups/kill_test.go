@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -142,6 +143,104 @@ func TestKillReachesFrozenProcesses(t *testing.T) {
 		}
 		eventually(t, "the process is dead", func() bool { return isDead(pid) })
 	})
+}
+
+// TestKillReachesFrozenProcessesBelow has what docker in a container leaves that has paused one of its own: the cgroup
+// of the container runs, one below does not.
+func TestKillReachesFrozenProcessesBelow(t *testing.T) {
+	for name, kill := range map[string]func(t *testing.T, c *Cgroup, pids []int){
+		"by the cgroup": func(t *testing.T, c *Cgroup, _ []int) {
+			if err := c.Signal(unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"by pid": func(t *testing.T, c *Cgroup, pids []int) {
+			for _, pid := range pids {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.LetDie(testContext(t)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			both(t, func(t *testing.T, l *layout) {
+				c := newCgroup(t, l, "frozen-below", `{}`)
+				below := newBelow(t, l, c)
+				deepest := newBelow(t, l, below)
+				pids := []int{sleeper(t, c), sleeper(t, below), sleeper(t, deepest)}
+				// From below, so that each is frozen in its own right.
+				for _, g := range []*Cgroup{deepest, below} {
+					if err := g.Freeze(testContext(t)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				kill(t, c, pids)
+				for _, pid := range pids {
+					eventually(t, "the process is dead", func() bool { return isDead(pid) })
+				}
+			})
+		})
+	}
+}
+
+// thawedTree calls a function after each time that all has been thawed.
+type thawedTree struct {
+	tree
+	thawed func()
+}
+
+func (f thawedTree) releaseKilled() (bool, error) {
+	done, err := f.tree.releaseKilled()
+	f.thawed()
+	return done, err
+}
+
+func TestWhatIsFrozenAgainDiesToo(t *testing.T) {
+	l := v1Host(t, "freezer")
+	c := newCgroup(t, l, "again", `{}`)
+	below := newBelow(t, l, c)
+	pids := []int{sleeper(t, c)} // as long as it lives, it may freeze others
+	kill := func(pid int) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	round := 0
+	tree := thawedTree{c.tree, func() {
+		if round++; round > 3 {
+			return
+		}
+		pid := sleeper(t, below)
+		if err := below.Freeze(testContext(t)); err != nil {
+			t.Error(err)
+		}
+		kill(pid)
+		if pids = append(pids, pid); round == 3 {
+			kill(pids[0])
+		}
+	}}
+	if err := (&Cgroup{path: c.path, tree: tree}).LetDie(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		eventually(t, "the process is dead", func() bool { return isDead(pid) })
+	}
+}
+
+func TestLetDieEndsWithItsContext(t *testing.T) {
+	c := newCgroup(t, v1Host(t, "freezer"), "alive", `{}`)
+	pid := sleeper(t, c)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := c.LetDie(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a process that nobody has killed: %v", err)
+	}
+	if isDead(pid) {
+		t.Error("it was killed")
+	}
 }
 
 // TestSignalReachesEveryProcess has more processes than are pinned at a time, and looks at the signal's own effect.

@@ -35,8 +35,9 @@ type tree interface {
 	frozen() (bool, error)
 	// killAll kills every process by one write; false if the kernel cannot.
 	killAll() (bool, error)
-	// releaseKilled lets frozen processes take a SIGKILL that was sent to them.
-	releaseKilled() error
+	// releaseKilled lets frozen processes take a SIGKILL that was sent to them. It is done when there is none that could
+	// be frozen again.
+	releaseKilled() (done bool, err error)
 	watchOOM(f func()) (stop func(), err error)
 }
 

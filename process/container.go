@@ -153,6 +153,9 @@ func (c *container) create(ctx context.Context) error {
 func (c *container) adopt(child *child) {
 	c.child = child
 	defer c.task.init.setPID(child.pid)
+	if c.shared {
+		c.host.addSharer(c)
+	}
 	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.pid)
 	if err != nil {
@@ -184,6 +187,7 @@ func (c *container) awaitEnd() {
 	c.thaw()
 	if c.shared {
 		c.killLeftovers()
+		c.host.removeSharer(c)
 	}
 	c.task.running.Wait()
 	c.task.unwatchOOM()
@@ -221,6 +225,7 @@ func (c *container) killLeftovers() {
 	if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("processes that the init has left are not killed")
 	}
+	letDie(c.task.ID, cgroup)
 }
 
 func (c *container) start(ctx context.Context, p *Process) error {
@@ -261,38 +266,27 @@ func (c *container) restore(ctx context.Context, p *Process) (err error) {
 }
 
 func (c *container) signal(sig unix.Signal) error {
+	if err := c.child.signal(sig); err != nil {
+		return err
+	}
 	if sig == unix.SIGKILL {
-		return killInit(c.child, c.task.group())
-	}
-	return c.child.signal(sig)
-}
-
-// killInit kills the init in a cgroup, which is nil if it is not known. On cgroup
-// v1 a frozen process does not even die, so the cgroup is thawed.
-func killInit(init *child, cgroup *cgroups.Cgroup) error {
-	if err := init.signal(unix.SIGKILL); err != nil {
-		return err
-	}
-	if cgroup == nil {
-		return nil
-	}
-	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
-	defer cancel()
-	// The cgroup may go as soon as the process has died.
-	if err := cgroup.Thaw(ctx); err != nil && !errdefs.IsNotFound(err) {
-		return err
+		c.letDie()
 	}
 	return nil
 }
 
 func (c *container) signalAll(sig unix.Signal) error {
-	if cgroup := c.task.group(); cgroup != nil {
-		return cgroup.Signal(sig)
+	cgroup := c.task.group()
+	if cgroup == nil {
+		return c.signal(sig)
 	}
-	return c.signal(sig)
+	if err := cgroup.Signal(sig); err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL {
+		c.letDie()
+	}
+	return nil
 }
 
 func (c *container) remove(ctx context.Context, p *Process) error {

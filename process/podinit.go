@@ -193,7 +193,7 @@ func (s *sandbox) endPodInit() {
 	if i == nil {
 		return
 	}
-	if err := killInit(i.child, s.task.group()); err != nil && !errdefs.IsNotFound(err) {
+	if err := s.killPodInit(i); err != nil && !errdefs.IsNotFound(err) {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's init is not killed")
 		return
 	}

@@ -342,7 +342,7 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 func (s *sandbox) signal(sig unix.Signal) error {
 	if i := s.podInit(); i != nil {
 		if sig == unix.SIGKILL {
-			return killInit(i.child, s.task.group())
+			return s.killPodInit(i)
 		}
 		return i.child.signal(sig)
 	}

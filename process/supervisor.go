@@ -23,6 +23,9 @@ type Supervisor struct {
 	sandboxes map[string]*sandbox
 	// tenant is the sandbox that the thread holds, if any. Guarded by mu.
 	tenant *sandbox
+	// sharers are the containers whose PID namespace is not their own, with that
+	// namespace. Guarded by mu.
+	sharers map[*container]nsID
 }
 
 // NewSupervisor returns a supervisor for the tasks of one of containerd's
@@ -34,6 +37,7 @@ func NewSupervisor(namespace string, thread *Thread, reaper *Reaper, events Even
 		reaper:    reaper,
 		events:    events,
 		sandboxes: make(map[string]*sandbox),
+		sharers:   make(map[*container]nsID),
 	}
 }
 

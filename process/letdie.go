@@ -1,0 +1,100 @@
+package process
+
+import (
+	"context"
+	"fmt"
+
+	"containerd-shim-pause-v2/cgroups"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// On cgroup v1 a frozen process does not die of a SIGKILL, and the init of a PID
+// namespace ends only after all others in it (zap_pid_ns_processes in
+// kernel/pid_namespace.c). So a kill has to thaw whatever must die with the init.
+
+// letDie lets the processes die that a SIGKILL has been sent to, beside the
+// caller, as long as freezeTimeout. A group may be nil.
+func letDie(id string, groups ...*cgroups.Cgroup) {
+	for _, group := range groups {
+		if group == nil {
+			continue
+		}
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+			defer cancel()
+			if err := group.LetDie(ctx); err != nil {
+				log.L.WithError(err).WithField("id", id).Warn("processes that were killed are still there")
+			}
+		}()
+	}
+}
+
+// letDie lets what was killed in the container die: if its init is that of a PID
+// namespace, containers that share this die too.
+func (c *container) letDie() {
+	groups := []*cgroups.Cgroup{c.task.group()}
+	if !c.shared {
+		groups = append(groups, c.host.sharersWith(c.child)...)
+	}
+	letDie(c.task.ID, groups...)
+}
+
+// killPodInit kills the init of the pod's PID namespace, and so all containers
+// that share it.
+func (s *sandbox) killPodInit(i *podInit) error {
+	groups := append(s.host.sharersOf(i.ns.id), s.task.group())
+	if err := i.child.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	letDie(s.task.ID, groups...)
+	return nil
+}
+
+// addSharer remembers a container that lives in a PID namespace which is not its own.
+func (h *Supervisor) addSharer(c *container) {
+	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", c.child.pid))
+	if err != nil {
+		return // it has ended
+	}
+	h.mu.Lock()
+	h.sharers[c] = id
+	h.mu.Unlock()
+}
+
+func (h *Supervisor) removeSharer(c *container) {
+	h.mu.Lock()
+	delete(h.sharers, c)
+	h.mu.Unlock()
+}
+
+// sharersOf returns the cgroups of the containers that share a PID namespace with
+// its init.
+func (h *Supervisor) sharersOf(pidns nsID) (groups []*cgroups.Cgroup) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c, id := range h.sharers {
+		if id == pidns {
+			groups = append(groups, c.task.group())
+		}
+	}
+	return groups
+}
+
+// sharersWith is sharersOf for an init, which may have been killed, but has not
+// been reaped.
+func (h *Supervisor) sharersWith(init *child) []*cgroups.Cgroup {
+	h.mu.Lock()
+	none := len(h.sharers) == 0
+	h.mu.Unlock()
+	if none {
+		return nil
+	}
+	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.pid))
+	if err != nil || errdefs.IsNotFound(init.signal(0)) {
+		return nil // with the init, all others have ended
+	}
+	return h.sharersOf(id)
+}
