@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/log"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,50 +45,65 @@ func (f *PodFiles) make() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.makeAll()
-}
-
-func (f *PodFiles) makeAll() error {
 	dirs := f.dirs()
 	for i, dir := range dirs {
 		if err := makeDir(dir); err != nil {
 			return joinErrors(err, removeDirs(dirs[:i]))
 		}
 	}
-	err := f.write()
-	if err == nil {
-		err = f.mountShm()
-	}
-	if err != nil {
+	if err := f.fill(); err != nil {
 		return joinErrors(err, removeDirs(dirs))
 	}
 	return nil
 }
 
-func (f *PodFiles) write() error {
-	hostname := f.Hostname
-	if hostname == "" {
+// fill makes what is missing in the directories. The mount comes last: there is nothing
+// to undo but files.
+func (f *PodFiles) fill() error {
+	for name, content := range map[string]func() ([]byte, error){"hostname": f.hostname, "hosts": hosts, "resolv.conf": f.resolvConf} {
+		path := filepath.Join(f.Dir, name)
+		if _, err := os.Lstat(path); err == nil {
+			continue
+		}
+		data, err := content()
+		if err != nil {
+			return err
+		}
+		if err := writeNew(path, data); err != nil {
+			return err
+		}
+	}
+	return f.mountShm()
+}
+
+func (f *PodFiles) hostname() ([]byte, error) {
+	name := f.Hostname
+	if name == "" {
 		var err error
-		if hostname, err = os.Hostname(); err != nil {
-			return err
+		if name, err = os.Hostname(); err != nil {
+			return nil, err
 		}
 	}
-	hosts, err := os.ReadFile("/etc/hosts")
+	return []byte(name + "\n"), nil
+}
+
+func hosts() ([]byte, error) {
+	data, err := os.ReadFile("/etc/hosts")
 	if err != nil {
-		return fmt.Errorf("cannot read the host's hosts file: %w", err)
+		return nil, fmt.Errorf("cannot read the host's hosts file: %w", err)
 	}
-	resolv := []byte(f.DNS.String())
-	if f.DNS == nil {
-		if resolv, err = os.ReadFile("/etc/resolv.conf"); err != nil {
-			return fmt.Errorf("cannot read the host's resolv.conf: %w", err)
-		}
+	return data, nil
+}
+
+func (f *PodFiles) resolvConf() ([]byte, error) {
+	if f.DNS != nil {
+		return []byte(f.DNS.String()), nil
 	}
-	for name, data := range map[string][]byte{"hostname": []byte(hostname + "\n"), "hosts": hosts, "resolv.conf": resolv} {
-		if err := writeNew(filepath.Join(f.Dir, name), data); err != nil {
-			return err
-		}
+	data, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the host's resolv.conf: %w", err)
 	}
-	return nil
+	return data, nil
 }
 
 // String returns the content of a resolv.conf, empty for nil.
@@ -107,35 +124,44 @@ func (d *DNS) String() string {
 	return b.String()
 }
 
+// mountShm mounts the pod's /dev/shm, if it is not there.
 func (f *PodFiles) mountShm() error {
 	if f.ShmDir == "" {
 		return nil
 	}
-	if err := os.Mkdir(f.ShmDir, 0o700); err != nil {
+	if err := isDir(f.ShmDir, os.Mkdir(f.ShmDir, 0o700)); err != nil {
+		return err
+	}
+	mounted, err := mountinfo.Mounted(f.ShmDir)
+	if err != nil || mounted {
 		return err
 	}
 	if f.shm != nil {
-		return f.moveShm()
+		err := f.moveShm()
+		if err == nil {
+			return nil
+		}
+		log.L.WithError(err).WithField("path", f.ShmDir).Warn("the pod's containers from now on have another /dev/shm than those before")
 	}
 	options := fmt.Sprintf("mode=1777,size=%d", shmSize)
 	if err := unix.Mount("shm", f.ShmDir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("cannot mount %s: %w", f.ShmDir, err)
 	}
-	return f.holdShm()
+	f.holdShm()
+	return nil
 }
 
-// holdShm keeps a mount of the pod's /dev/shm for moveShm. Linux before 5.2 has
-// none that is at no path.
-func (f *PodFiles) holdShm() error {
+// holdShm keeps a mount of the pod's /dev/shm for moveShm. It does without where there is
+// none at no path: Linux before 5.2 knows no such, and a seccomp filter may not.
+func (f *PodFiles) holdShm() {
+	closeAll(f.shm)
+	f.shm = nil
 	fd, err := unix.OpenTree(unix.AT_FDCWD, f.ShmDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if errors.Is(err, unix.ENOSYS) {
-		return nil
-	}
 	if err != nil {
-		return &os.PathError{Op: "open_tree", Path: f.ShmDir, Err: err}
+		log.L.WithError(err).WithField("path", f.ShmDir).Debug("the pod's /dev/shm does not outlive its mount")
+		return
 	}
 	f.shm = os.NewFile(uintptr(fd), f.ShmDir)
-	return nil
 }
 
 // moveShm puts the mount that is held in the place of one that is gone.
@@ -144,14 +170,14 @@ func (f *PodFiles) moveShm() error {
 	if err != nil {
 		return &os.PathError{Op: "move_mount", Path: f.ShmDir, Err: err}
 	}
-	f.shm.Close()
-	f.shm = nil
-	return f.holdShm()
+	f.holdShm()
+	return nil
 }
 
-// restore makes the files again if they are gone: when it starts, CRI takes the
+// restore makes again what is gone of the files: when it starts, CRI takes the
 // directories of sandboxes that are no containers for orphans, and removes them
-// (cleanupOrphanedIDDirs in containerd's internal/cri/server/restart.go).
+// (cleanupOrphanedIDDirs in containerd's internal/cri/server/restart.go). It may have
+// removed one of the two, or not all that is in it.
 func (f *PodFiles) restore() error {
 	if f == nil {
 		return nil
@@ -159,11 +185,24 @@ func (f *PodFiles) restore() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, dir := range f.dirs() {
-		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-			return f.makeAll()
+		if err := isDir(dir, makeDir(dir)); err != nil {
+			return err
 		}
 	}
-	return nil
+	return f.fill()
+}
+
+// isDir takes the error of making a directory: that it is there is none. A link in its
+// place is.
+func isDir(path string, err error) error {
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	st, err := os.Lstat(path)
+	if err == nil && !st.IsDir() {
+		err = &os.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
+	}
+	return err
 }
 
 // makeDir makes the directory of one sandbox, in the one of all.

@@ -142,17 +142,15 @@ func makePodInitRoot(dir, label string) error {
 	if err := unix.Mount("pause", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
 		return fmt.Errorf("cannot mount %s: %w", dir, err)
 	}
-	for _, name := range []string{"dev", "proc", podInitName} {
+	for _, name := range []string{"dev", "proc"} {
 		path := filepath.Join(dir, name)
-		if name == podInitName {
-			err = os.WriteFile(path, code, 0o555)
-		} else {
-			err = os.Mkdir(path, 0o555)
-		}
 		// It is for any user, whatever the umask.
-		if err = joinErrors(err, os.Chmod(path, 0o555)); err != nil {
+		if err := joinErrors(os.Mkdir(path, 0o555), os.Chmod(path, 0o555)); err != nil {
 			return err
 		}
+	}
+	if err := writeProgram(unix.AT_FDCWD, filepath.Join(dir, podInitName), code); err != nil {
+		return err
 	}
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
 		return fmt.Errorf("cannot make %s read-only: %w", dir, err)

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -160,16 +161,21 @@ const (
 	exitSignalBase = 128
 )
 
-// awaitExit blocks until the child pid is a zombie. A goroutine parked on a
-// pidfd costs no thread; kernels before 5.10 know no non-blocking pidfd, there a
-// thread waits.
+// awaitExit blocks until the child pid is a zombie. Its error says that there is no such
+// child. A goroutine parked on a pidfd costs no thread; where there is none to be had, a
+// thread waits: kernels before 5.10 know no non-blocking pidfd, descriptors may be used up,
+// memory or the poller's room as well, and a seccomp filter may know no pidfd_open(2).
 func awaitExit(pid int) error {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
-		return ignoringEINTR(func() error {
-			return unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		})
+	if err := awaitPidfd(pid); err == nil {
+		return nil
 	}
+	return awaitPid(pid)
+}
+
+// awaitPidfd is awaitExit without a thread. It fails if there is no pidfd, and if the
+// process has ended as another's child.
+func awaitPidfd(pid int) error {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return os.NewSyscallError("pidfd_open", err)
 	}
@@ -196,6 +202,23 @@ func awaitExit(pid int) error {
 		return err
 	}
 	return os.NewSyscallError("waitid", werr)
+}
+
+// notYetAChild is how often awaitPid looks whether a process has become a child.
+const notYetAChild = 10 * time.Millisecond
+
+// awaitPid is awaitExit in a thread, without a descriptor.
+func awaitPid(pid int) error {
+	for {
+		exists := !errors.Is(unix.Kill(pid, 0), unix.ESRCH) // before waitid: it may become a child, and end, after that
+		err := ignoringEINTR(func() error {
+			return unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		})
+		if !errors.Is(err, unix.ECHILD) || !exists {
+			return os.NewSyscallError("waitid", err)
+		}
+		time.Sleep(notYetAChild)
+	}
 }
 
 func ignoringEINTR(f func() error) error {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"containerd-shim-pause-v2/cgroups"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
 )
 
 // Options are those of the runtime options that concern the OCI runtime. They
@@ -277,9 +279,17 @@ func Features(ctx context.Context, binary string) (*features.Features, error) {
 	return f, nil
 }
 
-// readPidFile returns the pid that the OCI runtime has written.
+// descriptorTimeout bounds how long it is waited until others have closed descriptors.
+const descriptorTimeout = 10 * time.Second
+
+// readPidFile returns the pid that the OCI runtime has written. It does not give up at
+// once where descriptors are used up: the process would go on, and nobody know of it.
 func readPidFile(path string) (int, error) {
 	pid, err := runc.ReadPidFile(path)
+	for end := time.Now().Add(descriptorTimeout); isUsedUp(err) && time.Now().Before(end); {
+		time.Sleep(look)
+		pid, err = runc.ReadPidFile(path)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("cannot read the pid file of the OCI runtime: %w", err)
 	}
@@ -288,3 +298,6 @@ func readPidFile(path string) (int, error) {
 	}
 	return pid, nil
 }
+
+// isUsedUp says whether something failed for want of descriptors.
+func isUsedUp(err error) bool { return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) }

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -38,9 +37,9 @@ func startHolder(s *specs.Spec, set namespaceSet) (_ *holder, err error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := memoryFile("holder", code)
+	file, err := programFile("holder", code)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot make what makes namespaces in the pod's user namespace: %w", err)
 	}
 	defer file.Close()
 	userns, err := set.userNamespace()
@@ -242,26 +241,6 @@ func (h *holder) end() {
 	if h.userns != nil {
 		h.userns.Close()
 	}
-}
-
-// memoryFile makes an executable file that is in no file system, since none of
-// the shim's directories is sure to be mounted without noexec. The flag MFD_EXEC
-// came with Linux 6.3, which may be told to make such files not executable by
-// default (memfd_create(2)).
-func memoryFile(name string, data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
-	if err == unix.EINVAL {
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.ReadFrom(bytes.NewReader(data)); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 func idMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {

@@ -1,0 +1,194 @@
+package process
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+func podFiles(t *testing.T) *PodFiles {
+	t.Helper()
+	dir := t.TempDir()
+	f := &PodFiles{
+		Dir: filepath.Join(dir, "root", "pod"), ShmDir: filepath.Join(dir, "state", "pod", "shm"),
+		Hostname: "name", DNS: &DNS{Servers: []string{"192.0.2.1"}},
+	}
+	t.Cleanup(func() { must(t, f.remove()) })
+	return f
+}
+
+func mounted(t *testing.T, path string) bool {
+	t.Helper()
+	mounted, err := mountinfo.Mounted(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return mounted
+}
+
+// wantFiles fails the test if a file is not as it was made, or /dev/shm not the pod's.
+func (f *PodFiles) wantFiles(t *testing.T) {
+	t.Helper()
+	hosts, err := os.ReadFile("/etc/hosts")
+	must(t, err)
+	for name, want := range map[string]string{"hostname": "name\n", "hosts": string(hosts), "resolv.conf": "nameserver 192.0.2.1\n"} {
+		got, err := os.ReadFile(filepath.Join(f.Dir, name))
+		if err != nil || string(got) != want {
+			t.Errorf("%s is %q, error %v, want %q", name, got, err, want)
+		}
+	}
+	if !mounted(t, f.ShmDir) {
+		t.Error("nothing is mounted for /dev/shm")
+	}
+}
+
+// wantGone fails the test if anything is left.
+func (f *PodFiles) wantGone(t *testing.T) {
+	t.Helper()
+	for _, dir := range f.dirs() {
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", dir, err)
+		}
+	}
+	if mounted(t, f.ShmDir) {
+		t.Errorf("%s is mounted", f.ShmDir)
+	}
+}
+
+// Whoever removes the files may have got to any point.
+func TestPodFilesAreRestored(t *testing.T) {
+	removals := []struct {
+		name   string
+		remove func(t *testing.T, f *PodFiles)
+	}{
+		{"mount", func(t *testing.T, f *PodFiles) { must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH)) }},
+		{"shm", func(t *testing.T, f *PodFiles) {
+			_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
+			must(t, os.Remove(f.ShmDir))
+		}},
+		{"state directory", func(t *testing.T, f *PodFiles) {
+			_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
+			must(t, os.RemoveAll(filepath.Dir(f.ShmDir)))
+		}},
+		{"hostname", func(t *testing.T, f *PodFiles) { must(t, os.Remove(filepath.Join(f.Dir, "hostname"))) }},
+		{"hosts", func(t *testing.T, f *PodFiles) { must(t, os.Remove(filepath.Join(f.Dir, "hosts"))) }},
+		{"resolv.conf", func(t *testing.T, f *PodFiles) { must(t, os.Remove(filepath.Join(f.Dir, "resolv.conf"))) }},
+		{"root directory", func(t *testing.T, f *PodFiles) { must(t, os.RemoveAll(f.Dir)) }},
+		{"directory of all", func(t *testing.T, f *PodFiles) { must(t, os.RemoveAll(filepath.Dir(f.Dir))) }},
+	}
+	for mask := range 1 << len(removals) {
+		name := "without"
+		f := podFiles(t)
+		must(t, f.make())
+		f.wantFiles(t)
+		inShm := filepath.Join(f.ShmDir, "file")
+		must(t, os.WriteFile(inShm, nil, 0o600))
+		for i, r := range removals {
+			if mask&(1<<i) != 0 {
+				name += ", " + r.name
+				r.remove(t, f)
+			}
+		}
+		if err := f.restore(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		f.wantFiles(t)
+		if _, err := os.Stat(inShm); err != nil {
+			t.Errorf("%s: another /dev/shm: %v", name, err)
+		}
+		must(t, f.remove())
+		f.wantGone(t)
+		if t.Failed() {
+			t.Fatal(name)
+		}
+	}
+}
+
+func TestPodFilesThatAreThereAreLeftAlone(t *testing.T) {
+	f := podFiles(t)
+	must(t, f.make())
+	path := filepath.Join(f.Dir, "hosts")
+	must(t, os.WriteFile(path, []byte("changed"), 0o600))
+	must(t, os.Remove(filepath.Join(f.Dir, "hostname")))
+	must(t, f.restore())
+	if text, err := os.ReadFile(path); err != nil || string(text) != "changed" {
+		t.Errorf("got %q and error %v", text, err)
+	}
+}
+
+// Nothing is to be written, or mounted, where a link leads to.
+func TestPodFilesAreNotRestoredThroughLinks(t *testing.T) {
+	f := podFiles(t)
+	must(t, f.make())
+	elsewhere := t.TempDir()
+	for _, path := range []string{f.Dir, filepath.Dir(f.ShmDir), f.ShmDir} {
+		must(t, f.restore())
+		_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
+		must(t, os.RemoveAll(path))
+		must(t, os.Symlink(elsewhere, path))
+		if err := f.restore(); !errors.Is(err, unix.ENOTDIR) {
+			t.Errorf("%s: got %v", path, err)
+		}
+		must(t, os.Remove(path))
+	}
+	if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
+		t.Errorf("got %v and error %v", left, err)
+	}
+}
+
+// inOwnMountNamespace has a process begin in a mount namespace of its own.
+func inOwnMountNamespace(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+}
+
+func TestPodFilesWithoutOpenTree(t *testing.T) {
+	for name, tc := range map[string]struct {
+		number uint32
+		errno  unix.Errno
+	}{
+		"open_tree is refused":  {unix.SYS_OPEN_TREE, unix.EPERM},
+		"no open_tree":          {unix.SYS_OPEN_TREE, unix.ENOSYS},
+		"move_mount is refused": {unix.SYS_MOVE_MOUNT, unix.EPERM},
+		"no move_mount":         {unix.SYS_MOVE_MOUNT, unix.ENOSYS},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if !again(t, inOwnMountNamespace) {
+				return
+			}
+			must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+			noLeakedFDs(t)
+			refuseSyscall(t, tc.number, tc.errno)
+			f := podFiles(t)
+			for range 2 {
+				must(t, f.make())
+				f.wantFiles(t)
+				for range 2 {
+					must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH))
+					must(t, removeDirs(f.dirs()))
+					must(t, f.restore())
+					f.wantFiles(t)
+				}
+				must(t, f.remove())
+				f.wantGone(t)
+			}
+		})
+	}
+}
+
+func TestPodFilesThatCannotBeMadeLeaveNothing(t *testing.T) {
+	if again(t, nil) {
+		noLeakedFDs(t)
+		refuseSyscall(t, unix.SYS_MOUNT, unix.EPERM)
+		f := podFiles(t)
+		if err := f.make(); !errors.Is(err, unix.EPERM) {
+			t.Errorf("got %v", err)
+		}
+		f.wantGone(t)
+	}
+}

@@ -1,0 +1,133 @@
+package process
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"containerd-shim-pause-v2/process/program"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// podWithPrograms makes a pod that needs both programs, and ends it.
+func podWithPrograms(t *testing.T, n *node) {
+	t.Helper()
+	spec := userSpec("")
+	pod := n.pod(spec)
+	must(t, pod.StartInit(testContext(t)))
+	must(t, pod.Kill("", unix.SIGKILL, false))
+	exitOf(t, pod.init)
+	_, err := pod.Delete(testContext(t), "")
+	must(t, err)
+}
+
+// inOwnPIDNamespace has a process begin in a PID and a mount namespace of its own.
+func inOwnPIDNamespace(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+}
+
+// refuseExecutables makes files in memory impossible that can be executed, as hardened hosts do, and mounts the
+// directory for temporary files with noexec.
+func refuseExecutables(t *testing.T) {
+	t.Helper()
+	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	must(t, unix.Mount("proc", "/proc", "proc", 0, ""))
+	err := os.WriteFile("/proc/sys/vm/memfd_noexec", []byte("2"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("the kernel knows no vm.memfd_noexec (Linux 6.3)")
+	}
+	must(t, err)
+	if fd, err := unix.MemfdCreate("x", unix.MFD_CLOEXEC|unix.MFD_EXEC); err == nil {
+		unix.Close(fd)
+		t.Fatal("an executable memfd was made")
+	}
+	temp := t.TempDir()
+	must(t, unix.Mount("tmpfs", temp, "tmpfs", unix.MS_NOEXEC, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(temp, unix.MNT_DETACH)) })
+	t.Setenv("TMPDIR", temp)
+}
+
+func TestUserNamespaceWithoutExecutableMemfds(t *testing.T) {
+	if again(t, inOwnPIDNamespace) {
+		n := newNode(t)
+		refuseExecutables(t)
+		podWithPrograms(t, n)
+	}
+}
+
+func TestUserNamespaceWithoutDetachedMounts(t *testing.T) {
+	for name, errno := range map[string]unix.Errno{"the kernel has none": unix.ENOSYS, "they are refused": unix.EPERM} {
+		t.Run(name, func(t *testing.T) {
+			if again(t, inOwnPIDNamespace) {
+				n := newNode(t)
+				refuseExecutables(t)
+				refuseSyscall(t, unix.SYS_FSOPEN, errno)
+				podWithPrograms(t, n)
+				left, err := os.ReadDir(os.TempDir())
+				if err != nil || len(left) > 0 {
+					t.Errorf("left in the directory for temporary files: %v, error %v", left, err)
+				}
+			}
+		})
+	}
+}
+
+func TestProgramThatCannotBeMadeIsNamed(t *testing.T) {
+	if again(t, nil) {
+		n := newNode(t)
+		r := n.request("pod", userSpec(""))
+		t.Setenv("TMPDIR", "/no/such/directory")
+		refuseSyscall(t, unix.SYS_FSOPEN, unix.EPERM)
+		_, err := n.Create(testContext(t), r)
+		if err == nil || !strings.Contains(err.Error(), "program holder") || !errors.Is(err, unix.EPERM) || !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+func TestProgramFileIsExecuted(t *testing.T) {
+	code, err := program.PodInit()
+	if errdefs.IsNotImplemented(err) {
+		t.Skip(err)
+	}
+	must(t, err)
+	noLeakedFDs(t)
+	reaper.hold()
+	defer reaper.release()
+	// Programs that are made, and started, at the same time must not be in each other's way.
+	errs := make(chan error)
+	const many = 16
+	for range many {
+		go func() { errs <- runProgram(code) }()
+	}
+	for range many {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func runProgram(code []byte) error {
+	file, err := programFile("init", code)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	cmd := exec.Command("/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{file}
+	// Not in the way that Go usually forks, where nothing else is executed meanwhile.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		return err
+	}
+	_ = cmd.Wait() // it was killed
+	return nil
+}
