@@ -149,17 +149,8 @@ func (c *container) exec(id string, stdin io.Reader, change func(*specs.Process)
 }
 
 func (c *container) tryExec(id string, stdin io.Reader, change func(*specs.Process), args ...string) (*process, error) {
-	spec := &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}}
-	if change != nil {
-		change(spec)
-	}
-	p := &process{c: c}
-	opts := []cio.Opt{cio.WithStreams(stdin, &p.out, &p.errOut), cio.WithFIFODir(theNode.FIFODir())}
-	if spec.Terminal {
-		opts = []cio.Opt{cio.WithStreams(stdin, &p.out, nil), cio.WithTerminal, cio.WithFIFODir(theNode.FIFODir())}
-	}
-	var err error
-	if p.Process, err = c.task.Exec(c.ctx, id, spec, cio.NewCreator(opts...)); err != nil {
+	p, err := c.addExec(id, stdin, change, args...)
+	if err != nil {
 		return nil, err
 	}
 	if p.exited, err = p.Wait(c.ctx); err == nil {
@@ -170,6 +161,22 @@ func (c *container) tryExec(id string, stdin io.Reader, change func(*specs.Proce
 		return nil, err
 	}
 	return p, nil
+}
+
+// addExec adds an exec that is yet to be started.
+func (c *container) addExec(id string, stdin io.Reader, change func(*specs.Process), args ...string) (*process, error) {
+	spec := &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}}
+	if change != nil {
+		change(spec)
+	}
+	p := &process{c: c}
+	opts := []cio.Opt{cio.WithStreams(stdin, &p.out, &p.errOut), cio.WithFIFODir(theNode.FIFODir())}
+	if spec.Terminal {
+		opts = []cio.Opt{cio.WithStreams(stdin, &p.out, nil), cio.WithTerminal, cio.WithFIFODir(theNode.FIFODir())}
+	}
+	var err error
+	p.Process, err = c.task.Exec(c.ctx, id, spec, cio.NewCreator(opts...))
+	return p, err
 }
 
 // finish waits for an exec and its output, and deletes it.

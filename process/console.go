@@ -129,9 +129,15 @@ func dup(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// resize sets the size of the terminal, in characters. Without one it does
+// terminalSize is in characters. It is encoded as the specification's Box.
+type terminalSize struct {
+	Width  uint16 `json:"width"`
+	Height uint16 `json:"height"`
+}
+
+// resize sets the size of the terminal. Without one, or when it is closed, it does
 // nothing, as a client that follows its own terminal's size would expect.
-func (s *streams) resize(width, height uint16) error {
+func (s *streams) resize(size terminalSize) error {
 	if s == nil || s.tty == nil {
 		return nil
 	}
@@ -139,15 +145,11 @@ func (s *streams) resize(width, height uint16) error {
 	if err != nil {
 		return err
 	}
-	var ierr error
-	err = conn.Control(func(fd uintptr) {
-		ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: height, Col: width})
+	closed := conn.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Height, Col: size.Width})
 	})
-	if err == nil {
-		err = ierr
-	}
-	if err != nil {
-		return fmt.Errorf("cannot resize the terminal to %d×%d: %w", width, height, err)
+	if closed == nil && err != nil {
+		return fmt.Errorf("cannot resize the terminal to %d×%d: %w", size.Width, size.Height, err)
 	}
 	return nil
 }

@@ -17,12 +17,13 @@ import (
 // execution runs a process in a container beside its init.
 type execution struct {
 	container *container
-	spec      []byte // JSON of a specs.Process
-	child     *child // nil before start
+	// spec is a specs.Process; its fields are the OCI runtime's, known to us or not. It is
+	// nil after start.
+	spec  map[string]json.RawMessage
+	child *child // nil before start
 }
 
 func (c *container) newExec(t *Task, id string, sio Stdio, spec []byte) (*Process, error) {
-	// The terminal is what the request says. All else is the OCI runtime's, known or not.
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(spec, &fields); err != nil {
 		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", id, t.ID, err, errdefs.ErrInvalidArgument)
@@ -30,12 +31,26 @@ func (c *container) newExec(t *Task, id string, sio Stdio, spec []byte) (*Proces
 	if fields == nil {
 		return nil, fmt.Errorf("process %s in task %s has no spec: %w", id, t.ID, errdefs.ErrInvalidArgument)
 	}
+	// The terminal is what the request says.
 	fields["terminal"] = strconv.AppendBool(nil, sio.Terminal)
-	spec, err := json.Marshal(fields)
-	if err != nil {
-		return nil, err
+	return newProcess(t.ID, id, sio, c.host.events, &execution{container: c, spec: fields}), nil
+}
+
+// writeSpec writes the spec for the OCI runtime. The program finds its terminal in the
+// size that a client has asked for, since the runtime gives it that before it runs it.
+func (e *execution) writeSpec(p *Process, path string) error {
+	if size := p.wantedSize(); size != nil && p.stdio.Terminal {
+		box, err := json.Marshal(size)
+		if err != nil {
+			return err
+		}
+		e.spec["consoleSize"] = box
 	}
-	return newProcess(t.ID, id, sio, c.host.events, &execution{container: c, spec: spec}), nil
+	data, err := json.Marshal(e.spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
 }
 
 func (e *execution) start(ctx context.Context, p *Process) (err error) {
@@ -52,7 +67,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	defer os.Remove(pidFile)
 	spec := e.file(p, ".json")
 	defer os.Remove(spec)
-	if err := os.WriteFile(spec, e.spec, 0o600); err != nil {
+	if err := e.writeSpec(p, spec); err != nil {
 		return err
 	}
 	rt := e.container.runtime

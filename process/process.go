@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,6 +57,10 @@ type Process struct {
 	pid     int
 	exit    Exit
 	streams *streams // nil if there are none (yet)
+	// inputClosed and size are what clients have asked of the streams so far. They may ask
+	// before the streams exist: those of an exec come when it is started.
+	inputClosed bool
+	size        *terminalSize // nil if nobody has asked for one
 	// exited is closed when the process has stopped and its exit has been told.
 	exited chan struct{}
 }
@@ -185,19 +190,33 @@ func (p *Process) endCreated(ctx context.Context) error {
 	return nil
 }
 
-// Resize sets the size of the process's terminal in characters.
+// Resize sets the size of the process's terminal in characters. A process that is yet to
+// be started has it from its beginning.
 func (p *Process) Resize(width, height uint16) error {
-	s := p.openStreams()
-	if err := s.resize(width, height); err != nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.size = &terminalSize{Width: width, Height: height}
+	if err := p.streams.resize(*p.size); err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	return nil
 }
 
-// CloseStdin ends the standard input when everything written to it is read.
+// wantedSize returns the size that clients have asked for; nil if none has.
+func (p *Process) wantedSize() *terminalSize {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.size
+}
+
+// CloseStdin ends the standard input when everything written to it is read. The input of
+// a process that is yet to be started ends then, too.
 func (p *Process) CloseStdin() {
-	if s := p.openStreams(); s != nil {
-		s.closeInput()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.inputClosed = true
+	if p.streams != nil {
+		p.streams.closeInput()
 	}
 }
 
@@ -257,10 +276,20 @@ func (p *Process) setPID(pid int) {
 	p.mu.Unlock()
 }
 
+// setStreams gives the process its streams, which do then what clients have asked for
+// before.
 func (p *Process) setStreams(s *streams) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.size != nil {
+		if err := s.resize(*p.size); err != nil {
+			log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Warn("the terminal keeps its first size")
+		}
+	}
+	if p.inputClosed {
+		s.closeInput()
+	}
 	p.streams = s
-	p.mu.Unlock()
 }
 
 func (p *Process) openStreams() *streams {

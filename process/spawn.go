@@ -40,8 +40,8 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 			return nil, err
 		}
 	}
-	s.start()
 	p.setStreams(s)
+	s.start()
 	return child, nil
 }
 

@@ -1,0 +1,145 @@
+package process
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Clients may ask for something as soon as a process exists, and its streams come later.
+
+func TestCloseOfStdinBeforeStart(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		create func(n *node, sio Stdio, command string) *Process
+	}{
+		{"exec", func(n *node, sio Stdio, command string) *Process {
+			task := n.container("c", forever)
+			must(t, task.Exec("e", sio, execSpec(t, command)))
+			return process(t, task, "e")
+		}},
+		{"restored container", func(n *node, sio Stdio, command string) *Process {
+			r := n.request("c", containerSpec(t, "c", command))
+			r.Stdio, r.Checkpoint = sio, t.TempDir()
+			return n.make(r).init
+		}},
+	} {
+		for _, text := range []string{"", "hello\n"} {
+			t.Run(fmt.Sprintf("%s, input %q", tc.name, text), func(t *testing.T) {
+				noLeakedFDs(t)
+				sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+				p := tc.create(newNode(t), sio, "cat; echo end")
+				// What is in the fifo stays there while somebody has it open.
+				in, err := os.OpenFile(sio.Stdin, os.O_RDWR, 0)
+				must(t, err)
+				defer in.Close()
+				_, err = in.WriteString(text)
+				must(t, err)
+				p.CloseStdin()
+				stdout := readFifo(t, sio.Stdout)
+				_, err = p.Start(testContext(t))
+				must(t, err)
+				must(t, in.Close())
+				if got, want := stdout.all(), text+"end\n"; got != want {
+					t.Errorf("output is %q, want %q", got, want)
+				}
+				if status := exitOf(t, p); status != 0 {
+					t.Errorf("exit status %d", status)
+				}
+			})
+		}
+	}
+}
+
+// It is in the spec that the OCI runtime gets, so that the program never sees another.
+func TestSizeOfATerminalBeforeStart(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	for _, tc := range []struct {
+		name     string
+		terminal bool
+		spec     specs.Process
+		resize   bool
+		want     *specs.Box
+	}{
+		{"asked for", true, specs.Process{}, true, &specs.Box{Width: 120, Height: 30}},
+		{"asked for after the spec was made", true, specs.Process{ConsoleSize: &specs.Box{Width: 1, Height: 2}}, true, &specs.Box{Width: 120, Height: 30}},
+		{"in the spec", true, specs.Process{ConsoleSize: &specs.Box{Width: 1, Height: 2}}, false, &specs.Box{Width: 1, Height: 2}},
+		{"nowhere", true, specs.Process{}, false, nil},
+		{"without a terminal", false, specs.Process{}, true, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			spec, err := json.Marshal(tc.spec)
+			must(t, err)
+			must(t, task.Exec("e", Stdio{Terminal: tc.terminal}, spec))
+			p := process(t, task, "e")
+			if tc.resize {
+				must(t, p.Resize(80, 24))
+				must(t, p.Resize(120, 30))
+			}
+			path := filepath.Join(t.TempDir(), "spec")
+			must(t, p.runner.(*execution).writeSpec(p, path))
+			var got specs.Process
+			must(t, readJSON(path, &got))
+			if (got.ConsoleSize == nil) != (tc.want == nil) || tc.want != nil && *got.ConsoleSize != *tc.want {
+				t.Errorf("the size is %v, want %v", got.ConsoleSize, tc.want)
+			}
+			_, err = task.Delete(testContext(t), "e")
+			must(t, err)
+		})
+	}
+}
+
+// Not every terminal comes from a spec that could say its size: not that of a container
+// which is restored, and a client may ask while the OCI runtime is at work.
+func TestSizeOfATerminalBeforeItIsThere(t *testing.T) {
+	noLeakedFDs(t)
+	p := newProcess("c", "", Stdio{Terminal: true}, silence{}, nil)
+	must(t, p.Resize(120, 30))
+	s := terminalStreams(t)
+	p.setStreams(s)
+	if got, want := sizeOf(t, s.tty), (terminalSize{120, 30}); got != want {
+		t.Errorf("the size is %v, want %v", got, want)
+	}
+	must(t, p.Resize(80, 24))
+	if got, want := sizeOf(t, s.tty), (terminalSize{80, 24}); got != want {
+		t.Errorf("the size is %v, want %v", got, want)
+	}
+	s.close()
+	must(t, p.Resize(120, 30)) // as a client does that has not heard of the end yet
+}
+
+// terminalStreams are the streams of a process with a terminal, with input and output.
+func terminalStreams(t *testing.T) *streams {
+	t.Helper()
+	in, out := mkfifo(t), mkfifo(t)
+	readFifo(t, out)
+	s, err := openConsole(testContext(t), Stdio{Stdin: in, Stdout: out, Terminal: true}, nil)
+	must(t, err)
+	t.Cleanup(s.close)
+	must(t, s.attach(newTerminal(t)))
+	return s
+}
+
+// newTerminal returns the master of a terminal.
+func newTerminal(t *testing.T) *os.File {
+	t.Helper()
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	must(t, err)
+	return os.NewFile(uintptr(fd), "terminal")
+}
+
+func sizeOf(t *testing.T, tty *os.File) terminalSize {
+	t.Helper()
+	conn, err := tty.SyscallConn()
+	must(t, err)
+	var size *unix.Winsize
+	must(t, conn.Control(func(fd uintptr) { size, err = unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ) }))
+	must(t, err)
+	return terminalSize{Width: size.Col, Height: size.Row}
+}
