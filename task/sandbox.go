@@ -74,7 +74,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRe
 	if err != nil {
 		return nil, err
 	}
-	request := process.CreateRequest{ID: r.SandboxID, Bundle: r.BundlePath, Options: runtimeOptions(s.options), Sandbox: true}
+	request := process.CreateRequest{ID: r.SandboxID, Bundle: r.BundlePath, Options: s.options.process(), Sandbox: true}
 	if config != nil {
 		if request.Files, err = config.files(r.SandboxID, r.BundlePath); err != nil {
 			return nil, err
@@ -353,7 +353,7 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 		Config         *podConfig  `json:"config"`
 		RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
 	}{
-		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options, Config: sb.config, RuntimeSpec: sb.spec,
+		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options.Runc, Config: sb.config, RuntimeSpec: sb.spec,
 	}
 	if sb.netns != "" {
 		_, err := os.Stat(sb.netns)
