@@ -159,6 +159,7 @@ type node struct {
 	v2 taskv2.TTRPCTaskService
 
 	t         *testing.T
+	service   *Service
 	events    *recorder
 	control   string // see process/testdata/runtime.sh
 	options   *options.Options
@@ -216,6 +217,7 @@ func newNode(t *testing.T) *node {
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
 	service := NewService(supervisor, events, decodeOptions, defaultOptions(n.options), func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
+	n.service = service
 	service.Register(server)
 
 	// t.TempDir may exceed the limit of a socket's path.
