@@ -22,7 +22,8 @@ import (
 )
 
 // Options are those of the runtime options that concern the OCI runtime. They
-// have the meaning of the fields of the same names in containerd.runc.v1.Options.
+// have the meaning of the fields of the same names in containerd.runc.v1.Options,
+// but for the last.
 type Options struct {
 	BinaryName    string `json:"binary_name,omitempty"` // name or path, default runc
 	Root          string `json:"root,omitempty"`        // default /run/containerd/runc
@@ -32,6 +33,8 @@ type Options struct {
 	IoUID         uint32 `json:"io_uid,omitempty"`
 	IoGID         uint32 `json:"io_gid,omitempty"`
 	CriuWorkPath  string `json:"criu_work_path,omitempty"`
+	// AlwaysCallRuntime has the OCI runtime do what else system calls do in its place.
+	AlwaysCallRuntime bool `json:"always_call_runtime,omitempty"`
 }
 
 // defaultRoot is where the stock shim keeps the OCI runtime's state; the same

@@ -52,7 +52,7 @@ type bootstrap struct {
 	ttrpcAddress string
 	socketDir    string
 	debug        bool
-	options      *options.Options // never nil
+	options      *HandlerOptions // never nil
 	answer       answer
 }
 
@@ -92,7 +92,7 @@ func parseBootstrap(input []byte, f flags) (*bootstrap, error) {
 	if proto.Unmarshal(input, &params) == nil && params.InstanceID == f.id && params.Namespace == f.namespace {
 		return fromParams(&params, f)
 	}
-	b := &bootstrap{grpcAddress: f.address, socketDir: defaultSocketDir, debug: f.debug, options: &options.Options{}}
+	b := &bootstrap{grpcAddress: f.address, socketDir: defaultSocketDir, debug: f.debug, options: handlerOptions(&options.Options{})}
 	if len(input) == 0 {
 		return b, nil
 	}
@@ -113,7 +113,7 @@ func fromParams(params *bootapi.BootstrapParams, f flags) (*bootstrap, error) {
 		ttrpcAddress: params.ContainerdTtrpcAddress,
 		socketDir:    defaultSocketDir,
 		debug:        f.debug || params.LogLevel <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
-		options:      &options.Options{},
+		options:      handlerOptions(&options.Options{}),
 		answer:       answerProto,
 	}
 	if !cleansUpMembers(params.ContainerdVersion) {

@@ -59,13 +59,13 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 	}{
 		{
 			name: "2.4, no options", input: recorded(t, "params-2.4.2"), flags: f,
-			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/containerd/s", options: &options.Options{}, answer: answerProto},
+			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/containerd/s", options: handlerOptions(&options.Options{}), answer: answerProto},
 		}, {
 			name: "2.4, runc options, debug, socket directory", input: recorded(t, "params-runc-2.4.2"), flags: f,
-			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/user/1000/containerd/s", debug: true, options: all, answer: answerProto},
+			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/user/1000/containerd/s", debug: true, options: handlerOptions(all), answer: answerProto},
 		}, {
 			name: "2.4, options of CRI", input: recorded(t, "params-generic-2.4.2"), flags: f,
-			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/containerd/s", options: all, answer: answerProto},
+			want: bootstrap{grpcAddress: grpc, ttrpcAddress: ttrpc, socketDir: "/run/containerd/s", options: handlerOptions(all), answer: answerProto},
 		}, {
 			name: "2.4, extensions of others", flags: f,
 			input: encode(t, &bootapi.BootstrapParams{InstanceID: "4f1a", Namespace: "k8s.io", Extensions: []*bootapi.Extension{
@@ -73,17 +73,17 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 				{},
 				{Value: &anypb.Any{TypeUrl: "type.googleapis.com/containerd.runc.v1.Options", Value: encode(t, all)}},
 			}}),
-			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: all, answer: answerProto},
+			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: handlerOptions(all), answer: answerProto},
 		}, {
 			name: "up to 2.2, no options", flags: flags{namespace: "k8s.io", id: "4f1a", address: grpc, debug: true},
-			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", debug: true, options: &options.Options{}},
+			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", debug: true, options: handlerOptions(&options.Options{})},
 		}, {
 			name: "up to 2.2, runc options", input: recorded(t, "options-runc-2.2.0"), flags: f,
-			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: all},
+			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: handlerOptions(all)},
 		}, {
 			// Its value is text, so that it parses as BootstrapParams too.
 			name: "up to 2.2, options of CRI", input: recorded(t, "options-generic-2.2.0"), flags: f,
-			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: all},
+			want: bootstrap{grpcAddress: grpc, socketDir: "/run/containerd/s", options: handlerOptions(all)},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -91,8 +91,8 @@ func TestBootstrapOfEachGeneration(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !proto.Equal(got.options, tc.want.options) {
-				t.Errorf("options are %v, want %v", got.options, tc.want.options)
+			if !proto.Equal(got.options.Runc, tc.want.options.Runc) {
+				t.Errorf("options are %v, want %v", got.options.Runc, tc.want.options.Runc)
 			}
 			got.options, tc.want.options = nil, nil
 			if *got != tc.want {

@@ -70,10 +70,11 @@ func FuzzOptions(f *testing.F) {
 		case 2:
 			a = &anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: data}
 		}
-		got, err := DecodeOptions(a)
+		decoded, err := DecodeOptions(a)
 		if err != nil {
 			return
 		}
+		got := decoded.Runc
 		// What has been understood can be said again.
 		//nolint:staticcheck // Some are deprecated, but clients may send them.
 		body, err := toml.Marshal(map[string]any{
@@ -81,6 +82,8 @@ func FuzzOptions(f *testing.F) {
 			"NoPivotRoot": got.NoPivotRoot, "NoNewKeyring": got.NoNewKeyring, "IoUid": got.IoUid, "IoGid": got.IoGid,
 			"CriuImagePath": got.CriuImagePath, "CriuWorkPath": got.CriuWorkPath,
 			"TaskApiAddress": got.GetTaskApiAddress(), "TaskApiVersion": got.GetTaskApiVersion(),
+			"enable_unprivileged_ports": decoded.EnableUnprivilegedPorts, "enable_unprivileged_icmp": decoded.EnableUnprivilegedICMP,
+			"restrict_oom_score_adj": decoded.RestrictOOMScoreAdj, "always_call_runtime": decoded.AlwaysCallRuntime,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -94,8 +97,12 @@ func FuzzOptions(f *testing.F) {
 		want := &options.Options{}
 		proto.Merge(want, got)
 		want.ProtoReflect().SetUnknown(nil)
-		if !proto.Equal(again, want) {
-			t.Errorf("got %v, want %v", again, want)
+		if !proto.Equal(again.Runc, want) {
+			t.Errorf("got %v, want %v", again.Runc, want)
+		}
+		again.Runc, decoded.Runc = nil, nil
+		if *again != *decoded {
+			t.Errorf("got %+v, want %+v", *again, *decoded)
 		}
 	})
 }

@@ -38,7 +38,7 @@ func (c *call) printInfo(ctx context.Context) error {
 		return err
 	}
 	// An OCI runtime need not know the `features` command.
-	if f, err := c.program.Features(ctx, options.BinaryName); err != nil {
+	if f, err := c.program.Features(ctx, options.Runc.BinaryName); err != nil {
 		fmt.Fprintf(c.stderr, "%s: no features: %s\n", c.program.Runtime, err)
 	} else if info.Features, err = encodeFeatures(f); err != nil {
 		return err

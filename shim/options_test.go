@@ -43,17 +43,49 @@ func TestOptionsAsTOML(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !proto.Equal(got, tc.want) {
-				t.Errorf("got %v, want %v", got, tc.want)
+			if !proto.Equal(got.Runc, tc.want) {
+				t.Errorf("got %v, want %v", got.Runc, tc.want)
+			}
+			got.Runc = nil
+			if want := (HandlerOptions{EnableUnprivilegedPorts: true, EnableUnprivilegedICMP: true}); *got != want {
+				t.Errorf("got %+v, want %+v", *got, want)
 			}
 		})
+	}
+}
+
+// All but the default of each is set.
+func TestOptionsOfTheHandler(t *testing.T) {
+	const body = "BinaryName = 'crun'\nalways_call_runtime = true\nenable_unprivileged_icmp = false\n" +
+		"enable_unprivileged_ports = false\nrestrict_oom_score_adj = true\n"
+	got, err := DecodeOptions(generic(t, &runtimeoptions.Options{ConfigBody: []byte(body)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Runc.BinaryName != "crun" {
+		t.Errorf("got %v, want the binary crun", got.Runc)
+	}
+	got.Runc = nil
+	if want := (HandlerOptions{RestrictOOMScoreAdj: true, AlwaysCallRuntime: true}); *got != want {
+		t.Errorf("got %+v, want %+v", *got, want)
+	}
+}
+
+// Options of runc's own type have no room for more.
+func TestOptionsOfTheStockTypeHaveTheDefaults(t *testing.T) {
+	got, err := DecodeOptions(&anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: encode(t, &options.Options{BinaryName: "crun"})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Runc.BinaryName != "crun" || !got.EnableUnprivilegedPorts || !got.EnableUnprivilegedICMP || got.RestrictOOMScoreAdj || got.AlwaysCallRuntime {
+		t.Errorf("got %v and %+v", got.Runc, got)
 	}
 }
 
 func TestOptionsThatAreNoTOML(t *testing.T) {
 	for _, line := range []string{
 		"BinaryName", "BinaryName =", "BinaryName = crun", "BinaryName = 'crun", "BinaryName = 'crun' 'runc'",
-		`BinaryName = "\q"`, "SystemdCgroup = yes", "SystemdCgroup = 'true'", "IoUid = -1", "IoUid = 4294967296", "IoUid = # none",
+		`BinaryName = "\q"`, "SystemdCgroup = yes", "SystemdCgroup = 'true'", "enable_unprivileged_ports = 'no'", "always_call_runtime = 1", "IoUid = -1", "IoUid = 4294967296", "IoUid = # none",
 	} {
 		t.Run(line, func(t *testing.T) {
 			o, err := DecodeOptions(generic(t, &runtimeoptions.Options{ConfigBody: []byte("Root = '/r'\n" + line)}))
@@ -76,14 +108,14 @@ func TestOptionsInAFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.BinaryName != "crun" {
-		t.Errorf("got %v, want the binary crun", got)
+	if got.Runc.BinaryName != "crun" {
+		t.Errorf("got %v, want the binary crun", got.Runc)
 	}
 }
 
 func TestNoOptions(t *testing.T) {
 	for _, a := range []*anypb.Any{nil, {}} {
-		if got, err := DecodeOptions(a); err != nil || !proto.Equal(got, &options.Options{}) {
+		if got, err := DecodeOptions(a); err != nil || !proto.Equal(got.Runc, &options.Options{}) {
 			t.Errorf("got %v and error %v, want empty options", got, err)
 		}
 	}

@@ -26,7 +26,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
@@ -81,7 +80,7 @@ type Process struct {
 	Debug     bool   // debug messages are logged
 
 	// Options are the runtime options that the process was started with; never nil.
-	Options *options.Options
+	Options *HandlerOptions
 
 	Server *ttrpc.Server // to register services on
 	Events *Publisher    // to containerd

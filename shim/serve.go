@@ -122,7 +122,7 @@ func (c *call) serveSocket(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: &options.Options{}}
+	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: handlerOptions(&options.Options{})}
 	return c.serve(ctx, b, socket, func() error { return nil })
 }
 

@@ -204,7 +204,7 @@ func (c *call) leave(b *bootstrap) error {
 			return fmt.Errorf("cannot create core scheduling group: %w", err)
 		}
 	}
-	if cgroup := b.options.ShimCgroup; cgroup != "" {
+	if cgroup := b.options.Runc.ShimCgroup; cgroup != "" {
 		if err := c.program.JoinCgroup(cgroup, os.Getpid()); err != nil {
 			return fmt.Errorf("cannot put the shim into its cgroup: %w", err)
 		}

@@ -159,6 +159,7 @@ type node struct {
 	v2 taskv2.TTRPCTaskService
 
 	t         *testing.T
+	service   *Service
 	events    *recorder
 	control   string // see process/testdata/runtime.sh
 	options   *options.Options
@@ -185,12 +186,16 @@ func (n *node) wantRemoved(want ...string) {
 }
 
 // decodeOptions takes only runc's options; package shim has the real one.
-func decodeOptions(a *anypb.Any) (*options.Options, error) {
-	o := &options.Options{}
+func decodeOptions(a *anypb.Any) (*HandlerOptions, error) {
+	o := defaultOptions(&options.Options{})
 	if a == nil {
 		return o, nil
 	}
-	return o, a.UnmarshalTo(o)
+	return o, a.UnmarshalTo(o.Runc)
+}
+
+func defaultOptions(o *options.Options) *HandlerOptions {
+	return &HandlerOptions{Runc: o, EnableUnprivilegedPorts: true, EnableUnprivilegedICMP: true}
 }
 
 func newNode(t *testing.T) *node {
@@ -211,7 +216,8 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
-	service := NewService(supervisor, events, decodeOptions, n.options, func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
+	service := NewService(supervisor, events, decodeOptions, defaultOptions(n.options), func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
+	n.service = service
 	service.Register(server)
 
 	// t.TempDir may exceed the limit of a socket's path.

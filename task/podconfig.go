@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"containerd-shim-pause-v2/process"
@@ -63,26 +64,76 @@ type linuxConfig struct {
 	CgroupParent string            `json:"cgroup_parent,omitempty"`
 	Security     securityContext   `json:"security_context"`
 	Sysctls      map[string]string `json:"sysctls,omitempty"`
+	Resources    *podResources     `json:"resources,omitempty"`
 }
 
 func (l *linuxConfig) fields() fields {
-	return fields{1: text(&l.CgroupParent), 2: message(l.Security.fields()), 3: textMap(&l.Sysctls)}
+	return fields{
+		1: text(&l.CgroupParent), 2: message(l.Security.fields()), 3: textMap(&l.Sysctls),
+		5: optional(&l.Resources, (*podResources).fields),
+	}
+}
+
+// podResources are the sum of what the pod's containers get.
+type podResources struct {
+	CPUPeriod int64 `json:"cpu_period,omitempty"`
+	CPUQuota  int64 `json:"cpu_quota,omitempty"`
+	CPUShares int64 `json:"cpu_shares,omitempty"`
+	Memory    int64 `json:"memory_limit_in_bytes,omitempty"`
+}
+
+func (r *podResources) fields() fields {
+	return fields{1: number(&r.CPUPeriod), 2: number(&r.CPUQuota), 3: number(&r.CPUShares), 4: number(&r.Memory)}
 }
 
 type securityContext struct {
 	Namespaces         namespaceOptions `json:"namespace_options"`
+	SELinux            *selinuxOptions  `json:"selinux_options,omitempty"`
 	User               *int64Value      `json:"run_as_user,omitempty"`
 	Group              *int64Value      `json:"run_as_group,omitempty"`
 	SupplementalGroups []int64          `json:"supplemental_groups,omitempty"`
 	Privileged         bool             `json:"privileged,omitempty"`
+	SeccompPath        string           `json:"seccomp_profile_path,omitempty"`
+	Seccomp            *securityProfile `json:"seccomp,omitempty"`
 }
 
 func (c *securityContext) fields() fields {
 	return fields{
-		1: message(c.Namespaces.fields()), 3: optional(&c.User, (*int64Value).fields), 5: numbers(&c.SupplementalGroups),
-		6: flag(&c.Privileged), 8: optional(&c.Group, (*int64Value).fields),
+		1: message(c.Namespaces.fields()), 2: optional(&c.SELinux, (*selinuxOptions).fields),
+		3: optional(&c.User, (*int64Value).fields), 5: numbers(&c.SupplementalGroups), 6: flag(&c.Privileged),
+		7: text(&c.SeccompPath), 8: optional(&c.Group, (*int64Value).fields), 9: optional(&c.Seccomp, (*securityProfile).fields),
 	}
 }
+
+type selinuxOptions struct {
+	User  string `json:"user,omitempty"`
+	Role  string `json:"role,omitempty"`
+	Type  string `json:"type,omitempty"`
+	Level string `json:"level,omitempty"`
+}
+
+func (o *selinuxOptions) fields() fields {
+	return fields{1: text(&o.User), 2: text(&o.Role), 3: text(&o.Type), 4: text(&o.Level)}
+}
+
+// securityProfile is CRI's SecurityProfile.
+type securityProfile struct {
+	Type profileType `json:"profile_type,omitempty"`
+	File string      `json:"localhost_ref,omitempty"` // with the type profileLocalhost only
+}
+
+func (p *securityProfile) fields() fields {
+	return fields{1: number(&p.Type), 2: text(&p.File)}
+}
+
+// profileType is CRI's SecurityProfile.ProfileType.
+type profileType int32
+
+const (
+	profileDefault    profileType = 0
+	profileUnconfined profileType = 1
+	profileLocalhost  profileType = 2
+)
 
 type int64Value struct {
 	Value int64 `json:"value,omitempty"`
@@ -125,9 +176,26 @@ func (m *idMapping) fields() fields {
 type namespaceMode int32
 
 const (
-	modePod  namespaceMode = 0
-	modeNode namespaceMode = 2
+	modePod       namespaceMode = 0
+	modeContainer namespaceMode = 1
+	modeNode      namespaceMode = 2
+	modeTarget    namespaceMode = 3
 )
+
+// String returns CRI's name of the mode.
+func (m namespaceMode) String() string {
+	switch m {
+	case modePod:
+		return "POD"
+	case modeContainer:
+		return "CONTAINER"
+	case modeNode:
+		return "NODE"
+	case modeTarget:
+		return "TARGET"
+	}
+	return strconv.Itoa(int(m))
+}
 
 // decodePodConfig returns nil for a client that is not CRI.
 func decodePodConfig(options *anypb.Any) (*podConfig, error) {
@@ -158,7 +226,7 @@ func (c *podConfig) userNamespace() *userNamespace {
 // container (sandboxContainerSpec in containerd's internal/cri/server/podsandbox).
 // netns is the path of the network namespace. The user namespace, if the pod has
 // one, is that which owns it.
-func (c *podConfig) spec(id, netns string) *specs.Spec {
+func (c *podConfig) spec(id, netns string, o *HandlerOptions, h host) *specs.Spec {
 	namespaces := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	add := func(t specs.LinuxNamespaceType, path string) {
 		namespaces = append(namespaces, specs.LinuxNamespace{Type: t, Path: path})
@@ -170,14 +238,14 @@ func (c *podConfig) spec(id, netns string) *specs.Spec {
 	if modes.IPC != modeNode {
 		add(specs.IPCNamespace, "")
 	}
-	shares := uint64(sandboxShares)
+	shares, score := uint64(sandboxShares), oomScoreAdj(o, h)
 	s := &specs.Spec{
 		Version:     "1.0.2", // nothing newer is used
 		Annotations: c.annotations(id),
-		Process:     &specs.Process{User: c.user(), Cwd: "/", Args: []string{"/pause"}},
+		Process:     &specs.Process{User: c.user(), Cwd: "/", Args: []string{"/pause"}, OOMScoreAdj: &score},
 		Linux: &specs.Linux{
 			CgroupsPath: c.cgroupsPath(id),
-			Sysctl:      c.sysctls(),
+			Sysctl:      c.sysctls(o, h),
 			Resources:   &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}},
 		},
 	}
@@ -228,26 +296,9 @@ func (c *podConfig) cgroupsPath(id string) string {
 	return filepath.Join(parent, id)
 }
 
-// sysctls are those of the pod, and those that CRI adds unless it is told not to
-// (enable_unprivileged_ports and enable_unprivileged_icmp), of which a shim does
-// not learn.
-func (c *podConfig) sysctls() map[string]string {
-	sysctls := make(map[string]string)
-	if c.Linux.Security.Namespaces.Network != modeNode {
-		sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
-		if c.userNamespace() == nil {
-			sysctls["net.ipv4.ping_group_range"] = "0 2147483647"
-		}
-	}
-	for key, value := range c.Linux.Sysctls {
-		sysctls[key] = value
-	}
-	return sysctls
-}
-
 // annotations are those by which CRI marks a sandbox.
 func (c *podConfig) annotations(id string) map[string]string {
-	return map[string]string{
+	annotations := map[string]string{
 		"io.kubernetes.cri.container-type":        "sandbox",
 		"io.kubernetes.cri.sandbox-id":            id,
 		"io.kubernetes.cri.sandbox-name":          c.Metadata.Name,
@@ -255,6 +306,12 @@ func (c *podConfig) annotations(id string) map[string]string {
 		"io.kubernetes.cri.sandbox-uid":           c.Metadata.UID,
 		"io.kubernetes.cri.sandbox-log-directory": c.LogDirectory,
 	}
+	if r := c.Linux.Resources; r != nil {
+		for name, value := range map[string]int64{"cpu-period": r.CPUPeriod, "cpu-quota": r.CPUQuota, "cpu-shares": r.CPUShares, "memory": r.Memory} {
+			annotations["io.kubernetes.cri.sandbox-"+name] = strconv.FormatInt(value, 10)
+		}
+	}
+	return annotations
 }
 
 // files are the files that CRI mounts into the pod's containers. It looks for

@@ -21,14 +21,16 @@ func FuzzPodConfig(f *testing.F) {
 			PortMappings: []*cri.PortMapping{{HostPort: 80}},
 			Labels:       map[string]string{"a": "b", "": ""}, Annotations: map[string]string{"c": "d"},
 			Linux: &cri.LinuxPodSandboxConfig{
+				Resources:    &cri.LinuxContainerResources{CpuPeriod: 1, CpuQuota: -1, CpuShares: 3, MemoryLimitInBytes: 1 << 40, CpusetCpus: "0"},
 				CgroupParent: "/kubepods/pod1", Sysctls: map[string]string{"net.core.somaxconn": "1"},
 				SecurityContext: &cri.LinuxSandboxSecurityContext{
 					NamespaceOptions: &cri.NamespaceOption{
 						Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER, Ipc: cri.NamespaceMode_TARGET, TargetId: "x",
 						UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids[:1]},
 					},
-					SelinuxOptions: &cri.SELinuxOption{Level: "s0"},
-					RunAsUser:      &cri.Int64Value{Value: -1}, RunAsGroup: &cri.Int64Value{},
+					SelinuxOptions: &cri.SELinuxOption{Level: "s0", User: "u", Role: "r", Type: "t"},
+					Seccomp:        &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/x"}, SeccompProfilePath: "y", //nolint:staticcheck // deprecated, but in use
+					RunAsUser: &cri.Int64Value{Value: -1}, RunAsGroup: &cri.Int64Value{},
 					SupplementalGroups: []int64{0, 5, 1 << 40}, Privileged: true, ReadonlyRootfs: true,
 				},
 			},
@@ -75,6 +77,16 @@ func fromTheirs(c *cri.PodSandboxConfig) podConfig {
 			Network: namespaceMode(o.GetNetwork()), PID: namespaceMode(o.GetPid()), IPC: namespaceMode(o.GetIpc()),
 		},
 		SupplementalGroups: s.GetSupplementalGroups(), Privileged: s.GetPrivileged(),
+	}
+	if l := s.GetSelinuxOptions(); l != nil {
+		got.Linux.Security.SELinux = &selinuxOptions{l.User, l.Role, l.Type, l.Level}
+	}
+	got.Linux.Security.SeccompPath = s.GetSeccompProfilePath() //nolint:staticcheck // deprecated, but in use
+	if p := s.GetSeccomp(); p != nil {
+		got.Linux.Security.Seccomp = &securityProfile{profileType(p.ProfileType), p.LocalhostRef}
+	}
+	if r := c.GetLinux().GetResources(); r != nil {
+		got.Linux.Resources = &podResources{r.CpuPeriod, r.CpuQuota, r.CpuShares, r.MemoryLimitInBytes}
 	}
 	if u := s.GetRunAsUser(); u != nil {
 		got.Linux.Security.User = &int64Value{u.Value}

@@ -74,13 +74,20 @@ func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRe
 	if err != nil {
 		return nil, err
 	}
-	request := process.CreateRequest{ID: r.SandboxID, Bundle: r.BundlePath, Options: runtimeOptions(s.options), Sandbox: true}
+	host, err := thisHost()
+	if err != nil {
+		return nil, err
+	}
+	request := process.CreateRequest{ID: r.SandboxID, Bundle: r.BundlePath, Options: s.options.process(), Sandbox: true}
 	if config != nil {
+		if err := config.check(host); err != nil {
+			return nil, err
+		}
 		if request.Files, err = config.files(r.SandboxID, r.BundlePath); err != nil {
 			return nil, err
 		}
 	}
-	spec, err := writeSpec(r, config)
+	spec, err := s.writeSpec(r, config, host)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +105,7 @@ func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRe
 // writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
 // pod's configuration instead of one; other clients may have given one when they
 // made the bundle, or none, then the pod gets all namespaces anew.
-func writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*specs.Spec, error) {
+func (s *Service) writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig, h host) (*specs.Spec, error) {
 	path := filepath.Join(r.BundlePath, "config.json")
 	if config == nil {
 		switch spec, err := givenSpec(path, r); {
@@ -109,7 +116,7 @@ func writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig) (*specs.Sp
 		}
 		config = new(podConfig)
 	}
-	spec := config.spec(r.SandboxID, r.NetnsPath)
+	spec := config.spec(r.SandboxID, r.NetnsPath, s.options, h)
 	maps.Copy(spec.Annotations, r.Annotations)
 	data, err := json.Marshal(spec)
 	if err != nil {
@@ -353,7 +360,7 @@ func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]str
 		Config         *podConfig  `json:"config"`
 		RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
 	}{
-		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options, Config: sb.config, RuntimeSpec: sb.spec,
+		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options.Runc, Config: sb.config, RuntimeSpec: sb.spec,
 	}
 	if sb.netns != "" {
 		_, err := os.Stat(sb.netns)

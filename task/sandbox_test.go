@@ -315,6 +315,19 @@ func TestSpecOfAPod(t *testing.T) {
 		}, "mount pid ipc network uts", func(s *specs.Spec) bool {
 			return reflect.DeepEqual(s.Process.User, specs.User{UID: 5, GID: 6, AdditionalGids: []uint32{7, 8}})
 		}},
+		"user without a group": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) {
+			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 5}
+		}, "mount pid ipc network uts", func(s *specs.Spec) bool {
+			return s.Process.User.UID == 5 && s.Process.User.GID == 0
+		}},
+		"resources": {func(c *cri.PodSandboxConfig, _ *cri.NamespaceOption) {
+			c.Linux.Resources = &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: -1, CpuShares: 7, MemoryLimitInBytes: 1 << 40}
+		}, "mount pid ipc network uts", func(s *specs.Spec) bool {
+			const prefix = "io.kubernetes.cri.sandbox-"
+			a := s.Annotations
+			return a[prefix+"cpu-period"] == "100000" && a[prefix+"cpu-quota"] == "-1" && a[prefix+"cpu-shares"] == "7" &&
+				a[prefix+"memory"] == "1099511627776" && *s.Linux.Resources.CPU.Shares == 2
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := config(t)
@@ -325,7 +338,9 @@ func TestSpecOfAPod(t *testing.T) {
 			must(t, err)
 			decoded, err := decodePodConfig(options)
 			must(t, err)
-			spec := decoded.spec("pod", "/netns")
+			h, err := thisHost()
+			must(t, err)
+			spec := decoded.spec("pod", "/netns", defaultOptions(nil), h)
 			var kinds []string
 			for _, ns := range spec.Linux.Namespaces {
 				kinds = append(kinds, string(ns.Type))

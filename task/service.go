@@ -20,7 +20,6 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -32,7 +31,7 @@ type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
 	decode     DecodeOptions
-	options    *options.Options // of sandboxes, whose requests carry none
+	options    *HandlerOptions // of sandboxes, whose requests carry none
 	shutdown   func()
 	removed    Removed
 
@@ -40,10 +39,6 @@ type Service struct {
 	tasks     map[string]*process.Task // nil while the task is being created
 	sandboxes map[string]*podSandbox   // likewise
 }
-
-// DecodeOptions decodes the runtime options of a request, in whichever form the
-// client has sent them. None at all are valid.
-type DecodeOptions func(*anypb.Any) (*options.Options, error)
 
 // Removed is told that nothing is left of the task or sandbox in a bundle, and how it
 // ended.
@@ -53,7 +48,7 @@ type Removed func(bundle string, st process.Status)
 // must tell its events to the same Events. o are the runtime options that the
 // shim was started with. The service calls shutdown when it is asked to shut down
 // and has neither task nor sandbox.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *options.Options, shutdown func(), removed Removed) *Service {
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *HandlerOptions, shutdown func(), removed Removed) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
@@ -86,7 +81,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		},
 		Checkpoint:       r.Checkpoint,
 		ParentCheckpoint: r.ParentCheckpoint,
-		Options:          runtimeOptions(opts),
+		Options:          opts.process(),
 	})
 	if err != nil {
 		s.forget(r.ID)
@@ -408,19 +403,6 @@ func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {
 		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
 	}
 	return mounts
-}
-
-func runtimeOptions(o *options.Options) process.Options {
-	return process.Options{
-		BinaryName:    o.BinaryName,
-		Root:          o.Root,
-		SystemdCgroup: o.SystemdCgroup,
-		NoPivotRoot:   o.NoPivotRoot,
-		NoNewKeyring:  o.NoNewKeyring,
-		IoUID:         o.IoUid,
-		IoGID:         o.IoGid,
-		CriuWorkPath:  o.CriuWorkPath,
-	}
 }
 
 // timestamp returns nil for a process that has not ended.

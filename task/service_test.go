@@ -332,9 +332,9 @@ func TestOptionsReachTheRuntime(t *testing.T) {
 	}
 	want := process.Options{
 		BinaryName: "b", Root: "r", SystemdCgroup: true, NoPivotRoot: true, NoNewKeyring: true, IoUID: 1, IoGID: 2,
-		CriuWorkPath: "w",
+		CriuWorkPath: "w", AlwaysCallRuntime: true,
 	}
-	if got := runtimeOptions(o); got != want {
+	if got := (&HandlerOptions{Runc: o, AlwaysCallRuntime: true}).process(); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"containerd-shim-pause-v2/process"
 	"containerd-shim-pause-v2/shim"
 	"containerd-shim-pause-v2/task"
+
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // Set by the linker, see the Makefile.
@@ -54,10 +56,17 @@ func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop f
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
 	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
-	service := task.NewService(supervisor, events, shim.DecodeOptions, p.Options, p.Shutdown, removed)
+	service := task.NewService(supervisor, events, decodeOptions, (*task.HandlerOptions)(p.Options), p.Shutdown, removed)
 	service.Register(p.Server)
 	go cgroups.Prepare() // while containerd connects
 	return supervisor.Release
+}
+
+// decodeOptions is package shim's for package task, which have a type of the same fields
+// each, since neither knows the other.
+func decodeOptions(a *anypb.Any) (*task.HandlerOptions, error) {
+	o, err := shim.DecodeOptions(a)
+	return (*task.HandlerOptions)(o), err
 }
 
 // deleteTask removes what a shim that has ended left of a task. What could not

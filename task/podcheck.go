@@ -1,0 +1,323 @@
+package task
+
+// What a pod may ask for. Through the Sandbox API nobody but the shim checks a pod's
+// configuration: what is not refused here and not applied elsewhere would be lost without
+// a word, and with it perhaps what keeps the pod from the host. What CRI's own podsandbox
+// refuses is refused: docs/differences.md has the whole list.
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"containerd-shim-pause-v2/process"
+
+	"github.com/containerd/containerd/v2/pkg/seccomp"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/userns"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// host is what the host has, as far as it decides on what a pod can have.
+type host struct {
+	selinux, seccomp bool
+	shm              string // the directory of POSIX shared memory
+	// userns says that this process is in a user namespace: containerd is rootless.
+	userns bool
+	// canLowerScore says that processes made here may have a lower oom_score_adj than
+	// this one, which ownScore is.
+	canLowerScore bool
+	ownScore      int
+	procSys       string // where sysctls are
+}
+
+// thisHost finds the host that the shim is on.
+func thisHost() (host, error) {
+	h := host{
+		selinux: process.HasSELinux(),
+		seccomp: seccomp.IsEnabled(),
+		shm:     "/dev/shm",
+		userns:  userns.RunningInUserNS(),
+		procSys: "/proc/sys",
+	}
+	var err error
+	if h.ownScore, err = ownOOMScoreAdj(); err != nil {
+		return host{}, err
+	}
+	// The kernel asks for the capability in the initial user namespace (kernel,
+	// __set_oom_adj in fs/proc/base.c).
+	h.canLowerScore = !h.userns && hasCapability(unix.CAP_SYS_RESOURCE)
+	return h, nil
+}
+
+func ownOOMScoreAdj() (score int, err error) {
+	const path = "/proc/self/oom_score_adj"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Sscan(string(data), &score); err != nil {
+		return 0, fmt.Errorf("cannot decode %s: %w", path, err)
+	}
+	return score, nil
+}
+
+// hasCapability says whether the calling thread has an effective capability. What cannot
+// be found out is taken for no.
+func hasCapability(capability uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
+// refuse is the error for a field of a pod's configuration, whose name is that in CRI's
+// api.proto.
+func refuse(field string, value any, why string) error {
+	if text, ok := value.(string); ok {
+		value = fmt.Sprintf("%q", text)
+	}
+	return fmt.Errorf("%s = %v: %s: %w", field, value, why, errdefs.ErrInvalidArgument)
+}
+
+const (
+	securityField = "linux.security_context."
+	usernsField   = securityField + "namespace_options.userns_options."
+)
+
+// check refuses what the pod cannot have on the host. All errors are
+// [errdefs.ErrInvalidArgument] and name the field and its value.
+func (c *podConfig) check(h host) error {
+	security := &c.Linux.Security
+	for _, check := range []func() error{
+		c.checkHostname,
+		security.Namespaces.User.check,
+		func() error { return security.checkIPC(h) },
+		func() error { return security.SELinux.check(h) },
+		func() error { return security.checkSeccomp(h) },
+		security.checkUser,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxHostname is the length of the longest host name in bytes (sethostname(2)).
+const maxHostname = 64
+
+// checkHostname: the UTS namespace comes with the network's, so with the host's network
+// the name would be the host's. runc refuses to set one there, with which podsandbox fails.
+func (c *podConfig) checkHostname() error {
+	switch {
+	case c.Hostname != "" && c.Linux.Security.Namespaces.Network == modeNode:
+		return refuse("hostname", c.Hostname, "a pod in the host's network has the host's name")
+	case len(c.Hostname) > maxHostname:
+		return refuse("hostname", c.Hostname, fmt.Sprintf("a host name has at most %d bytes", maxHostname))
+	}
+	return nil
+}
+
+// check is parseUsernsIDs in containerd's internal/cri/server/podsandbox.
+func (u *userNamespace) check() error {
+	if u == nil {
+		return nil
+	}
+	for _, list := range []struct {
+		name string
+		ids  []idMapping
+	}{{"uids", u.UIDs}, {"gids", u.GIDs}} {
+		field := usernsField + list.name
+		switch {
+		case len(list.ids) > 1:
+			return refuse(field, fmt.Sprintf("%d mappings", len(list.ids)), "only one is supported")
+		case len(list.ids) == 1 && list.ids[0].Length == 0:
+			return refuse(field+".length", 0, "a mapping must have at least one ID")
+		case len(list.ids) == 1 && u.Mode == modeNode:
+			return refuse(field, list.ids[0], "the host's user namespace (mode NODE) cannot be mapped")
+		case len(list.ids) == 0 && u.Mode == modePod:
+			return refuse(field, "none", "a user namespace of the pod (mode POD) needs a mapping")
+		}
+	}
+	if u.Mode != modePod && u.Mode != modeNode {
+		return refuse(usernsField+"mode", u.Mode, "a pod can have a user namespace of its own (POD) or the host's (NODE)")
+	}
+	return nil
+}
+
+// checkIPC: CRI mounts the host's directory into the containers.
+func (s *securityContext) checkIPC(h host) error {
+	if s.Namespaces.IPC != modeNode {
+		return nil
+	}
+	if _, err := os.Stat(h.shm); err != nil {
+		return refuse(securityField+"namespace_options.ipc", s.Namespaces.IPC, fmt.Sprintf("the host's shared memory is not there: %v", err))
+	}
+	return nil
+}
+
+// selinuxLevel is what checkSelinuxLevel in containerd's internal/cri/server/podsandbox
+// takes for a level.
+const selinuxLevel = `^s\d(-s\d)??(:c\d{1,4}(\.c\d{1,4})?(,c\d{1,4}(\.c\d{1,4})?)*)?$`
+
+// check refuses labels where they are of effect: the shim makes none, and without the
+// pod's, containers that have no options of their own would get labels that nobody has
+// asked for. Where they are not, podsandbox leaves them out as well, but for a level that
+// is none.
+func (o *selinuxOptions) check(h host) error {
+	if o == nil {
+		return nil
+	}
+	const field = securityField + "selinux_options"
+	if o.Level != "" && !regexp.MustCompile(selinuxLevel).MatchString(o.Level) {
+		return refuse(field+".level", o.Level, "it is not a level, such as s0:c1,c2")
+	}
+	if h.selinux && *o != (selinuxOptions{}) {
+		label := strings.Join([]string{o.User, o.Role, o.Type, o.Level}, ":")
+		return refuse(field, label, "SELinux is enabled, and labels of a pod are not supported by the Sandbox API; use sandboxer = 'podsandbox'")
+	}
+	return nil
+}
+
+// seccompProfile is the profile that is asked for, also in the words of older clients;
+// nil if there is none (GenerateSeccompSecurityProfile in containerd's internal/cri/sputil).
+func (s *securityContext) seccompProfile() (*securityProfile, error) {
+	if s.Seccomp != nil {
+		return s.Seccomp, nil
+	}
+	switch s.SeccompPath {
+	case "":
+		return nil, nil
+	case "runtime/default", "docker/default":
+		return &securityProfile{Type: profileDefault}, nil
+	case "unconfined":
+		return &securityProfile{Type: profileUnconfined}, nil
+	}
+	if file, ok := strings.CutPrefix(s.SeccompPath, localhostPrefix); ok {
+		return &securityProfile{Type: profileLocalhost, File: file}, nil
+	}
+	return nil, refuse(securityField+"seccomp_profile_path", s.SeccompPath, "it is not a profile")
+}
+
+const localhostPrefix = "localhost/"
+
+// checkSeccomp refuses a profile that could not be applied. A good one is not needed: the
+// sandbox has no process, but for the init of a shared PID namespace, which has a filter
+// that allows less (GenerateSeccompSpecOpts in containerd's internal/cri/sputil).
+func (s *securityContext) checkSeccomp(h host) error {
+	profile, err := s.seccompProfile()
+	if err != nil || profile == nil || s.Privileged {
+		return err
+	}
+	const field = securityField + "seccomp."
+	switch {
+	case profile.Type < profileDefault || profile.Type > profileLocalhost:
+		return refuse(field+"profile_type", int32(profile.Type), "it is unknown")
+	case !h.seccomp && profile.Type != profileUnconfined:
+		return refuse(field+"profile_type", int32(profile.Type), "the kernel has no seccomp filters")
+	case profile.Type == profileLocalhost:
+		return checkProfileFile(field+"localhost_ref", strings.TrimPrefix(profile.File, localhostPrefix))
+	case profile.File != "":
+		return refuse(field+"localhost_ref", profile.File, "the profile is not one of the node (profile_type Localhost)")
+	}
+	return nil
+}
+
+func checkProfileFile(field, path string) error {
+	if !filepath.IsAbs(path) {
+		return refuse(field, path, "it is not an absolute path")
+	}
+	st, err := os.Stat(path)
+	if err == nil && !st.Mode().IsRegular() { // a fifo would not let go of who opens it
+		err = errors.New("it is not a regular file")
+	}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return refuse(field, path, fmt.Sprintf("cannot read the profile: %v", err))
+	}
+	if err := json.Unmarshal(data, new(specs.LinuxSeccomp)); err != nil {
+		return refuse(field, path, fmt.Sprintf("cannot decode the profile: %v", err))
+	}
+	return nil
+}
+
+// checkUser refuses a group without a user, as CRI demands, and IDs that OCI runtimes
+// have no user or group for (WithUser in containerd's pkg/oci): cut to 32 bits, some would
+// be root's.
+func (s *securityContext) checkUser() error {
+	if s.Group != nil && s.User == nil {
+		return refuse(securityField+"run_as_group", s.Group.Value, "it is given without run_as_user")
+	}
+	ids := []struct {
+		name  string
+		value *int64Value
+	}{{"run_as_user", s.User}, {"run_as_group", s.Group}}
+	for _, id := range ids {
+		if id.value != nil && !isID(id.value.Value) {
+			return refuse(securityField+id.name, id.value.Value, notAnID)
+		}
+	}
+	for _, group := range s.SupplementalGroups {
+		if !isID(group) {
+			return refuse(securityField+"supplemental_groups", group, notAnID)
+		}
+	}
+	return nil
+}
+
+const notAnID = "an ID is between 0 and 2147483647"
+
+func isID(id int64) bool { return id >= 0 && id <= math.MaxInt32 }
+
+// sysctls are those of the pod and, unless the handler's options say otherwise, those that
+// CRI adds for a network namespace of its own. Nobody has asked for the latter: where they
+// cannot be set, they are left out.
+func (c *podConfig) sysctls(o *HandlerOptions, h host) map[string]string {
+	sysctls := make(map[string]string)
+	add := func(key, value string) {
+		path := filepath.Join(h.procSys, strings.ReplaceAll(key, ".", "/"))
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return // a kernel without it
+		}
+		sysctls[key] = value
+	}
+	if c.Linux.Security.Namespaces.Network != modeNode {
+		if o.EnableUnprivilegedPorts {
+			add("net.ipv4.ip_unprivileged_port_start", "0")
+		}
+		// A user namespace does not have all these groups.
+		if o.EnableUnprivilegedICMP && !h.userns && c.userNamespace() == nil {
+			add("net.ipv4.ping_group_range", "0 2147483647")
+		}
+	}
+	for key, value := range c.Linux.Sysctls {
+		sysctls[key] = value
+	}
+	return sysctls
+}
+
+// sandboxOOMScoreAdj is a sandbox's (defaultSandboxOOMAdj in containerd's
+// internal/cri/server/podsandbox).
+const sandboxOOMScoreAdj = -998
+
+// oomScoreAdj is that of a sandbox's process: of the init of a shared PID namespace, if
+// there is one. podsandbox fails where it may not be as low.
+func oomScoreAdj(o *HandlerOptions, h host) int {
+	if o.RestrictOOMScoreAdj || !h.canLowerScore {
+		return max(sandboxOOMScoreAdj, h.ownScore)
+	}
+	return sandboxOOMScoreAdj
+}
