@@ -184,7 +184,7 @@ func (c *container) awaitEnd() {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status of the container is not known")
 	}
 	c.task.endExecs()
-	c.thaw()
+	c.letPausedDie()
 	if c.shared {
 		c.killLeftovers()
 		c.host.removeSharer(c)
@@ -198,20 +198,15 @@ func (c *container) awaitEnd() {
 	})
 }
 
-// thaw lets processes die that were killed while the container was paused: on cgroup
-// v1 they do not before. Nobody pauses it any more.
-func (c *container) thaw() {
+// letPausedDie lets processes die that the init has taken with it while the container
+// was paused. Nobody pauses it any more.
+func (c *container) letPausedDie() {
 	cgroup := c.task.group()
 	if cgroup == nil {
 		return
 	}
-	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
-	defer cancel()
-	if err := cgroup.Thaw(ctx); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("the container of an init that has ended stays paused")
+	if frozen, err := cgroup.Frozen(); err == nil && frozen {
+		letDie(c.task.ID, cgroup)
 	}
 }
 
