@@ -104,6 +104,7 @@ func TestCleanUpOfASandbox(t *testing.T) {
 		}
 		_, err = cleanUp(t, task.Bundle, "pod")
 		must(t, err)
+		n.Release() // the thread serves the next one
 	}
 }
 

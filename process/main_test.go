@@ -65,7 +65,7 @@ func TestMain(m *testing.M) {
 
 // startThread starts a thread that serves for ever, and returns it with its tid.
 func startThread() (*Thread, int) {
-	thread, tid := NewThread(), make(chan int)
+	thread, tid := NewMainThread(), make(chan int)
 	go func() {
 		runtime.LockOSThread()
 		tid <- unix.Gettid()

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -75,88 +74,6 @@ func newNSFile(f *os.File) (*nsFile, error) {
 // keeps it from that.
 func (f *nsFile) path() string {
 	return fmt.Sprintf("/proc/./%d/fd/%d", os.Getpid(), f.Fd())
-}
-
-// namespaces are the namespaces of a pod, held by a thread.
-type namespaces struct {
-	thread *Thread
-	held   []heldNamespace
-}
-
-// heldNamespace is one of them. home is the open file of the namespace that the
-// thread came from, kept open so that the way back cannot be lost.
-type heldNamespace struct {
-	kind specs.LinuxNamespaceType
-	proc string
-	flag int
-	home *os.File
-}
-
-// enterNamespaces puts the thread into the namespaces of a set: into an existing
-// one if it has a file, else into a new one. Then it calls setup in the thread.
-// After an error the thread is where it was before.
-func enterNamespaces(thread *Thread, set namespaceSet, setup func() error) (*namespaces, error) {
-	n := &namespaces{thread: thread}
-	err := thread.Do(func() error {
-		err := n.enter(set)
-		if err == nil {
-			err = setup()
-		}
-		if err != nil {
-			err = errors.Join(err, n.leave())
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
-}
-
-// enter runs in the thread.
-func (n *namespaces) enter(set namespaceSet) error {
-	for _, t := range podNamespaceTypes {
-		ns := set.find(t.kind)
-		if ns == nil {
-			continue
-		}
-		home, err := os.Open("/proc/thread-self/ns/" + t.proc)
-		if err != nil {
-			return fmt.Errorf("cannot remember the host's %s namespace: %w", t.kind, err)
-		}
-		n.held = append(n.held, heldNamespace{t.kind, t.proc, t.flag, home})
-		if err := ns.enter(t.flag); err != nil {
-			return fmt.Errorf("cannot enter the pod's %s namespace: %w", t.kind, err)
-		}
-	}
-	return nil
-}
-
-// release takes the thread back into the host's namespaces, so that the kernel
-// frees the pod's unless containers or bind mounts still hold them.
-func (n *namespaces) release() error {
-	return n.thread.Do(n.leave)
-}
-
-// leave runs in the thread.
-func (n *namespaces) leave() error {
-	var errs []error
-	for _, h := range n.held {
-		if err := h.leave(); err != nil {
-			errs = append(errs, fmt.Errorf("cannot leave the pod's %s namespace: %w", h.kind, err))
-		}
-	}
-	n.held = nil
-	n.thread.lost = errors.Join(errs...)
-	return n.thread.lost
-}
-
-func (h *heldNamespace) leave() error {
-	defer h.home.Close()
-	if err := unix.Setns(int(h.home.Fd()), h.flag); err != nil {
-		return os.NewSyscallError("setns", err)
-	}
-	return nil
 }
 
 // checkNamespaceList refuses what runc refuses: a type listed twice.

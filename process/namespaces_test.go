@@ -26,13 +26,13 @@ func namespaceList(kinds ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
 }
 
 // enterList resolves a list, and enters it.
-func enterList(thread *Thread, list []specs.LinuxNamespace, setup func() error) (*namespaces, error) {
+func enterList(thread *Thread, list []specs.LinuxNamespace, setup func() error) error {
 	set, err := resolveNamespaces(list)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer set.close()
-	return enterNamespaces(thread, set, setup)
+	return thread.enter(set, setup)
 }
 
 var podKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
@@ -42,7 +42,7 @@ func TestThreadTakesNewNamespaces(t *testing.T) {
 	thread, tid := startThread()
 	list := namespaceList(append(podKinds, specs.MountNamespace, specs.PIDNamespace)...)
 	ran := 0
-	held, err := enterList(thread, list, func() error { ran = unix.Gettid(); return nil })
+	err := enterList(thread, list, func() error { ran = unix.Gettid(); return nil })
 	must(t, err)
 	if ran != tid {
 		t.Errorf("setup ran in thread %d, want %d", ran, tid)
@@ -61,17 +61,17 @@ func TestThreadTakesNewNamespaces(t *testing.T) {
 	}
 	othersAtHome(t, tid)
 
-	must(t, held.release())
+	must(t, thread.leave())
 	if !atHome(t, tid) {
 		t.Error("the thread has not come back")
 	}
-	must(t, held.release()) // nothing is left to be done
+	must(t, thread.leave()) // nothing is left to be done
 }
 
 func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
 	for _, kind := range podKinds {
 		thread, tid := startThread()
-		held, err := enterList(thread, namespaceList(kind), noSetup)
+		err := enterList(thread, namespaceList(kind), noSetup)
 		must(t, err)
 		for _, ns := range podNamespaceTypes {
 			own := inode(t, threadNS(tid, ns.proc)) != inode(t, threadNS(unix.Gettid(), ns.proc))
@@ -79,7 +79,7 @@ func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
 				t.Errorf("%s alone: own %s namespace: %t", kind, ns.kind, own)
 			}
 		}
-		must(t, held.release())
+		must(t, thread.leave())
 	}
 }
 
@@ -94,12 +94,12 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 			noLeakedFDs(t)
 			thread, tid := startThread()
 			list := []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}, {Type: specs.IPCNamespace}}
-			held, err := enterList(thread, list, noSetup)
+			err := enterList(thread, list, noSetup)
 			must(t, err)
 			if got, want := inode(t, threadNS(tid, "net")), inode(t, path); got != want {
 				t.Errorf("the thread is in namespace %d, want %d", got, want)
 			}
-			must(t, held.release())
+			must(t, thread.leave())
 			if !atHome(t, tid) {
 				t.Error("the thread has not come back")
 			}
@@ -110,14 +110,14 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 // The end of a network namespace takes its devices with it, and the other ends of its pairs.
 func TestNamespacesAreFreedByTheKernel(t *testing.T) {
 	thread, tid := startThread()
-	held, err := enterList(thread, namespaceList(podKinds...), noSetup)
+	err := enterList(thread, namespaceList(podKinds...), noSetup)
 	must(t, err)
 	device := fmt.Sprintf("pt%d", tid)
 	run(t, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(tid))
 	if _, err := net.InterfaceByName(device); err != nil {
 		t.Fatal(err)
 	}
-	must(t, held.release())
+	must(t, thread.leave())
 	eventually(t, "the device is gone", func() bool {
 		_, err := net.InterfaceByName(device)
 		return err != nil
@@ -139,6 +139,7 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 		want  error
 	}{
 		{"setup", namespaceList(podKinds...), func() error { return failed }, failed},
+		{"panic in setup", namespaceList(podKinds...), func() error { panic("on purpose") }, nil},
 		{"a path that does not exist", with("/nonexistent"), noSetup, os.ErrNotExist},
 		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, errdefs.ErrInvalidArgument},
 		{"a path that is no namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
@@ -146,9 +147,9 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeakedFDs(t)
 			thread, tid := startThread()
-			held, err := enterList(thread, tc.list, tc.setup)
-			if !errors.Is(err, tc.want) || held != nil {
-				t.Errorf("got %v and error %v, want %v", held, err, tc.want)
+			err := enterList(thread, tc.list, tc.setup)
+			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
+				t.Errorf("got error %v, want %v", err, tc.want)
 			}
 			if path := tc.list[2].Path; !strings.Contains(err.Error(), path) {
 				t.Errorf("%v does not name %s", err, path)
@@ -185,27 +186,27 @@ func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 		thread.calls <- func() { back <- unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS) }
 		must(t, <-back)
 	}()
-	n, err := enterList(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
+	err = enterList(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
 	must(t, err)
-	must(t, n.held[0].home.Close())
-	if err := n.release(); err == nil {
+	must(t, thread.held[0].home.Close())
+	if err := thread.leave(); err == nil {
 		t.Fatal("the thread has left without knowing where to")
 	}
-	if _, err := enterList(thread, nil, func() error { return nil }); err == nil {
+	if err := enterList(thread, nil, func() error { return nil }); err == nil {
 		t.Error("the thread was used again")
 	}
 }
 
 func TestChildrenStayAtHome(t *testing.T) {
 	thread, _ := startThread()
-	held, err := enterList(thread, namespaceList(podKinds...), noSetup)
+	err := enterList(thread, namespaceList(podKinds...), noSetup)
 	must(t, err)
 	for _, ns := range podNamespaceTypes {
 		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.proc), fmt.Sprint(inode(t, threadNS(unix.Gettid(), ns.proc))); got != want {
 			t.Errorf("a child is in %s namespace %s, want %s", ns.proc, got, want)
 		}
 	}
-	must(t, held.release())
+	must(t, thread.leave())
 }
 
 func TestANamespaceTypeIsListedOnce(t *testing.T) {
@@ -254,10 +255,29 @@ func TestResolvedNamespacesDoNotChange(t *testing.T) {
 	must(t, os.Remove(link))
 	must(t, os.Symlink(hostPath(t, "net"), link))
 	thread, tid := startThread()
-	held, err := enterNamespaces(thread, set, noSetup)
-	must(t, err)
+	must(t, thread.enter(set, noSetup))
 	if got, want := inode(t, threadNS(tid, "net")), inode(t, checked); got != want {
 		t.Errorf("the thread is in namespace %d, want %d", got, want)
 	}
-	must(t, held.release())
+	must(t, thread.leave())
+}
+
+// A thread that was made for a pod ends with it, and so does what it held.
+func TestThreadOfAPodEndsWithIt(t *testing.T) {
+	noLeakedFDs(t)
+	for range 3 {
+		thread := StartThread()
+		tid, err := thread.id()
+		must(t, err)
+		must(t, enterList(thread, namespaceList(podKinds...), noSetup))
+		if atHome(t, tid) {
+			t.Error("the thread is in the host's namespaces")
+		}
+		othersAtHome(t, tid)
+		must(t, thread.leave())
+		eventually(t, "the thread has ended", func() bool {
+			_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid))
+			return errors.Is(err, os.ErrNotExist)
+		})
+	}
 }

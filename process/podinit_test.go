@@ -294,6 +294,7 @@ func TestInitIsInTheCgroupOfTheSandbox(t *testing.T) {
 		if !slices.Equal(procs, []int{init.child.pid}) {
 			t.Errorf("processes in the cgroup %s are %v, want %d", path, procs, init.child.pid)
 		}
+		n.Release() // the thread serves the next one
 	}
 }
 

@@ -29,14 +29,13 @@ type sandbox struct {
 	initRoot string
 	// initPID says that the sandbox has a PID namespace, in which the pause
 	// program would be the init.
-	initPID    bool
-	own        ownNamespaces
-	ids        map[specs.LinuxNamespaceType]nsID // of net, ipc and uts, own or not
-	namespaces *namespaces
-	userns     *nsFile // nil if it is the host's
-	fifos      []*os.File
-	files      *PodFiles // nil if they are the client's
-	hooks      *hooks    // nil if there are none
+	initPID bool
+	own     ownNamespaces
+	ids     map[specs.LinuxNamespaceType]nsID // of net, ipc and uts, own or not
+	userns  *nsFile                           // nil if it is the host's
+	fifos   []*os.File
+	files   *PodFiles // nil if they are the client's
+	hooks   *hooks    // nil if there are none
 
 	// life ends when the sandbox begins to end, with errEnded as the cause: then
 	// whoever joins is to give up.
@@ -208,7 +207,7 @@ func (s *sandbox) makeNamespaces(spec *specs.Spec, set namespaceSet, sysctls []s
 			return err
 		}
 	}
-	s.namespaces, err = enterNamespaces(s.host.thread, set, func() error {
+	return s.host.thread.enter(set, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}
@@ -219,7 +218,6 @@ func (s *sandbox) makeNamespaces(spec *specs.Spec, set namespaceSet, sysctls []s
 		s.ids, err = threadNamespaces()
 		return err
 	})
-	return err
 }
 
 // checkSandbox refuses what cannot be done before anything is made, and returns
@@ -410,11 +408,9 @@ func (s *sandbox) free() {
 		if s.userns != nil {
 			s.userns.Close()
 		}
-		if s.namespaces != nil {
-			if err := s.namespaces.release(); err != nil {
-				log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
-				return
-			}
+		if err := s.host.thread.leave(); err != nil {
+			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
+			return
 		}
 		s.host.unseat(s)
 	})

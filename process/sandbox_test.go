@@ -483,6 +483,7 @@ func TestFormOfTheCgroupsPath(t *testing.T) {
 		if left := cgroupsLeft(); len(left) > 0 {
 			t.Errorf("%s, systemd %t: cgroups are left: %v", c.path, c.systemd, left)
 		}
+		n.Release() // the thread serves the next one
 	}
 }
 

@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	reaper, thread = process.NewReaper(context.Background()), process.NewThread()
+	reaper, thread = process.NewReaper(context.Background()), process.NewMainThread()
 	tid := make(chan int)
 	go func() {
 		runtime.LockOSThread()

@@ -29,7 +29,7 @@ var (
 func init() { runtime.LockOSThread() }
 
 func main() {
-	thread := process.NewThread()
+	thread := process.NewMainThread()
 	program := &shim.Program{
 		Runtime:  "io.containerd.pause.v2",
 		Version:  version,
