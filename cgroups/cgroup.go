@@ -60,7 +60,8 @@ func Create(path string, systemd bool, r *specs.LinuxResources) (*Cgroup, error)
 }
 
 // Load returns the existing cgroup of an OCI spec's linux.cgroupsPath (see ResolvePath). On v1, hierarchies without the
-// directory are left out; if none has it, the error is ErrNotFound.
+// directory are left out; if none has it, the error is ErrNotFound. What only the cgroup2 mount of a hybrid host has can be
+// removed, and is gone for all other methods.
 func Load(path string, systemd bool) (*Cgroup, error) {
 	resolved, err := ResolvePath(path, systemd)
 	if err != nil {

@@ -493,3 +493,68 @@ func TestRemoveWaitsForProcessesAndTakesChildren(t *testing.T) {
 		}
 	})
 }
+
+// TestRemoveOnAHybridHost has what is left of a container if runc is killed: the directories that it has made in the
+// cgroup2 mount.
+func TestRemoveOnAHybridHost(t *testing.T) {
+	l := v1Host(t, "freezer")
+	if l.hybrid == "" {
+		t.Skip("cgroup2 is not mounted beside v1")
+	}
+	shadow := func(name string) string { return filepath.Join(l.hybrid, prefix()+name) }
+	makeShadow := func(t *testing.T, name string) string {
+		t.Helper()
+		below := filepath.Join(shadow(name), "below")
+		if err := os.MkdirAll(below, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = removeDir(testContext(t), shadow(name)) })
+		return below
+	}
+	t.Run("empty", func(t *testing.T) {
+		c := newCgroup(t, l, "hybrid", `{}`)
+		makeShadow(t, "hybrid")
+		loaded, err := l.load(c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := loaded.Remove(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if isDir(shadow("hybrid")) || slices.ContainsFunc(c.Paths(), isDir) {
+			t.Error("a directory is left")
+		}
+	})
+	t.Run("all that there is", func(t *testing.T) {
+		makeShadow(t, "only")
+		c, err := l.load("/" + prefix() + "only")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Signal(unix.SIGKILL); !errdefs.IsNotFound(err) {
+			t.Errorf("signal: got %v, want not found", err)
+		}
+		if err := c.Remove(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if isDir(shadow("only")) {
+			t.Error("it is left")
+		}
+	})
+	t.Run("with a process of somebody else", func(t *testing.T) {
+		c := newCgroup(t, l, "shared", `{}`)
+		below := makeShadow(t, "shared")
+		cmd := start(t, "sleep", "10000")
+		if err := addProcess(below, cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Remove(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if !isDir(below) || slices.ContainsFunc(c.Paths(), isDir) {
+			t.Error("the process has lost its cgroup, or a directory of v1 is left")
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+}

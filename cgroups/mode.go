@@ -26,6 +26,8 @@ type tree interface {
 	// existing returns the tree without what is not there, nil if nothing is.
 	existing() tree
 	dirs() []string
+	// shadow returns the directory that an OCI runtime may have made beside those, "" if there is no place for it.
+	shadow() string
 	// procs returns the directory whose cgroup.procs, with those below, is the list of processes.
 	procs() string
 	stat() (Metrics, error)
@@ -46,6 +48,7 @@ type layout struct {
 	proc    string      // where procfs is mounted
 	unified *hierarchy  // set in v2 mode only
 	v1      []hierarchy // set in v1 and hybrid mode only
+	hybrid  string      // where cgroup2 is mounted beside v1; "" if it is not, and in v2 mode
 }
 
 // hierarchy is one mounted cgroup hierarchy.
@@ -56,6 +59,9 @@ type hierarchy struct {
 }
 
 const defaultMountpoint = "/sys/fs/cgroup"
+
+// hybridMountpoint is where OCI runtimes look for cgroup2 beside v1.
+const hybridMountpoint = defaultMountpoint + "/unified"
 
 // v1Controllers are the controllers that a v1 mount can name among its options. Every one gets a directory in
 // Create, also those that this package has no other use for, as OCI runtimes do.
@@ -105,6 +111,9 @@ func newLayout(mountinfo io.Reader, unified bool) (*layout, error) {
 		switch {
 		case !ok:
 		case m.fstype == "cgroup2":
+			if m.mountpoint == hybridMountpoint {
+				l.hybrid = m.mountpoint
+			}
 			if l.unified == nil || m.mountpoint == defaultMountpoint {
 				l.unified = &hierarchy{mountpoint: m.mountpoint, root: m.root}
 			}
@@ -118,11 +127,11 @@ func newLayout(mountinfo io.Reader, unified bool) (*layout, error) {
 	hasController := func(h hierarchy) bool { return !strings.HasPrefix(h.controllers[0], "name=") }
 	switch {
 	case unified && l.unified != nil:
-		l.v1 = nil
+		l.v1, l.hybrid = nil, ""
 	case slices.ContainsFunc(l.v1, hasController):
 		l.unified = nil
 	case l.unified != nil:
-		l.v1 = nil
+		l.v1, l.hybrid = nil, ""
 	default:
 		return nil, fmt.Errorf("no hierarchy with controllers is mounted: %w", errdefs.ErrNotImplemented)
 	}
@@ -160,6 +169,9 @@ func (l *layout) at(path string) tree {
 		return &v2Tree{root: l.unified.mountpoint, dir: l.unified.mountpoint + path}
 	}
 	t := &v1Tree{}
+	if l.hybrid != "" {
+		t.unified = l.hybrid + path
+	}
 	for _, h := range l.v1 {
 		t.groups = append(t.groups, v1Group{root: h.mountpoint, dir: h.mountpoint + path, controllers: h.controllers})
 	}

@@ -32,8 +32,9 @@ func TestLayout(t *testing.T) {
 		isUnified bool
 		unified   *hierarchy
 		v1        []hierarchy
+		hybrid    string
 	}{
-		"hybrid is v1": {mountinfo: systemdHybrid, v1: hybrid},
+		"hybrid is v1": {mountinfo: systemdHybrid, v1: hybrid, hybrid: "/sys/fs/cgroup/unified"},
 		"unified":      {mountinfo: unifiedOnly, isUnified: true, unified: &hierarchy{mountpoint: "/sys/fs/cgroup", root: "/"}},
 		"unified with another cgroup2 mount before and after": {
 			mountinfo: "9 1 0:26 / /mnt/a rw - cgroup2 cgroup2 rw\n" + unifiedOnly + "9 1 0:26 / /mnt/b rw - cgroup2 cgroup2 rw\n",
@@ -44,17 +45,17 @@ func TestLayout(t *testing.T) {
 			unified:   &hierarchy{mountpoint: "/run/cgroup 2", root: "/x"},
 		},
 		"an overlay of many layers": {
-			mountinfo: "40 1 0:41 / /m rw - overlay overlay rw,lowerdir=" + strings.Repeat("/layers/0123456789:", 20_000) + "\n" + systemdHybrid, v1: hybrid,
+			mountinfo: "40 1 0:41 / /m rw - overlay overlay rw,lowerdir=" + strings.Repeat("/layers/0123456789:", 20_000) + "\n" + systemdHybrid, v1: hybrid, hybrid: "/sys/fs/cgroup/unified",
 		},
 		"a hierarchy that is mounted twice": {
-			mountinfo: "9 1 0:30 /docker/x /var/lib/x/memory rw - cgroup cgroup rw,memory\n" + systemdHybrid, v1: []hierarchy{hybrid[2], hybrid[0], hybrid[1]},
+			mountinfo: "9 1 0:30 /docker/x /var/lib/x/memory rw - cgroup cgroup rw,memory\n" + systemdHybrid, v1: []hierarchy{hybrid[2], hybrid[0], hybrid[1]}, hybrid: "/sys/fs/cgroup/unified",
 		},
 	} {
 		l, err := newLayout(strings.NewReader(c.mountinfo), c.isUnified)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-		} else if !reflect.DeepEqual(l.unified, c.unified) || !reflect.DeepEqual(l.v1, c.v1) {
-			t.Errorf("%s: got %+v and %+v, want %+v and %+v", name, l.unified, l.v1, c.unified, c.v1)
+		} else if !reflect.DeepEqual(l.unified, c.unified) || !reflect.DeepEqual(l.v1, c.v1) || l.hybrid != c.hybrid {
+			t.Errorf("%s: got %+v, %+v and %q, want %+v, %+v and %q", name, l.unified, l.v1, l.hybrid, c.unified, c.v1, c.hybrid)
 		}
 	}
 	for _, mountinfo := range []string{"", "nonsense\n", "32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n"} {

@@ -13,6 +13,9 @@ import (
 // v1Tree is a cgroup on v1: a directory in each hierarchy.
 type v1Tree struct {
 	groups []v1Group
+	// unified is where the cgroup would be in the cgroup2 mount of a hybrid host; "" if there is none, or if the tree
+	// was found by a process.
+	unified string
 }
 
 type v1Group struct {
@@ -38,6 +41,8 @@ func (t *v1Tree) dirs() []string {
 	return dirs
 }
 
+func (t *v1Tree) shadow() string { return t.unified }
+
 // procs prefers the freezer, so that what is listed is what can be frozen; then what OCI runtimes put every
 // container into.
 func (t *v1Tree) procs() string {
@@ -56,10 +61,14 @@ func (t *v1Tree) existing() tree {
 			e.groups = append(e.groups, g)
 		}
 	}
-	if len(e.groups) == 0 {
-		return nil
+	switch {
+	case len(e.groups) > 0:
+		e.unified = t.unified
+		return e
+	case t.unified != "" && isDir(t.unified):
+		return t // all methods but Remove find it gone
 	}
-	return e
+	return nil
 }
 
 func (t *v1Tree) create() ([]string, error) {

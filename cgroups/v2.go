@@ -14,6 +14,8 @@ type v2Tree struct {
 
 func (t *v2Tree) dirs() []string { return []string{t.dir} }
 
+func (t *v2Tree) shadow() string { return "" }
+
 func (t *v2Tree) procs() string { return t.dir }
 
 func (t *v2Tree) existing() tree {
