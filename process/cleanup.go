@@ -8,10 +8,17 @@ import (
 	"path/filepath"
 	"time"
 
-	"containerd-shim-pause-v2/cgroups"
-
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/errdefs"
+)
+
+// containerd gives the whole of a delete call 5 s (cleanupTimeout in
+// core/runtime/v2/shim.go), and without its answer the exit status is lost. When a shim of
+// many containers is killed, as many calls run at the same time.
+const (
+	cleanUpTimeout = 4 * time.Second
+	// endTimeout bounds how long processes may take to die, and then how long a cgroup may
+	// stay busy, before the OCI runtime is called in what is left of the time.
+	endTimeout = time.Second
 )
 
 // CleanUp removes what a shim that has ended left of the task in a bundle: the
@@ -20,6 +27,8 @@ import (
 // valid even if something could not be removed. Nothing to remove is no error:
 // containerd calls this after every end of a shim.
 func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, cleanUpTimeout)
+	defer cancel()
 	var errs []error
 	record, err := readRecord(bundle)
 	if errors.Is(err, os.ErrNotExist) {
@@ -32,9 +41,7 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 		errs = append(errs, cleanUpSandbox(ctx, namespace, bundle, id, record))
 	default:
 		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle}
-		// Under load, runc gives up on a cgroup whose last process the kernel has not
-		// taken out yet, with no more than a line in its log.
-		errs = append(errs, rt.delete(ctx, id, true), removeCgroup(ctx, record))
+		errs = append(errs, rt.end(ctx, id, record))
 	}
 	rootfs := filepath.Join(bundle, "rootfs")
 	if err := mount.UnmountRecursive(rootfs, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -48,7 +55,13 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 // the poststop hooks.
 func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bundleRecord) error {
 	rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: filepath.Join(bundle, podInitDir)}
-	errs := []error{rt.delete(ctx, id, true), removeCgroup(ctx, record), record.Files.remove(), removePodInitRoot(record.InitRoot, bundle)}
+	var errs []error
+	if _, err := os.Stat(rt.bundle); err == nil {
+		errs = append(errs, rt.end(ctx, id, record))
+	} else {
+		errs = append(errs, record.removeCgroup(ctx))
+	}
+	errs = append(errs, record.Files.remove(), removePodInitRoot(record.InitRoot, bundle))
 	if s, err := readSpec(bundle); err != nil {
 		errs = append(errs, err)
 	} else if err := newHooks(s, id, bundle, 0).stopped(ctx); err != nil {
@@ -58,25 +71,4 @@ func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bu
 		return err
 	}
 	return removeRecord(bundle)
-}
-
-// cleanUpTimeout bounds how long a cgroup may stay busy. containerd gives the whole
-// of a delete call 5 s (cleanupTimeout in core/runtime/v2/shim.go), and without its
-// answer the exit status is lost.
-const cleanUpTimeout = 2 * time.Second
-
-func removeCgroup(ctx context.Context, record bundleRecord) error {
-	if record.CgroupsPath == "" {
-		return nil
-	}
-	cg, err := cgroups.Load(record.CgroupsPath, record.Options.SystemdCgroup)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, cleanUpTimeout)
-	defer cancel()
-	return cg.Remove(ctx)
 }

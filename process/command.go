@@ -65,11 +65,26 @@ func runToEnd(ctx context.Context, args []string, stdio [3]*os.File, started fun
 	case ctx.Err() != nil && status.Signaled():
 		return "", fmt.Errorf("%s was killed: %w", args[0], context.Cause(ctx))
 	case status.Signaled():
-		return "", fmt.Errorf("%s was ended by signal %d", args[0], int(status.Signal()))
+		return "", &signalError{args[0], status.Signal()}
 	case status.ExitStatus() != 0:
 		return "", fmt.Errorf("%s did not terminate successfully: exit status %d", args[0], status.ExitStatus())
 	}
 	return "", nil
+}
+
+// signalError says that a signal has ended an OCI runtime, before it had done its work.
+type signalError struct {
+	program string
+	signal  unix.Signal
+}
+
+func (e *signalError) Error() string {
+	return fmt.Sprintf("%s was ended by signal %d", e.program, int(e.signal))
+}
+
+func wasKilled(err error) bool {
+	var killed *signalError
+	return errors.As(err, &killed)
 }
 
 // await waits for a child that nobody else reaps, and kills it when ctx ends before.

@@ -15,7 +15,7 @@ import (
 type bundleRecord struct {
 	Options     Options   `json:"options"`
 	Sandbox     bool      `json:"sandbox"`
-	CgroupsPath string    `json:"cgroups_path"`
+	CgroupsPath string    `json:"cgroups_path"` // empty if it is not the task's alone
 	InitRoot    string    `json:"init_root,omitempty"`
 	Files       *PodFiles `json:"files,omitempty"`
 }
@@ -31,7 +31,14 @@ const (
 	exitFile   = "pause-exit.json"
 )
 
+// writeRecord writes the record of a task that is about to be made. A container's cgroup
+// that others are in already is theirs, which must neither be killed nor removed with it.
 func writeRecord(bundle string, r bundleRecord) error {
+	if !r.Sandbox {
+		if others, err := r.inCgroup(); err == nil && len(others) > 0 {
+			r.CgroupsPath = ""
+		}
+	}
 	return writeJSON(filepath.Join(bundle, recordFile), r)
 }
 

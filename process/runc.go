@@ -2,13 +2,17 @@ package process
 
 import (
 	"context"
+	"debug/buildinfo"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
@@ -22,12 +26,87 @@ import (
 // container the shim does itself what they do; for others, and for other OCI runtimes, it
 // calls them. See execFifo and removeContainer.
 
-// isRunc says whether the OCI runtime is runc, by its name.
-func (r *ociRuntime) isRunc() bool { return strings.HasPrefix(filepath.Base(r.binary()), "runc") }
+// isRunc says whether the OCI runtime is runc itself, whatever it is called, and may be
+// done without. A program that calls runc, under any name, is to get all commands.
+func (r *ociRuntime) isRunc() bool {
+	if r.options.AlwaysCallRuntime {
+		return false
+	}
+	path, err := exec.LookPath(r.binary())
+	return err == nil && runcPrograms.has(path)
+}
+
+// runcPrograms are the files that have been looked at. There are one or two on a host,
+// and more only as long as they are replaced under a running shim.
+var runcPrograms = programs{isRunc: make(map[programID]bool)}
+
+type programs struct {
+	mu     sync.Mutex
+	isRunc map[programID]bool // guarded by mu
+}
+
+// programID tells a file from the one that replaces it.
+type programID struct {
+	path              string
+	dev, ino          uint64
+	size              int64
+	modified, changed unix.Timespec
+}
+
+func (p *programs) has(path string) bool {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return false
+	}
+	id := programID{path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	is, ok := p.isRunc[id]
+	if !ok {
+		is = isRuncProgram(path)
+		p.isRunc[id] = is
+	}
+	return is
+}
+
+// isRuncProgram says whether a file is runc, of a major version that keeps its files as
+// is said here: by what Go's linker writes into every program. Distributions' builds may
+// have no version there.
+func isRuncProgram(path string) bool {
+	info, err := buildinfo.ReadFile(path)
+	if err != nil || info.Path != "github.com/opencontainers/runc" {
+		return false
+	}
+	major, _, ok := strings.Cut(info.Main.Version, ".")
+	return !ok || major == "v1" || major == "v0" // the latter of builds from no release
+}
 
 // stateFile is where runc keeps what it knows of a container. crun has no file of that
 // name.
 func (r *ociRuntime) stateFile(id string) string { return filepath.Join(r.root(), id, "state.json") }
+
+// runcState is what is of use of that file (State in libcontainer, 1.0 to 1.5).
+type runcState struct {
+	InitPid      int               `json:"init_process_pid"`
+	InitStart    uint64            `json:"init_process_start"` // see startTime
+	CgroupPaths  map[string]string `json:"cgroup_paths"`
+	IntelRdtPath string            `json:"intel_rdt_path"`
+	Config       struct {
+		Cgroups struct{ Systemd bool }
+		Hooks   struct {
+			Poststop []json.RawMessage `json:"poststop"`
+		}
+	} `json:"config"`
+}
+
+// runcState returns what runc has written of a container.
+func (r *ociRuntime) runcState(id string) (s runcState, err error) {
+	if !r.isRunc() {
+		return s, fmt.Errorf("the OCI runtime %s is not runc: %w", r.binary(), errdefs.ErrNotFound)
+	}
+	err = readJSON(r.stateFile(id), &s)
+	return s, err
+}
 
 // The init of a container that runc has created waits until somebody opens the fifo
 // exec.fifo in runc's directory of the container, writes a byte into it, and closes it by
@@ -136,21 +215,18 @@ func (r *execFifoReader) read(fd uintptr) bool {
 // removeContainer does what `runc delete` does to a container that has ended, and has no
 // more than usual: it removes the cgroup, and runc's directory of the container (destroy,
 // libcontainer/state_linux.go). It returns false if that is left to runc, which then goes
-// on with what is there.
+// on with what is there: hooks, systemd's unit, a group in the CPU's cache control.
 func (r *ociRuntime) removeContainer(ctx context.Context, id string) bool {
-	if !r.isRunc() {
+	state, err := r.runcState(id)
+	switch {
+	case err != nil, len(state.CgroupPaths) == 0:
 		return false
-	}
-	var state struct {
-		CgroupPaths  map[string]string `json:"cgroup_paths"`
-		IntelRdtPath string            `json:"intel_rdt_path"`
-	}
-	if err := readJSON(r.stateFile(id), &state); err != nil || len(state.CgroupPaths) == 0 || state.IntelRdtPath != "" {
+	case state.IntelRdtPath != "", state.Config.Cgroups.Systemd, len(state.Config.Hooks.Poststop) > 0:
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	err := cgroups.RemoveDirs(ctx, slices.Collect(maps.Values(state.CgroupPaths)))
+	err = cgroups.RemoveDirs(ctx, slices.Collect(maps.Values(state.CgroupPaths)))
 	if err == nil {
 		err = os.RemoveAll(filepath.Dir(r.stateFile(id)))
 	}

@@ -1,7 +1,10 @@
 package process
 
 import (
+	"bytes"
 	"context"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -92,10 +95,94 @@ func TestOpenExecFifoEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// goProgram writes a file into which Go's linker could have written what it was made of: see debug/buildinfo.
+func goProgram(t *testing.T, name, module string) (path string) {
+	t.Helper()
+	str := func(s string) []byte { return append(binary.AppendUvarint(nil, uint64(len(s))), s...) }
+	const mark = "0123456789abcdef" // around what was made
+	info := append([]byte("\xff Go buildinf:\x08\x02"), make([]byte, 16)...)
+	info = append(append(info, str("go1.26")...), str(mark+module+mark)...)
+	header := elf.Header64{
+		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
+	}
+	copy(header.Ident[:], []byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)})
+	const start = 0x80
+	segment := elf.Prog64{
+		Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W),
+		Off: start, Vaddr: 0x400000, Filesz: uint64(len(info)), Memsz: uint64(len(info)), Align: 16,
+	}
+	var file bytes.Buffer
+	must(t, binary.Write(&file, binary.LittleEndian, header))
+	must(t, binary.Write(&file, binary.LittleEndian, segment))
+	file.Write(make([]byte, start-file.Len()))
+	file.Write(info)
+	path = filepath.Join(t.TempDir(), name)
+	must(t, os.WriteFile(path, file.Bytes(), 0o700))
+	return path
+}
+
+const (
+	runcModule = "path\tgithub.com/opencontainers/runc\nmod\tgithub.com/opencontainers/runc\tv1.5.2\th1:x=\n"
+	// Distributions build it in their own way.
+	runcPackage = "path\tgithub.com/opencontainers/runc\nbuild\t-compiler=gc\n"
+)
+
+func wrapper(t *testing.T, name, runc string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), name)
+	must(t, os.WriteFile(path, []byte("#!/bin/sh\nexec "+runc+" \"$@\"\n"), 0o700))
+	return path
+}
+
+// It is what the program is that counts, not what it is called.
+func TestRuncIsKnownByWhatItIs(t *testing.T) {
+	runc := goProgram(t, "runtime", runcModule)
+	link := filepath.Join(t.TempDir(), "runc")
+	must(t, os.Symlink(runc, link))
+	replaced := goProgram(t, "runc", runcModule)
+	for _, tc := range []struct {
+		path string
+		is   bool
+	}{
+		{runc, true},
+		{link, true},
+		{replaced, true},
+		{goProgram(t, "runc", runcPackage), true},
+		{goProgram(t, "runc", strings.Replace(runcModule, "v1.5.2", "(devel)", 1)), true},
+		{goProgram(t, "runc", strings.Replace(runcModule, "v1.5.2", "v0.0.0-20260101000000-0123456789ab", 1)), true},
+		{goProgram(t, "runc", strings.Replace(runcModule, "v1.5.2", "v2.0.0", 1)), false},
+		{goProgram(t, "runc", "path\tgithub.com/someone/runc\n"), false},
+		{goProgram(t, "runc", "path\tgithub.com/someone/wrapper\ndep\tgithub.com/opencontainers/runc\tv1.5.2\n"), false},
+		{wrapper(t, "runc", runc), false},
+		{wrapper(t, "runc-audit", runc), false},
+		{"/bin/sh", false},
+		{"/no/such/runc", false},
+	} {
+		for range 2 {
+			if is := (&ociRuntime{options: Options{BinaryName: tc.path}}).isRunc(); is != tc.is {
+				t.Errorf("%s: it is runc: %t", tc.path, is)
+			}
+		}
+		if (&ociRuntime{options: Options{BinaryName: tc.path, AlwaysCallRuntime: true}}).isRunc() {
+			t.Errorf("%s: it is not always called", tc.path)
+		}
+	}
+	must(t, os.Rename(wrapper(t, "other", runc), replaced))
+	if (&ociRuntime{options: Options{BinaryName: replaced}}).isRunc() {
+		t.Error("what runc was replaced with is taken for it")
+	}
+	t.Setenv("PATH", filepath.Dir(link))
+	if !(&ociRuntime{}).isRunc() {
+		t.Error("runc is not found by its name")
+	}
+}
+
 func TestExecFifoIsRuncsOnly(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "ns", "c")
 	must(t, os.MkdirAll(dir, 0o700))
+	runc := goProgram(t, "runtime", runcModule)
 	fifoOf := func(binary string) string {
 		r := &ociRuntime{options: Options{BinaryName: binary, Root: root}, namespace: "ns"}
 		return r.execFifo("c")
@@ -106,58 +193,60 @@ func TestExecFifoIsRuncsOnly(t *testing.T) {
 			t.Errorf("%s, %q: %q", step, binary, got)
 		}
 	}
-	want("no fifo", "runc", false)
+	want("no fifo", runc, false)
 	must(t, os.WriteFile(filepath.Join(dir, "exec.fifo"), nil, 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "state.json"), nil, 0o600))
-	want("a file", "runc", false)
+	want("a file", runc, false)
 	must(t, os.Remove(filepath.Join(dir, "exec.fifo")))
 	must(t, unix.Mkfifo(filepath.Join(dir, "exec.fifo"), 0o622))
-	for _, binary := range []string{"", "runc", "/opt/runc-1.5", "/usr/sbin/runc"} {
-		want("created", binary, true)
-	}
-	for _, binary := range []string{"crun", "/usr/bin/youki", "/opt/runc/wrapper"} {
-		want("created", binary, false)
-	}
+	want("created", runc, true)
+	want("created", wrapper(t, "runc", runc), false)
 	must(t, os.Remove(filepath.Join(dir, "state.json")))
-	want("no state", "runc", false)
+	want("no state", runc, false)
 }
 
 func TestRemoveContainerOfRunc(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "ns", "c")
 	cgroup := t.TempDir()
-	try := func(binary, state string) bool {
+	runc := goProgram(t, "runtime", runcModule)
+	try := func(o Options, state string) bool {
 		t.Helper()
 		must(t, os.MkdirAll(dir, 0o700))
 		must(t, os.MkdirAll(filepath.Join(cgroup, "made", "below"), 0o700))
 		if state != "" {
 			must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(state), 0o600))
 		}
-		r := &ociRuntime{options: Options{BinaryName: binary, Root: root}, namespace: "ns"}
+		o.Root = root
+		r := &ociRuntime{options: o, namespace: "ns"}
 		done := r.removeContainer(testContext(t), "c")
 		for _, path := range []string{dir, filepath.Join(cgroup, "made")} {
 			if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) != done {
-				t.Errorf("%q, %s: %v, and %s: %v", binary, state, done, path, err)
+				t.Errorf("%+v, %s: %v, and %s: %v", o, state, done, path, err)
 			}
 		}
 		must(t, os.RemoveAll(dir))
 		return done
 	}
-	usual := `{"cgroup_paths": {"memory": "` + filepath.Join(cgroup, "made") + `"}}`
-	for _, binary := range []string{"", "runc", "/opt/runc-1.5"} {
-		if !try(binary, usual) {
-			t.Errorf("%q has to remove the usual container", binary)
+	usual := `{"cgroup_paths": {"memory": "` + filepath.Join(cgroup, "made") + `"}, "config": {"cgroups": {"Systemd": false}, "Hooks": {"poststop": null}}}`
+	if !try(Options{BinaryName: runc}, usual) {
+		t.Error("the usual container is not removed")
+	}
+	for name, o := range map[string]Options{
+		"wrapper": {BinaryName: wrapper(t, "runc-audit", runc)}, "switched off": {BinaryName: runc, AlwaysCallRuntime: true},
+	} {
+		if try(o, usual) {
+			t.Errorf("%s: removed", name)
 		}
 	}
-	for state, binary := range map[string]string{
-		usual: "crun",
-		"":    "runc",
-		"{":   "runc",
-		`{}`:  "runc",
-		strings.Replace(usual, "{", `{"intel_rdt_path": "/sys/fs/resctrl/x", `, 1): "runc",
+	for _, state := range []string{
+		"", "{", `{}`,
+		strings.Replace(usual, "{", `{"intel_rdt_path": "/sys/fs/resctrl/x", `, 1),
+		strings.Replace(usual, "false", "true", 1),
+		strings.Replace(usual, "null", `[{"path": "/bin/true"}]`, 1),
 	} {
-		if try(binary, state) {
-			t.Errorf("%s, %q: removed", binary, state)
+		if try(Options{BinaryName: runc}, state) {
+			t.Errorf("%s: removed", state)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 
+	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -23,7 +24,7 @@ import (
 
 // Options are those of the runtime options that concern the OCI runtime. They
 // have the meaning of the fields of the same names in containerd.runc.v1.Options,
-// but for the last.
+// but for AlwaysCallRuntime, which is the shim's own.
 type Options struct {
 	BinaryName    string `json:"binary_name,omitempty"` // name or path, default runc
 	Root          string `json:"root,omitempty"`        // default /run/containerd/runc
@@ -33,7 +34,9 @@ type Options struct {
 	IoUID         uint32 `json:"io_uid,omitempty"`
 	IoGID         uint32 `json:"io_gid,omitempty"`
 	CriuWorkPath  string `json:"criu_work_path,omitempty"`
-	// AlwaysCallRuntime has the OCI runtime do what else system calls do in its place.
+
+	// AlwaysCallRuntime says that the shim does nothing in the place of a command of the
+	// OCI runtime, though it could where that is runc.
 	AlwaysCallRuntime bool `json:"always_call_runtime,omitempty"`
 }
 
@@ -254,10 +257,11 @@ func (r *ociRuntime) update(ctx context.Context, id string, resources *specs.Lin
 }
 
 // delete removes the container from the OCI runtime. One that it does not know
-// (any more: a checkpoint that ends the container removes it) is no error.
+// (any more: a checkpoint that ends the container removes it) is no error: then what
+// the shim itself knows of is removed.
 func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	if !r.knows(id) {
-		return nil
+		return r.removeUnknown(ctx, force)
 	}
 	var args []string
 	if force {
@@ -265,9 +269,32 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
 	if err != nil && !r.knows(id) {
-		return nil
+		return r.removeUnknown(ctx, force)
 	}
 	return err
+}
+
+// removeUnknown removes the cgroup of a container of which the OCI runtime has lost its
+// state, and which it will never remove. One that was killed while it made the container
+// may have left a process there.
+func (r *ociRuntime) removeUnknown(ctx context.Context, kill bool) error {
+	record, err := readRecord(r.bundle)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it is the bundle of a pod's init, in the cgroup of the sandbox
+	}
+	if err != nil {
+		return err
+	}
+	cgroup, err := record.cgroup()
+	if err != nil || cgroup == nil {
+		return err
+	}
+	if kill {
+		if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return record.removeCgroup(ctx)
 }
 
 // Features asks an OCI runtime, given by name or path (default runc), for the

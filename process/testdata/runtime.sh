@@ -9,6 +9,7 @@
 #   fail-VERB   fail at once; the text is the message
 #   late-VERB   fail when all has been done
 #   hang-VERB   never return
+#   killed-VERB be killed, once
 #   gate-VERB   a fifo: go on when somebody has opened it for writing
 #   slow-VERB   return when the process that was made or started has ended
 #   no-seccomp  refuse a spec with seccomp, and say so in the features
@@ -154,6 +155,7 @@ state=$root/$id
 echo "$verb $id" >>"$here/calls"
 [ ! -e "$here/fail-$verb" ] || die "$(cat "$here/fail-$verb")"
 [ ! -e "$here/hang-$verb" ] || exec sleep 100000
+[ ! -e "$here/killed-$verb" ] || { rm "$here/killed-$verb"; kill -9 $$; }
 [ ! -e "$here/gate-$verb" ] || cat "$here/gate-$verb" >/dev/null
 
 case $verb in

@@ -1,0 +1,193 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"containerd-shim-pause-v2/cgroups"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// How a container ends that no shim watches any more.
+
+// end kills a container and removes all of it, in the order of what matters: it takes no
+// time to end processes, however busy the host is. What calls the OCI runtime comes last.
+func (r *ociRuntime) end(ctx context.Context, id string, record bundleRecord) error {
+	err := r.kill(ctx, id, record)
+	if !r.removeKilled(ctx, id) {
+		derr := r.delete(ctx, id, true)
+		if wasKilled(derr) && ctx.Err() == nil {
+			derr = r.delete(ctx, id, true) // what it had not done
+		}
+		err = joinErrors(err, derr)
+	}
+	// Under load, runc gives up on a cgroup whose last process the kernel has not
+	// taken out yet, with no more than a line in its log.
+	return joinErrors(err, record.removeCgroup(ctx))
+}
+
+func (r *ociRuntime) removeKilled(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	return r.removeContainer(ctx, id)
+}
+
+// kill kills the init of a container, and with it all in its PID namespace; if that is
+// not its own, or not known, all in the cgroup. It waits until the init has ended.
+func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot kill container %s: %w", id, err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	init, err := r.openInit(id)
+	if err != nil {
+		return err
+	}
+	defer closeAll(init)
+	if init != nil {
+		err = sendSignal(init, unix.SIGKILL)
+	}
+	cgroup, cerr := record.cgroup()
+	switch {
+	case cgroup == nil:
+		err = joinErrors(err, cerr)
+	case init != nil && err == nil && r.ownsPIDNamespace():
+		err = thawKilled(ctx, cgroup)
+	default:
+		err = joinErrors(err, cgroup.Signal(unix.SIGKILL))
+	}
+	if err != nil && !errdefs.IsNotFound(err) || init == nil {
+		return err
+	}
+	return awaitDeath(ctx, init)
+}
+
+// ownsPIDNamespace says whether all of the container ends with its init.
+func (r *ociRuntime) ownsPIDNamespace() bool {
+	s, err := readSpec(r.bundle)
+	return err == nil && ownsPIDNamespace(s)
+}
+
+// openInit returns a pidfd of the container's init; nil if that has ended, or is not known
+// by more than its pid, which may be another process's by now.
+func (r *ociRuntime) openInit(id string) (*os.File, error) {
+	state, err := r.runcState(id)
+	if err != nil || state.InitPid <= 0 {
+		return nil, nil //nolint:nilerr // it is no container of runc's
+	}
+	fd, err := unix.PidfdOpen(state.InitPid, 0)
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOSYS):
+		return nil, nil
+	case err != nil:
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	if start, err := startTime(state.InitPid); err != nil || start != state.InitStart {
+		f.Close()
+		return nil, nil //nolint:nilerr // it has ended
+	}
+	return f, nil
+}
+
+// startTime returns when a process has begun, in clock ticks since the boot
+// (proc_pid_stat(5), field 22). Together with its pid this identifies it.
+func startTime(pid int) (uint64, error) {
+	const field = 22
+	path := "/proc/" + strconv.Itoa(pid) + "/stat"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	text := string(data)
+	// The second field is the program's name in brackets, and may have any characters.
+	rest := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	if len(rest) <= field-3 {
+		return 0, fmt.Errorf("cannot decode %s", path)
+	}
+	return strconv.ParseUint(rest[field-3], 10, 64)
+}
+
+// sendSignal sends a signal to the process of a pidfd, which may have ended.
+func sendSignal(pidfd *os.File, sig unix.Signal) error {
+	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return os.NewSyscallError("pidfd_send_signal", err)
+}
+
+// awaitDeath waits until the process of a pidfd has ended.
+func awaitDeath(ctx context.Context, pidfd *os.File) error {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(endTimeout)
+	}
+	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	var n int
+	err := ignoringEINTR(func() (err error) {
+		n, err = unix.Poll(fds, int(max(0, time.Until(deadline).Milliseconds())))
+		return err
+	})
+	if err == nil && n == 0 {
+		return errors.New("it has not ended within the time")
+	}
+	return os.NewSyscallError("poll", err)
+}
+
+// thawKilled lets a process die that was killed: on cgroup v1 a frozen one does not.
+func thawKilled(ctx context.Context, cgroup *cgroups.Cgroup) error {
+	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
+		return nil //nolint:nilerr // the cgroup may have gone with its last process
+	}
+	return cgroup.Thaw(ctx)
+}
+
+// cgroup returns the task's; nil if it has none, or not any more.
+func (b bundleRecord) cgroup() (*cgroups.Cgroup, error) {
+	if b.CgroupsPath == "" {
+		return nil, nil
+	}
+	cgroup, err := cgroups.Load(b.CgroupsPath, b.Options.SystemdCgroup)
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return cgroup, nil
+}
+
+// inCgroup returns the pids of the processes in the task's cgroup.
+func (b bundleRecord) inCgroup() ([]int, error) {
+	cgroup, err := b.cgroup()
+	if cgroup == nil {
+		return nil, err
+	}
+	pids, err := cgroup.Pids()
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	return pids, err
+}
+
+// removeCgroup removes the task's cgroup, unless it stays busy.
+func (b bundleRecord) removeCgroup(ctx context.Context) error {
+	cgroup, err := b.cgroup()
+	if err != nil || cgroup == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	return cgroup.Remove(ctx)
+}

@@ -1,0 +1,224 @@
+package process
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"containerd-shim-pause-v2/cgroups"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// killedShim is what a shim that was killed leaves of a container: no OCI runtime has made it, and none can be
+// called.
+type killedShim struct {
+	t      *testing.T
+	bundle string
+	state  string // the OCI runtime's directory of the container
+	cgroup *cgroups.Cgroup
+	pids   []int // that of the init first
+}
+
+// leave makes what is left of a container with so many processes.
+func leave(t *testing.T, processes int, namespaces ...specs.LinuxNamespace) *killedShim {
+	t.Helper()
+	spec := containerSpec(t, "c", forever)
+	spec.Linux.Namespaces = namespaces
+	root := t.TempDir()
+	l := &killedShim{t: t, bundle: bundle(t, spec), state: filepath.Join(root, "test", "c")}
+	options := Options{BinaryName: goProgram(t, "runtime", runcModule), Root: root}
+	must(t, writeRecord(l.bundle, bundleRecord{Options: options, CgroupsPath: spec.Linux.CgroupsPath}))
+	var err error
+	l.cgroup, err = cgroups.Create(spec.Linux.CgroupsPath, false, nil)
+	must(t, err)
+	t.Cleanup(func() {
+		_ = l.cgroup.Signal(unix.SIGKILL)
+		_ = l.cgroup.Remove(testContext(t))
+	})
+	for range processes {
+		pid := sleeper(t, nil)
+		must(t, l.cgroup.Add(pid))
+		l.pids = append(l.pids, pid)
+	}
+	start, err := startTime(l.pids[0])
+	must(t, err)
+	l.writeState(start)
+	return l
+}
+
+func (l *killedShim) writeState(start uint64) {
+	l.t.Helper()
+	paths := make(map[string]string)
+	for i, dir := range l.cgroup.Paths() {
+		paths[fmt.Sprint(i)] = dir
+	}
+	data, err := json.Marshal(runcState{InitPid: l.pids[0], InitStart: start, CgroupPaths: paths})
+	must(l.t, err)
+	must(l.t, os.MkdirAll(l.state, 0o700))
+	must(l.t, os.WriteFile(filepath.Join(l.state, "state.json"), data, 0o600))
+}
+
+func (l *killedShim) wantNothing() {
+	l.t.Helper()
+	for _, pid := range l.pids {
+		l.wantEnded(pid)
+	}
+	if _, err := os.Lstat(l.state); !os.IsNotExist(err) {
+		l.t.Errorf("the OCI runtime's state is left: %v", err)
+	}
+	for _, dir := range l.cgroup.Paths() {
+		if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+			l.t.Errorf("%s is left: %v", dir, err)
+		}
+	}
+}
+
+func (l *killedShim) wantEnded(pid int) {
+	l.t.Helper()
+	eventually(l.t, "the process has ended", func() bool { return slices.Contains([]string{"", "Z"}, processState(pid)) })
+}
+
+var ownPIDs = specs.LinuxNamespace{Type: specs.PIDNamespace}
+
+func TestCleanUpWithoutTheOCIRuntime(t *testing.T) {
+	for name, tc := range map[string]struct {
+		processes  int
+		namespaces []specs.LinuxNamespace
+		change     func(t *testing.T, l *killedShim)
+	}{
+		"with a PID namespace": {1, []specs.LinuxNamespace{ownPIDs}, nil},
+		"without":              {3, nil, nil},
+		"without, and no init": {3, nil, func(t *testing.T, l *killedShim) { must(t, unix.Kill(l.pids[0], unix.SIGKILL)) }},
+		"all have ended":       {2, nil, func(t *testing.T, l *killedShim) { must(t, l.cgroup.Signal(unix.SIGKILL)) }},
+		"the state is lost":    {3, []specs.LinuxNamespace{ownPIDs}, func(t *testing.T, l *killedShim) { must(t, os.RemoveAll(l.state)) }},
+		"the cgroup was removed": {1, nil, func(t *testing.T, l *killedShim) {
+			must(t, l.cgroup.Signal(unix.SIGKILL))
+			must(t, l.cgroup.Remove(testContext(t)))
+		}},
+		"it is paused":   {1, []specs.LinuxNamespace{ownPIDs}, func(t *testing.T, l *killedShim) { must(t, l.cgroup.Freeze(testContext(t))) }},
+		"all are paused": {3, nil, func(t *testing.T, l *killedShim) { must(t, l.cgroup.Freeze(testContext(t))) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := leave(t, tc.processes, tc.namespaces...)
+			if tc.change != nil {
+				tc.change(t, l)
+			}
+			for range 2 { // it can be repeated
+				if _, err := cleanUp(t, l.bundle, "c"); err != nil {
+					t.Error(err)
+				}
+				l.wantNothing()
+			}
+		})
+	}
+}
+
+// Whatever an OCI runtime does, nothing goes on to run.
+func TestCleanUpKillsThoughTheOCIRuntimeFails(t *testing.T) {
+	n := newNode(t)
+	n.tell("fail-delete", "no more bananas")
+	for _, namespaces := range [][]specs.LinuxNamespace{nil, {ownPIDs}} {
+		spec := containerSpec(t, "c", forever+" & "+forever)
+		spec.Linux.Namespaces = namespaces
+		r := n.request("c", spec)
+		task, err := n.Create(testContext(t), r)
+		must(t, err)
+		task.Watch()
+		pid, err := task.init.Start(testContext(t))
+		must(t, err)
+		if _, err := cleanUp(t, r.Bundle, "c"); err == nil {
+			t.Error("no error")
+		}
+		eventually(t, "the process has ended", func() bool { return processState(pid) == "" })
+		exitOf(t, task.init)
+		n.untell("fail-delete")
+		_, err = task.Delete(testContext(t), "")
+		must(t, err)
+		n.tell("fail-delete", "no more bananas")
+	}
+	n.untell("fail-delete")
+}
+
+// An OCI runtime that somebody has killed is called again.
+func TestCleanUpTriesAgainWhenTheOCIRuntimeWasKilled(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", "exit 42")
+	exitOf(t, task.init)
+	n.tell("killed-delete", "")
+	if _, err := cleanUp(t, task.Bundle, "c"); err != nil {
+		t.Error(err)
+	}
+	n.knowsNothing()
+}
+
+// A process that has got the pid of the init since must not be taken for it.
+func TestCleanUpSparesWhoHasThePidOfTheInit(t *testing.T) {
+	l := leave(t, 1, ownPIDs)
+	other := sleeper(t, nil)
+	must(t, unix.Kill(l.pids[0], unix.SIGKILL))
+	l.wantEnded(l.pids[0])
+	start, err := startTime(other)
+	must(t, err)
+	ended := l.pids[0]
+	l.pids[0] = other
+	l.writeState(start + 1)
+	if _, err := cleanUp(t, l.bundle, "c"); err != nil {
+		t.Error(err)
+	}
+	if state := processState(other); state != "S" {
+		t.Errorf("its state is %q", state)
+	}
+	l.pids[0] = ended
+	l.wantNothing()
+}
+
+// A container whose cgroup another one was in before has no right to it.
+func TestCleanUpSparesOthersInTheCgroup(t *testing.T) {
+	n := newNode(t)
+	first := n.container("first", forever)
+	spec, err := readSpec(first.Bundle)
+	must(t, err)
+	n.tell("fail-create", "the cgroup is not empty")
+	r := n.request("second", spec)
+	if _, err := n.Create(testContext(t), r); err == nil {
+		t.Error("no error")
+	}
+	n.untell("fail-create")
+	if _, err := cleanUp(t, r.Bundle, "second"); err != nil {
+		t.Error(err)
+	}
+	if st := first.init.Status(); processState(st.Pid) != "S" {
+		t.Errorf("the first is %s", st.State)
+	}
+}
+
+// A container that the OCI runtime knows nothing of any more leaves no cgroup.
+func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	must(t, os.RemoveAll(filepath.Join(n.options.Root, "test", "c")))
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
+	_, err := task.Delete(testContext(t), "")
+	must(t, err)
+	if left := cgroupsLeft(); len(left) > 0 {
+		t.Errorf("cgroups are left: %v", left)
+	}
+}
+
+func TestStartTimeOfAProcess(t *testing.T) {
+	first, err := startTime(os.Getpid())
+	must(t, err)
+	second, err := startTime(sleeper(t, nil))
+	if err != nil || first == 0 || second < first {
+		t.Errorf("got %d, then %d and error %v", first, second, err)
+	}
+	if _, err := startTime(1 << 30); err == nil {
+		t.Error("no error for what does not exist")
+	}
+}
