@@ -44,7 +44,7 @@ func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 // openConsole opens what the streams of a process with a terminal need, but for
 // the terminal itself, which attach adds.
 func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, err error) {
-	s := &streams{}
+	s := &streams{patience: settleTimeout}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -59,30 +59,27 @@ func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, 
 	if err != nil {
 		return nil, err
 	}
-	var dst *os.File
+	out := &output{}
 	switch target.Scheme {
 	case "binary", "binary-v2":
 		if s.logger, err = startLogger(ctx, target, l); err == nil {
 			var stderr *os.File
-			dst, stderr = s.logger.take()
+			out.dst, stderr = s.logger.take()
 			closeAll(stderr) // a terminal has one output
 		}
 	case "file":
-		dst, err = openLogFile(target.Path)
+		out.dst, err = openLogFile(target.Path)
 	default:
-		if sio.Stdout != "" {
-			dst, err = openSink(ctx, sio.Stdout)
+		if sio.Stdout == "" { // nobody listens, but the terminal must be read
+			out.dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		} else {
+			out, err = openSink(ctx, sio.Stdout)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	if dst == nil { // nobody listens, but the terminal must be read
-		if dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
-			return nil, err
-		}
-	}
-	s.outputs = []*output{{dst: dst}}
+	s.outputs = []*output{out}
 	return s, nil
 }
 
