@@ -83,48 +83,21 @@ func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, 
 	return s, nil
 }
 
-// attach connects a terminal's master with the streams, and owns it from then on.
-func (s *streams) attach(master *os.File) error {
+// attach connects a terminal's master with the streams, and owns it from then on. Reading,
+// writing and resizing share the one file, which goes with the process.
+func (s *streams) attach(master *os.File) {
 	s.tty = master
 	for _, o := range s.outputs {
-		src, err := dup(master)
-		if err != nil {
-			return err
-		}
-		o.src = src
+		o.src = master
 	}
 	if s.in != nil {
-		dst, err := dup(master)
-		if err != nil {
-			return err
-		}
-		s.in.dst = dst
+		s.in.dst = master
 	}
-	return nil
 }
 
 // hangUp closes the terminal, whose input has ended: its session gets SIGHUP, as
 // when a user closes a terminal's window. The stock shim does the same.
-func (s *streams) hangUp() {
-	for _, o := range s.outputs {
-		closeAll(o.src)
-	}
-	closeAll(s.tty)
-}
-
-// dup duplicates a non-blocking file.
-func dup(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	// File.Fd has set the description, which both share, to blocking mode.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
+func (s *streams) hangUp() { s.tty.Close() }
 
 // terminalSize is in characters. It is encoded as the specification's Box.
 type terminalSize struct {

@@ -70,7 +70,8 @@ func (h *Supervisor) attachConsole(ctx context.Context, s *streams, console *con
 	if err != nil {
 		return err
 	}
-	return s.attach(master)
+	s.attach(master)
+	return nil
 }
 
 // abandon kills a claimed child that cannot be used, and reaps it.

@@ -295,7 +295,10 @@ func (s *streams) start() {
 			if !spliceStream(o.dst, o.src) {
 				copyStream(o.dst, o.src)
 			}
-			closeAll(o.src, o.dst)
+			if o.src != s.tty {
+				o.src.Close()
+			}
+			o.dst.Close()
 		})
 	}
 }
