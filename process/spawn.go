@@ -46,7 +46,7 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 }
 
 func (h *Supervisor) openStdio(ctx context.Context, p *Process, o Options) (*streams, *consoleSocket, error) {
-	logger := &loggerRequest{id: p.loggerID(), namespace: h.namespace, reaper: h.reaper}
+	logger := &loggerRequest{id: p.loggerID(), namespace: h.namespace, reaper: h.reaper, readyTimeout: loggerReadyTimeout}
 	if !p.stdio.Terminal {
 		s, err := openStreams(ctx, p.stdio, logger, o)
 		return s, nil, err

@@ -327,6 +327,26 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 	})
 }
 
+func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
+	noLeakedFDs(t)
+	before := claims()
+	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
+	_, err := startLogger(testContext(t), uri, &loggerRequest{reaper: reaper, readyTimeout: 50 * time.Millisecond})
+	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got error %v", err)
+	}
+	if left := claims() - before; left != 0 {
+		t.Errorf("%d processes are left", left)
+	}
+}
+
+// claims returns how many children have an owner.
+func claims() int {
+	reaper.mu.Lock()
+	defer reaper.mu.Unlock()
+	return len(reaper.claimed)
+}
+
 func TestLargeOutput(t *testing.T) {
 	noLeakedFDs(t)
 	n := newNode(t)
