@@ -44,7 +44,7 @@ func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 // openConsole opens what the streams of a process with a terminal need, but for
 // the terminal itself, which attach adds.
 func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, err error) {
-	s := &streams{}
+	s := &streams{patience: settleTimeout}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -59,75 +59,45 @@ func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, 
 	if err != nil {
 		return nil, err
 	}
-	var dst *os.File
+	out := &output{}
 	switch target.Scheme {
 	case "binary", "binary-v2":
 		if s.logger, err = startLogger(ctx, target, l); err == nil {
 			var stderr *os.File
-			dst, stderr = s.logger.take()
+			out.dst, stderr = s.logger.take()
 			closeAll(stderr) // a terminal has one output
 		}
 	case "file":
-		dst, err = openLogFile(target.Path)
+		out.dst, err = openLogFile(target.Path)
 	default:
-		if sio.Stdout != "" {
-			dst, err = openSink(ctx, sio.Stdout)
+		if sio.Stdout == "" { // nobody listens, but the terminal must be read
+			out.dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		} else {
+			out, err = openSink(ctx, sio.Stdout)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	if dst == nil { // nobody listens, but the terminal must be read
-		if dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
-			return nil, err
-		}
-	}
-	s.outputs = []*output{{dst: dst}}
+	s.outputs = []*output{out}
 	return s, nil
 }
 
-// attach connects a terminal's master with the streams, and owns it from then on.
-func (s *streams) attach(master *os.File) error {
+// attach connects a terminal's master with the streams, and owns it from then on. Reading,
+// writing and resizing share the one file, which goes with the process.
+func (s *streams) attach(master *os.File) {
 	s.tty = master
 	for _, o := range s.outputs {
-		src, err := dup(master)
-		if err != nil {
-			return err
-		}
-		o.src = src
+		o.src = master
 	}
 	if s.in != nil {
-		dst, err := dup(master)
-		if err != nil {
-			return err
-		}
-		s.in.dst = dst
+		s.in.dst = master
 	}
-	return nil
 }
 
 // hangUp closes the terminal, whose input has ended: its session gets SIGHUP, as
 // when a user closes a terminal's window. The stock shim does the same.
-func (s *streams) hangUp() {
-	for _, o := range s.outputs {
-		closeAll(o.src)
-	}
-	closeAll(s.tty)
-}
-
-// dup duplicates a non-blocking file.
-func dup(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	// File.Fd has set the description, which both share, to blocking mode.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
+func (s *streams) hangUp() { s.tty.Close() }
 
 // terminalSize is in characters. It is encoded as the specification's Box.
 type terminalSize struct {

@@ -63,16 +63,20 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 			t.running.Done()
 		}
 	}()
-	pidFile := e.file(p, ".pid")
-	defer os.Remove(pidFile)
-	spec := e.file(p, ".json")
-	defer os.Remove(spec)
+	// The files have names of their own: ids may be as long as a file's name, and end as
+	// another's file would.
+	dir, err := os.MkdirTemp(t.Bundle, "exec-")
+	if err != nil {
+		return fmt.Errorf("cannot make a directory for the files of an exec: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	pidFile, spec, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "process.json"), filepath.Join(filepath.Base(dir), runtimeLog)
 	if err := e.writeSpec(p, spec); err != nil {
 		return err
 	}
 	rt := e.container.runtime
 	e.child, err = e.container.host.spawn(ctx, p, rt.options, pidFile, func(s *streams, console *consoleSocket) error {
-		return rt.exec(ctx, t.ID, spec, pidFile, filepath.Base(e.file(p, ".log.json")), s, console)
+		return rt.exec(ctx, t.ID, spec, pidFile, logFile, s, console)
 	})
 	if err != nil {
 		return err
@@ -81,11 +85,6 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	p.setPID(e.child.pid)
 	go e.awaitEnd(p)
 	return nil
-}
-
-// file is the path of a file in the bundle that is there while the process starts.
-func (e *execution) file(p *Process, suffix string) string {
-	return filepath.Join(e.container.task.Bundle, "exec-"+p.id+suffix)
 }
 
 func (e *execution) awaitEnd(p *Process) {

@@ -78,6 +78,35 @@ func TestIDsOfExecs(t *testing.T) {
 	must(t, task.Exec("..x", Stdio{}, execSpec(t, "exit 0")))
 }
 
+// While an exec starts, others come and go whose ids are what its files might be called.
+func TestFilesOfExecsAreTheirOwn(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	must(t, task.Exec("x.log", Stdio{}, execSpec(t, "exit 4")))
+	x := process(t, task, "x.log")
+	arrived := n.gate("exec")
+	done := make(chan error, 1)
+	go func() {
+		_, err := x.Start(testContext(t))
+		done <- err
+	}()
+	open := arrived()
+	long := strings.Repeat("l", 255) // NAME_MAX
+	for _, id := range []string{"x", "x.pid", "x.json", "x.log.json", ".x", long} {
+		if status := exitOf(t, execute(t, task, id, "exit 3", Stdio{})); status != 3 {
+			t.Errorf("exec %s: exit status %d", id, status)
+		}
+	}
+	open()
+	must(t, <-done)
+	if status := exitOf(t, x); status != 4 {
+		t.Errorf("exit status %d", status)
+	}
+	if left, err := filepath.Glob(filepath.Join(task.Bundle, "exec-*")); err != nil || len(left) > 0 {
+		t.Errorf("files are left: %v", left)
+	}
+}
+
 func TestExecThatEndsBeforeStartReturns(t *testing.T) {
 	n := newNode(t)
 	n.tell("slow-exec", "")

@@ -17,10 +17,15 @@ import (
 // The stock shim gives it the same.
 const loggerTimeout = 12 * time.Second
 
-// loggerRequest is what a logging program is told.
+// loggerReadyTimeout is how long a logging program may take to become ready. Without a
+// bound, one that hangs would hold the create for ever.
+const loggerReadyTimeout = 30 * time.Second
+
+// loggerRequest is what a logging program is told, and asked.
 type loggerRequest struct {
 	id, namespace string
 	reaper        *Reaper
+	readyTimeout  time.Duration // how long it may take to become ready
 }
 
 // logger is a program that takes a process's output.
@@ -81,12 +86,14 @@ func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger
 		close(l.ended)
 	}()
 	if err != nil {
-		l.stop()
+		l.kill()
 		return nil, err
 	}
 	closeAll(outR, errR, readyW)
+	ctx, cancel := context.WithTimeoutCause(ctx, r.readyTimeout, fmt.Errorf("nothing heard of it for %v", r.readyTimeout))
+	defer cancel()
 	if err := awaitReady(ctx, readyR, uri.Scheme == "binary-v2"); err != nil {
-		l.stop()
+		l.kill()
 		return nil, fmt.Errorf("cannot use the logging program %s: %w", uri.Path, err)
 	}
 	return l, nil
@@ -99,7 +106,7 @@ func awaitReady(ctx context.Context, ready *os.File, needByte bool) error {
 	n, err := ready.Read(make([]byte, 1))
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("it did not become ready: %w", ctx.Err())
+		return fmt.Errorf("it did not become ready: %w", context.Cause(ctx))
 	case err != nil && !errors.Is(err, io.EOF):
 		return err
 	case n == 0 && needByte:
@@ -124,7 +131,13 @@ func (l *logger) stop() {
 	select {
 	case <-l.ended:
 	case <-time.After(loggerTimeout):
-		_ = l.child.signal(unix.SIGKILL) // it may have ended just now
-		<-l.ended
+		l.kill()
 	}
+}
+
+// kill ends the program at once.
+func (l *logger) kill() {
+	closeAll(l.out, l.err)
+	_ = l.child.signal(unix.SIGKILL) // it may have ended just now
+	<-l.ended
 }

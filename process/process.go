@@ -255,8 +255,12 @@ func (p *Process) enter(s State) int {
 	return p.pid
 }
 
-// stop records how the process ended and tells it. It is called once.
+// stop records how the process ended and tells it, when its output has mostly been read.
+// It is called once.
 func (p *Process) stop(exit Exit, record func(Status)) {
+	if s := p.openStreams(); s != nil {
+		s.settle()
+	}
 	p.verb.Lock()
 	defer p.verb.Unlock()
 	p.mu.Lock()

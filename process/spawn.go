@@ -46,7 +46,7 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 }
 
 func (h *Supervisor) openStdio(ctx context.Context, p *Process, o Options) (*streams, *consoleSocket, error) {
-	logger := &loggerRequest{id: p.loggerID(), namespace: h.namespace, reaper: h.reaper}
+	logger := &loggerRequest{id: p.loggerID(), namespace: h.namespace, reaper: h.reaper, readyTimeout: loggerReadyTimeout}
 	if !p.stdio.Terminal {
 		s, err := openStreams(ctx, p.stdio, logger, o)
 		return s, nil, err
@@ -70,7 +70,8 @@ func (h *Supervisor) attachConsole(ctx context.Context, s *streams, console *con
 	if err != nil {
 		return err
 	}
-	return s.attach(master)
+	s.attach(master)
+	return nil
 }
 
 // abandon kills a claimed child that cannot be used, and reaps it.

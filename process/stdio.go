@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -40,6 +41,9 @@ type streams struct {
 
 	copies sync.WaitGroup // the outputs' copies
 	tty    *os.File       // the console's master, if there is one
+
+	// patience is how long the exit is held back at most for readers that are too slow.
+	patience time.Duration
 }
 
 // input copies a fifo to a process's standard input.
@@ -52,12 +56,35 @@ type input struct {
 }
 
 // output copies a process's output to its destination.
-type output struct{ src, dst *os.File }
+type output struct {
+	src, dst *os.File
+	// keep holds a fifo open for reading until the process is deleted, so that the process
+	// gets no SIGPIPE when the client goes away, and output waits for the next one. It is
+	// nil for all but fifos.
+	keep *os.File
+}
+
+func (o *output) close() { closeAll(o.src, o.dst, o.keep) }
+
+// isAbandoned says whether nobody will read a fifo any more whose keep is closed: poll(2)
+// has POLLERR then.
+func (o *output) isAbandoned() bool {
+	conn, err := o.dst.SyscallConn()
+	if err != nil {
+		return true
+	}
+	abandoned := false
+	closed := conn.Control(func(fd uintptr) { abandoned = isReady(int(fd), 0) })
+	return closed != nil || abandoned
+}
+
+// inFlight returns how many bytes the process has written to a fifo that nobody has read yet.
+func (o *output) inFlight() int { return bytesIn(o.src) + bytesIn(o.keep) }
 
 // openStreams opens all that the streams of a process without terminal need.
 // The pipes belong to the user and group which the runtime options give.
 func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_ *streams, err error) {
-	s := &streams{}
+	s := &streams{patience: settleTimeout}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -87,11 +114,11 @@ func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_
 		if path == "" {
 			continue
 		}
-		dst, err := openSink(ctx, path)
+		out, err := openSink(ctx, path)
 		if err != nil {
 			return nil, err
 		}
-		if err := s.addOutput(fd, dst, o); err != nil {
+		if err := s.addOutput(fd, out, o); err != nil {
 			return nil, err
 		}
 	}
@@ -128,7 +155,7 @@ func (s *streams) openFile(path string, sio Stdio, o Options) error {
 		if err != nil {
 			return err
 		}
-		if err := s.addOutput(fd, dst, o); err != nil {
+		if err := s.addOutput(fd, &output{dst: dst}, o); err != nil {
 			return err
 		}
 	}
@@ -146,13 +173,13 @@ func openLogFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-func (s *streams) addOutput(fd int, dst *os.File, o Options) error {
+func (s *streams) addOutput(fd int, out *output, o Options) error {
+	s.outputs = append(s.outputs, out)
 	r, w, err := os.Pipe()
 	if err != nil {
-		return errors.Join(fmt.Errorf("cannot make a pipe for output: %w", err), dst.Close())
+		return fmt.Errorf("cannot make a pipe for output: %w", err)
 	}
-	s.outputs = append(s.outputs, &output{src: r, dst: dst})
-	s.child[fd] = w
+	out.src, s.child[fd] = r, w
 	return chown(w, o)
 }
 
@@ -200,10 +227,8 @@ func openSource(path string) (*input, error) {
 const readerTimeout = 30 * time.Second
 
 // openSink opens a fifo or file for output. With a fifo it waits for a client to
-// read, lest output is lost which comes and goes before one has opened it. Then
-// it opens the fifo for both directions: so the process does not get SIGPIPE
-// when the client goes away, and output waits for the next client.
-func openSink(ctx context.Context, path string) (*os.File, error) {
+// read, lest output is lost which comes and goes before one has opened it.
+func openSink(ctx context.Context, path string) (*output, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the output: %w", err)
@@ -213,19 +238,21 @@ func openSink(ctx context.Context, path string) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot open the output: %w", err)
 		}
-		return f, nil
+		return &output{dst: f}, nil
 	}
-	writer, err := awaitReader(ctx, path)
+	fd, err := awaitReader(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the output: %w", err)
 	}
-	// Not sooner, lest the reader sees a moment without any writer: the end.
-	defer unix.Close(writer)
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	dst := os.NewFile(uintptr(fd), path)
+	// It has a writer, so opening it does not wait. In blocking mode, Go's poller is not
+	// told of each write that others will read.
+	reader, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open the output: %w", err)
+		dst.Close()
+		return nil, fmt.Errorf("cannot open the output %s to read: %w", path, err)
 	}
-	return f, nil
+	return &output{dst: dst, keep: os.NewFile(uintptr(reader), path)}, nil
 }
 
 // awaitReader opens the fifo for writing when somebody has opened it for reading.
@@ -268,7 +295,9 @@ func (s *streams) start() {
 			if !spliceStream(o.dst, o.src) {
 				copyStream(o.dst, o.src)
 			}
-			o.src.Close()
+			if o.src != s.tty {
+				o.src.Close()
+			}
 			o.dst.Close()
 		})
 	}
@@ -290,8 +319,43 @@ func (s *streams) closeInput() {
 	}
 }
 
-// drain waits until the output has been copied, at most for drainTimeout, and
-// says whether it has.
+const (
+	// maxInFlight is how much of a stream, in bytes, may be in flight when the exit of its
+	// process is told. A client that stops to read then loses no more.
+	maxInFlight = 64 << 10
+
+	settleTimeout = time.Second
+)
+
+// settle waits until readers have taken most of the output, unless they are too slow.
+func (s *streams) settle() {
+	isBehind := func(o *output) bool { return o.inFlight() > maxInFlight }
+	end := time.Now().Add(s.patience)
+	for nap := time.Millisecond; time.Now().Before(end); nap = min(2*nap, 10*time.Millisecond) {
+		if !slices.ContainsFunc(s.outputs, isBehind) {
+			return
+		}
+		time.Sleep(nap)
+	}
+}
+
+// bytesIn returns how many bytes are in a pipe (FIONREAD, pipe(7)); none in a closed one
+// or another file.
+func bytesIn(f *os.File) (n int) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = conn.Control(func(fd uintptr) {
+		if _, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err == nil {
+			n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		}
+	})
+	return max(n, 0)
+}
+
+// drain waits until the output has been copied, at most for drainTimeout, and says whether
+// it has. No other reader is waited for: output that nobody reads is dropped.
 func (s *streams) drain(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
@@ -300,11 +364,23 @@ func (s *streams) drain(ctx context.Context) error {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for nap := time.Millisecond; ; nap = min(2*nap, 50*time.Millisecond) {
+		for _, o := range s.outputs {
+			if o.keep == nil {
+				continue
+			}
+			o.keep.Close()
+			if o.isAbandoned() {
+				o.close()
+			}
+		}
+		select {
+		case <-done:
+			return nil
+		case <-time.After(nap):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
@@ -316,7 +392,7 @@ func (s *streams) close() {
 		closeAll(s.in.fifo, s.in.keep, s.in.dst)
 	}
 	for _, o := range s.outputs {
-		closeAll(o.src, o.dst)
+		o.close()
 	}
 	closeAll(s.tty)
 	if s.logger != nil {

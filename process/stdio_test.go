@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -126,9 +127,9 @@ func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
 	path := mkfifo(t)
 	for range 300 {
 		reading := readFifo(t, path)
-		f, err := openSink(testContext(t), path)
+		out, err := openSink(testContext(t), path)
 		must(t, err)
-		_, err = f.WriteString("x")
+		_, err = out.dst.WriteString("x")
 		must(t, err)
 		select {
 		case <-reading.done:
@@ -137,10 +138,9 @@ func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
 		}
 		// What the reader has not taken yet would be lost with the last writer.
 		eventually(t, "the fifo is empty", func() bool {
-			n, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
-			return err == nil && n == 0
+			return bytesIn(out.dst) == 0
 		})
-		f.Close()
+		out.close()
 		if got := reading.all(); got != "x" {
 			t.Fatalf("got %q", got)
 		}
@@ -327,6 +327,26 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 	})
 }
 
+func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
+	noLeakedFDs(t)
+	before := claims()
+	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
+	_, err := startLogger(testContext(t), uri, &loggerRequest{reaper: reaper, readyTimeout: 50 * time.Millisecond})
+	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got error %v", err)
+	}
+	if left := claims() - before; left != 0 {
+		t.Errorf("%d processes are left", left)
+	}
+}
+
+// claims returns how many children have an owner.
+func claims() int {
+	reaper.mu.Lock()
+	defer reaper.mu.Unlock()
+	return len(reaper.claimed)
+}
+
 func TestLargeOutput(t *testing.T) {
 	noLeakedFDs(t)
 	n := newNode(t)
@@ -350,11 +370,9 @@ func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 	noLeakedFDs(t)
 	n := newNode(t)
 	path := mkfifo(t)
-	reader, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	must(t, err)
-	defer reader.Close()
+	reader := openPage(t, path)
 	// More than the fifo holds, no more than it and the pipe do.
-	task := n.with(Stdio{Stdout: path}, "head -c 100000 /dev/zero")
+	task := n.with(Stdio{Stdout: path}, "head -c 50000 /dev/zero")
 	exitOf(t, task.init)
 	done := make(chan error, 1)
 	go func() {
@@ -370,9 +388,104 @@ func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 		}
 	}
 	must(t, <-done)
-	if got != 100_000 {
-		t.Errorf("got %d bytes, want 100000", got)
+	if got != 50_000 {
+		t.Errorf("got %d bytes, want 50000", got)
 	}
+}
+
+// A client that stops to read when it hears of the exit loses what is in flight then.
+func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
+	for name, start := range map[string]func(*node, Stdio, string) *Process{
+		"init": func(n *node, sio Stdio, command string) *Process { return n.with(sio, command).init },
+		"exec": func(n *node, sio Stdio, command string) *Process {
+			return execute(t, n.container("c", forever), "e", command, sio)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeakedFDs(t)
+			sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+			reader, err := os.OpenFile(sio.Stdout, os.O_RDONLY|unix.O_NONBLOCK, 0)
+			must(t, err)
+			defer reader.Close()
+			p := start(newNode(t), sio, fmt.Sprintf("read go; head -c %d /dev/zero", maxInFlight+40_000))
+			p.mu.Lock()
+			p.streams.patience = 2 * deadline
+			p.mu.Unlock()
+			_, err = openFifo(t, sio.Stdin).WriteString("go\n")
+			must(t, err)
+			eventually(t, "it is reaped", func() bool { return processState(p.Status().Pid) == "" })
+			_, err = io.ReadFull(reader, make([]byte, 39_999))
+			must(t, err)
+			time.Sleep(20 * time.Millisecond) // or the test tests less
+			select {
+			case <-p.exited:
+				t.Error("the exit is told too early")
+			default:
+			}
+			_, err = io.ReadFull(reader, make([]byte, 1))
+			must(t, err)
+			exitOf(t, p)
+		})
+	}
+}
+
+// The reader is gone, and with it whoever has an interest in the output.
+func TestDeleteWaitsForNobodyWhoHasGone(t *testing.T) {
+	for name, tc := range map[string]struct {
+		command string
+		unread  int // bytes that are left when the reader goes
+	}{
+		"output is left":                  {"head -c 50000 /dev/zero", 50_000},
+		"a child holds the output open":   {"sleep 100000 & echo up", len("up\n")},
+		"a child goes on with its output": {"while :; do echo y; done &", 50_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			sio := Stdio{Stdout: mkfifo(t)}
+			reader := openPage(t, sio.Stdout)
+			p := execute(t, n.container("c", forever), "e", tc.command, sio)
+			exitOf(t, p)
+			eventually(t, "the output is there", func() bool { return p.streams.outputs[0].inFlight() >= tc.unread })
+			must(t, reader.Close())
+			must(t, p.closeStreams(testContext(t)))
+		})
+	}
+}
+
+// openPage opens a fifo for reading, and makes it hold no more than one page.
+func openPage(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+	must(t, err)
+	return f
+}
+
+// As containerd does when it is started again: what was written meanwhile is not lost.
+func TestReaderWhoComesBack(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+	reader, err := os.OpenFile(sio.Stdout, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	must(t, err)
+	task := n.with(sio, "read go; seq 50000; read go")
+	must(t, reader.Close())
+	in := openFifo(t, sio.Stdin)
+	_, err = in.WriteString("go\n")
+	must(t, err)
+	out := task.init.streams.outputs[0]
+	eventually(t, "the pipes are full", func() bool { return out.inFlight() == 2*pipeSize })
+	stdout := readFifo(t, sio.Stdout)
+	_, err = in.WriteString("go\n")
+	must(t, err)
+	want := run(t, "seq", "50000") + "\n"
+	if got := stdout.all(); got != want {
+		t.Errorf("got %d bytes, want %d", len(got), len(want))
+	}
+	n.remove(task)
 }
 
 func TestPipesBelongToTheUserOfTheOptions(t *testing.T) {

@@ -155,8 +155,8 @@ func (t *Task) Exec(id string, sio Stdio, spec []byte) error {
 	return nil
 }
 
-// checkExecID refuses an id that would not be a file's name: there are files
-// named by it in the bundle.
+// checkExecID refuses an id that would not be a file's name: logging programs are
+// told it, and name files by it.
 func checkExecID(id string) error {
 	if id == "" || strings.ContainsRune(id, '/') || !filepath.IsLocal(id) {
 		return fmt.Errorf("%q cannot be the id of a process: %w", id, errdefs.ErrInvalidArgument)

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // Clients may ask for something as soon as a process exists, and its streams come later.
@@ -112,34 +111,4 @@ func TestSizeOfATerminalBeforeItIsThere(t *testing.T) {
 	}
 	s.close()
 	must(t, p.Resize(120, 30)) // as a client does that has not heard of the end yet
-}
-
-// terminalStreams are the streams of a process with a terminal, with input and output.
-func terminalStreams(t *testing.T) *streams {
-	t.Helper()
-	in, out := mkfifo(t), mkfifo(t)
-	readFifo(t, out)
-	s, err := openConsole(testContext(t), Stdio{Stdin: in, Stdout: out, Terminal: true}, nil)
-	must(t, err)
-	t.Cleanup(s.close)
-	must(t, s.attach(newTerminal(t)))
-	return s
-}
-
-// newTerminal returns the master of a terminal.
-func newTerminal(t *testing.T) *os.File {
-	t.Helper()
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	must(t, err)
-	return os.NewFile(uintptr(fd), "terminal")
-}
-
-func sizeOf(t *testing.T, tty *os.File) terminalSize {
-	t.Helper()
-	conn, err := tty.SyscallConn()
-	must(t, err)
-	var size *unix.Winsize
-	must(t, conn.Control(func(fd uintptr) { size, err = unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ) }))
-	must(t, err)
-	return terminalSize{Width: size.Col, Height: size.Row}
 }
