@@ -1,9 +1,16 @@
 package integration
 
 import (
+	"bytes"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"containerd-shim-pause-v2/integration/node"
@@ -81,4 +88,51 @@ func TestDefaultSysctlsAreOptionsOfTheHandler(t *testing.T) {
 			expectEqual(t, "sysctls of a pod of "+handler, strings.Join(strings.Fields(got), " "), want)
 		}
 	})
+}
+
+// A containerd that is killed after it has started a shim and before it has asked it for
+// the sandbox finds that shim when it is back. The pod is not ready, and can be removed.
+func TestPodOfWhichTheShimNeverHeardIsRemoved(t *testing.T) {
+	withPause(t, func(t *testing.T) {
+		p := runPod(t, sandboxHandler, nil)
+		shim, err := p.ShimPid()
+		must(t, err)
+		must(t, theNode.Kill())
+		must(t, unix.Kill(shim, unix.SIGKILL))
+		eventually(t, "the shim has ended", func() bool { return unix.Kill(shim, 0) == unix.ESRCH })
+		startShim(t, p.ID)
+		must(t, theNode.Restart(p.ctx))
+
+		status := p.status()
+		expectEqual(t, "state", status.State, runtime.PodSandboxState_SANDBOX_NOTREADY)
+		if age := time.Since(time.Unix(0, status.CreatedAt)); age < 0 || age > testDeadline() {
+			t.Errorf("the pod is %s old", age)
+		}
+		_, err = theNode.Crictl(p.ctx, nil, "rmp", "--force", p.ID)
+		must(t, err)
+		if _, err := p.Status(p.ctx); err == nil {
+			t.Error("the pod is still there")
+		}
+	})
+}
+
+// startShim starts the shim of a pod of the Sandbox API as containerd does, in the bundle
+// that is there.
+func startShim(t *testing.T, id string) {
+	t.Helper()
+	program, err := theNode.LookPath("containerd-shim-pause-v2")
+	must(t, err)
+	sockets := filepath.Join(theNode.Dir, "s")
+	params, err := proto.Marshal(&bootapi.BootstrapParams{
+		InstanceID: id, Namespace: node.CRINamespace, ContainerdVersion: "v2.4.2",
+		ContainerdGrpcAddress: theNode.Socket(), ContainerdTtrpcAddress: theNode.Socket() + ".ttrpc", SocketDir: &sockets,
+	})
+	must(t, err)
+	cmd := exec.CommandContext(t.Context(), program, "-namespace", node.CRINamespace, "-id", id, "-address", theNode.Socket(), "start")
+	cmd.Dir = filepath.Join(theNode.Dir, "state/io.containerd.sandbox.controller.v1.shim", node.CRINamespace, id)
+	cmd.Stdin = bytes.NewReader(params)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 }
