@@ -198,6 +198,9 @@ func defaultOptions(o *options.Options) *HandlerOptions {
 	return &HandlerOptions{Runc: o, EnableUnprivilegedPorts: true, EnableUnprivilegedICMP: true}
 }
 
+// ownID is the id that the shim of a node was started for.
+const ownID = "pod"
+
 func newNode(t *testing.T) *node {
 	t.Helper()
 	control := t.TempDir()
@@ -216,7 +219,7 @@ func newNode(t *testing.T) *node {
 	must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
-	service := NewService(supervisor, events, decodeOptions, defaultOptions(n.options), func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
+	service := NewService(supervisor, events, decodeOptions, ownID, defaultOptions(n.options), func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
 	n.service = service
 	service.Register(server)
 

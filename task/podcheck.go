@@ -80,6 +80,9 @@ func hasCapability(capability uint) bool {
 	return data[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
+// words stand in an error for a value that is no text itself.
+type words string
+
 // refuse is the error for a field of a pod's configuration, whose name is that in CRI's
 // api.proto.
 func refuse(field string, value any, why string) error {
@@ -140,13 +143,14 @@ func (u *userNamespace) check() error {
 		field := usernsField + list.name
 		switch {
 		case len(list.ids) > 1:
-			return refuse(field, fmt.Sprintf("%d mappings", len(list.ids)), "only one is supported")
+			return refuse(field, words(fmt.Sprintf("%d mappings", len(list.ids))), "only one is supported")
 		case len(list.ids) == 1 && list.ids[0].Length == 0:
 			return refuse(field+".length", 0, "a mapping must have at least one ID")
 		case len(list.ids) == 1 && u.Mode == modeNode:
-			return refuse(field, list.ids[0], "the host's user namespace (mode NODE) cannot be mapped")
+			m := list.ids[0]
+			return refuse(field, words(fmt.Sprintf("%d:%d:%d", m.ContainerID, m.HostID, m.Length)), "the host's user namespace (mode NODE) cannot be mapped")
 		case len(list.ids) == 0 && u.Mode == modePod:
-			return refuse(field, "none", "a user namespace of the pod (mode POD) needs a mapping")
+			return refuse(field, words("none"), "a user namespace of the pod (mode POD) needs a mapping")
 		}
 	}
 	if u.Mode != modePod && u.Mode != modeNode {

@@ -5,7 +5,6 @@ import (
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 )
 
@@ -49,14 +48,4 @@ func method[Request, Response any](f func(context.Context, *Request) (*Response,
 		}
 		return f(ctx, request)
 	}
-}
-
-// Intercept turns the error of an RPC into a gRPC status of the code that errdefs assigns
-// to its kind. It implements [ttrpc.UnaryServerInterceptor].
-func Intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-	response, err := method(ctx, unmarshal)
-	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
-	}
-	return response, nil
 }

@@ -45,28 +45,48 @@ const (
 
 // CreateSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
-	if err := s.reserveSandbox(r.SandboxID); err != nil {
-		return nil, err
-	}
-	sb, err := s.makeSandbox(ctx, r)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
-		delete(s.sandboxes, r.SandboxID)
+	if err := s.reserveSandbox(r.SandboxID, r.BundlePath); err != nil {
 		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
 	}
+	made := false
+	defer func() {
+		if !made { // also after a panic
+			s.forgetSandbox(r.SandboxID)
+		}
+	}()
+	sb, err := s.makeSandbox(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
+	}
+	s.mu.Lock()
 	s.sandboxes[r.SandboxID] = sb
+	s.mu.Unlock()
+	made = true
 	return &sandboxapi.CreateSandboxResponse{}, nil
 }
 
-func (s *Service) reserveSandbox(id string) error {
+func (s *Service) reserveSandbox(id, bundle string) error {
+	bundle, err := checkBundle(id, bundle)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.sandboxes[id]; ok {
-		return fmt.Errorf("sandbox %s exists: %w", id, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("it exists: %w", errdefs.ErrAlreadyExists)
+	}
+	if err := s.bundles.take(bundle, "sandbox "+id); err != nil {
+		return err
 	}
 	s.sandboxes[id] = nil
 	return nil
+}
+
+func (s *Service) forgetSandbox(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sandboxes, id)
+	s.bundles.giveBack("sandbox " + id)
 }
 
 func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*podSandbox, error) {
@@ -198,6 +218,15 @@ func (s *Service) sandbox(id string) (*podSandbox, error) {
 	return nil, fmt.Errorf("there is no sandbox %s: %w", id, errdefs.ErrNotFound)
 }
 
+// expects says that the shim was started for a sandbox of that id, which has not been made
+// and has not been shut down either.
+func (s *Service) expects(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, isTask := s.tasks[id]
+	return id == s.own && s.sandboxes[id] == nil && !s.gone && !isTask
+}
+
 // process returns the sandbox as what can be started and waited for.
 func (sb *podSandbox) process() *process.Process {
 	p, err := sb.task.Process("")
@@ -317,9 +346,17 @@ func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 	return &sandboxapi.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-// SandboxStatus implements [sandboxapi.TTRPCSandboxService].
+// SandboxStatus answers for a sandbox that the shim was started for and that has not been
+// created, too: a containerd that was killed between the two lists the pod when it is back,
+// and clients which remove it look at its status first. The other RPCs need not answer for it:
+// containerd takes "not found" for an end when it stops a sandbox or waits for one.
 func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
+	if err != nil && s.expects(r.SandboxID) {
+		return &sandboxapi.SandboxStatusResponse{
+			SandboxID: r.SandboxID, State: sandboxNotReady, CreatedAt: timestamppb.New(s.born),
+		}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -385,20 +422,47 @@ func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sa
 }
 
 // ShutdownSandbox removes the sandbox, with all that is left in it, and ends the
-// shim. containerd calls it for a sandbox that could not be created, too.
+// shim. containerd calls it for a sandbox that could not be created, too, and again
+// if it had no answer: then there is nothing but the shim to end.
 func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
-	if err := s.removeTasks(ctx); err != nil {
-		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
-	}
 	sb, err := s.sandbox(r.SandboxID)
-	if err == nil {
-		err = s.removeSandbox(ctx, sb)
+	switch {
+	case err == nil:
+		err = s.removeTasks(ctx)
+		if err == nil {
+			err = s.removeSandbox(ctx, sb)
+		}
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+	case s.serves(r.SandboxID):
+		err = nil
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil {
 		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
 	}
-	s.shutdown()
+	s.end(r.SandboxID)
 	return &sandboxapi.ShutdownSandboxResponse{}, nil
+}
+
+// serves says that the shim was started for the id, and has nothing else.
+func (s *Service) serves(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for other := range s.sandboxes {
+		if other != id {
+			return false
+		}
+	}
+	return id == s.own && len(s.tasks) == 0
+}
+
+// end ends the shim after its sandbox.
+func (s *Service) end(id string) {
+	s.mu.Lock()
+	s.gone = s.gone || id == s.own
+	s.mu.Unlock()
+	s.shutdown()
 }
 
 // removeTasks removes containers that the client has left in the pod.
@@ -430,9 +494,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
 		return err
 	}
 	s.removed(sb.task.Bundle, st)
-	s.mu.Lock()
-	delete(s.sandboxes, sb.task.ID)
-	s.mu.Unlock()
+	s.forgetSandbox(sb.task.ID)
 	return nil
 }
 

@@ -10,10 +10,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
@@ -471,11 +473,83 @@ func TestUnknownSandbox(t *testing.T) {
 			t.Errorf("%s: got error %v", name, err)
 		}
 	}
-	// containerd does this after a create that has failed.
+	n.container(forever)
+	n.createSandbox(n.createRequest(newHome(t), config(t)))
 	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	// It has had no effect on others.
+	n.startSandbox()
+	state := result[*taskapi.StateResponse](t)(n.State(ctx, &taskapi.StateRequest{ID: "c"}))
+	if state.Status != tasktypes.Status_RUNNING || len(n.shutdowns) != 0 {
+		t.Errorf("the container is %s, and the shim was asked to end %d times", state.Status, len(n.shutdowns))
+	}
+}
+
+// TestSandboxThatWasNeverMade: containerd was killed before it has asked the shim for it.
+func TestSandboxThatWasNeverMade(t *testing.T) {
+	before := time.Now()
+	n, ctx := newNode(t), testContext(t)
+	status := func() (*sandboxapi.SandboxStatusResponse, error) {
+		return n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID, Verbose: true})
+	}
+	wantNotReady := func() {
+		t.Helper()
+		st := result[*sandboxapi.SandboxStatusResponse](t)(status())
+		if st.SandboxID != ownID || st.State != sandboxNotReady || st.Pid != 0 {
+			t.Errorf("got %v", st)
+		}
+		if at := st.CreatedAt.AsTime(); at.Before(before) || at.After(time.Now()) {
+			t.Errorf("it was created at %s, the shim later than %s", at, before)
+		}
+	}
+	wantNotReady()
+	// To containerd "not found" is what these want to reach.
+	_, err := n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: ownID})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	_, err = n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: ownID})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+
+	// A create that has failed has made none.
+	c := config(t)
+	c.Linux.Sysctls = map[string]string{"kernel.panic": "1"}
+	_, err = n.sandboxes.CreateSandbox(ctx, n.createRequest(newHome(t), c))
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	wantNotReady()
+
+	for range 2 { // also if the answer was lost
+		_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
+		must(t, err)
+		_, err = status()
+		wantKind(t, err, errdefs.IsNotFound, "not found")
+	}
+	if len(n.shutdowns) != 2 {
+		t.Errorf("the shim was asked to end %d times", len(n.shutdowns))
+	}
+}
+
+func TestSandboxThatIsGoneIsNotFound(t *testing.T) {
+	n, ctx := newNode(t), testContext(t)
+	_, err := n.sandboxes.CreateSandbox(ctx, n.createRequest(newHome(t), config(t)))
 	must(t, err)
-	if len(n.shutdowns) != 1 {
-		t.Error("the shim stays")
+	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
+	must(t, err)
+	_, err = n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+}
+
+// TestSandboxOfTheTaskService is none of the Sandbox service, though the shim was started
+// for it.
+func TestSandboxOfTheTaskService(t *testing.T) {
+	n, ctx := newNode(t), testContext(t)
+	n.make(n.sandboxRequest(ownID))
+	_, err := n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
+	wantKind(t, err, errdefs.IsNotFound, "not found")
+	_, err = n.State(ctx, &taskapi.StateRequest{ID: ownID})
+	must(t, err)
+	if len(n.shutdowns) != 0 {
+		t.Error("the shim ends with a task in it")
 	}
 }
 

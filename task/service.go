@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"containerd-shim-pause-v2/process"
 
@@ -32,12 +33,16 @@ type Service struct {
 	events     *Events
 	decode     DecodeOptions
 	options    *HandlerOptions // of sandboxes, whose requests carry none
+	own        string          // the id that the shim was started for
+	born       time.Time       // when it was
 	shutdown   func()
 	removed    Removed
 
 	mu        sync.Mutex
 	tasks     map[string]*process.Task // nil while the task is being created
 	sandboxes map[string]*podSandbox   // likewise
+	bundles   bundles                  // of both
+	gone      bool                     // the sandbox of the shim's own id was shut down
 }
 
 // Removed is told that nothing is left of the task or sandbox in a bundle, and how it
@@ -45,19 +50,23 @@ type Service struct {
 type Removed func(bundle string, st process.Status)
 
 // NewService returns a service whose tasks are made by the supervisor, which
-// must tell its events to the same Events. o are the runtime options that the
-// shim was started with. The service calls shutdown when it is asked to shut down
-// and has neither task nor sandbox.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *HandlerOptions, shutdown func(), removed Removed) *Service {
+// must tell its events to the same Events. id is that of the container or sandbox
+// which the shim was started for, and o are the runtime options that it was started
+// with. The service calls shutdown when it is asked to shut down and has neither
+// task nor sandbox.
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, id string, o *HandlerOptions, shutdown func(), removed Removed) *Service {
 	return &Service{
 		supervisor: supervisor,
 		events:     events,
 		decode:     decode,
 		options:    o,
+		own:        id,
+		born:       time.Now(),
 		shutdown:   shutdown,
 		removed:    removed,
 		tasks:      make(map[string]*process.Task),
 		sandboxes:  make(map[string]*podSandbox),
+		bundles:    make(bundles),
 	}
 }
 
@@ -65,12 +74,18 @@ var empty = &emptypb.Empty{}
 
 // Create implements [taskapi.TTRPCTaskService].
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	if err := s.reserve(r.ID, r.Bundle); err != nil {
+		return nil, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+	}
+	made := false
+	defer func() {
+		if !made { // also after a panic
+			s.forget(r.ID)
+		}
+	}()
 	opts, err := s.decode(r.Options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
-	}
-	if err := s.reserve(r.ID); err != nil {
-		return nil, err
 	}
 	t, err := s.supervisor.Create(ctx, process.CreateRequest{
 		ID:     r.ID,
@@ -84,28 +99,35 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		Options:          opts.process(),
 	})
 	if err != nil {
-		s.forget(r.ID)
 		return nil, err
 	}
+	s.mu.Lock()
+	s.tasks[r.ID] = t
+	s.mu.Unlock()
+	made = true
 	p, err := t.Process("")
 	if err != nil {
 		return nil, err
 	}
 	pid := uint32(p.Status().Pid)
-	s.mu.Lock()
-	s.tasks[r.ID] = t
-	s.mu.Unlock()
 	s.events.created(r, pid)
 	t.Watch()
 	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
-// reserve keeps a second create of the same id out.
-func (s *Service) reserve(id string) error {
+// reserve keeps out a second create of the same id, or of the same bundle.
+func (s *Service) reserve(id, bundle string) error {
+	bundle, err := checkBundle(id, bundle)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.tasks[id]; ok {
-		return fmt.Errorf("task %s exists: %w", id, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("it exists: %w", errdefs.ErrAlreadyExists)
+	}
+	if err := s.bundles.take(bundle, "task "+id); err != nil {
+		return err
 	}
 	s.tasks[id] = nil
 	return nil
@@ -113,8 +135,9 @@ func (s *Service) reserve(id string) error {
 
 func (s *Service) forget(id string) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.tasks, id)
-	s.mu.Unlock()
+	s.bundles.giveBack("task " + id)
 }
 
 // task returns a task that has been created.

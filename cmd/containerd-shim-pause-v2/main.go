@@ -56,7 +56,7 @@ func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop f
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
 	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
-	service := task.NewService(supervisor, events, decodeOptions, (*task.HandlerOptions)(p.Options), p.Shutdown, removed)
+	service := task.NewService(supervisor, events, decodeOptions, p.ID, (*task.HandlerOptions)(p.Options), p.Shutdown, removed)
 	service.Register(p.Server)
 	go cgroups.Prepare() // while containerd connects
 	return supervisor.Release

@@ -34,7 +34,7 @@ func (n *Node) writeConfig() error {
 		return err
 	}
 	for _, h := range handlers {
-		if err := os.WriteFile(n.optionsFile(h), []byte(n.runtimeOptions(h.OCIRuntime)), 0o600); err != nil {
+		if err := os.WriteFile(n.optionsFile(h), []byte(n.runtimeOptions(h.OCIRuntime)+h.Options), 0o600); err != nil {
 			return err
 		}
 	}
@@ -177,7 +177,7 @@ func (n *Node) configHandler(b *strings.Builder, key string, h Handler) {
 	}
 	fmt.Fprintf(b, "[%s.options]\n", key)
 	if h.Type == StockType || n.Version.passesOptions() {
-		b.WriteString(n.runtimeOptions(h.OCIRuntime))
+		b.WriteString(n.runtimeOptions(h.OCIRuntime) + h.Options)
 	} else {
 		fmt.Fprintf(b, "  ConfigPath = '%s'\n", n.optionsFile(h))
 	}

@@ -76,6 +76,7 @@ type Handler struct {
 	OCIRuntime string // BinaryName: a name in $PATH or a path
 	Sandboxer  string // "podsandbox" (the default), or "shim", which needs no pause image
 	NoOptions  bool   // leave out the table of options: the OCI runtime is runc, in its default place
+	Options    string // more lines of the table of options, as TOML
 }
 
 // Node is a running node. Its methods may be called from many goroutines, but
