@@ -9,14 +9,17 @@ import (
 	"os/exec"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -55,12 +58,24 @@ var testProgram = &Program{
 				return wrapperspb.String(do(p, verb.Value)), nil
 			},
 		}})
+		p.Server.RegisterService("containerd.task.v3.Task", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+			"Shutdown": func(_ context.Context, unmarshal func(any) error) (any, error) {
+				if servesNothing.Load() {
+					p.Shutdown()
+				}
+				return &emptypb.Empty{}, unmarshal(&taskapi.ShutdownRequest{})
+			},
+		}})
 		return func() { p.Events.Publish("/test/stop", &eventsapi.TaskStart{ContainerID: p.ID}) }, nil
 	},
 	Intercept: func(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 		return method(ctx, unmarshal)
 	},
-	Delete: func(_ context.Context, r DeleteRequest) (Exit, error) {
+	Delete: func(ctx context.Context, r DeleteRequest) (Exit, error) {
+		// containerd kills a call that takes 5 s.
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) > 4500*time.Millisecond {
+			return Exit{}, errors.New("it has no deadline")
+		}
 		text := fmt.Sprintf("%s %s %s", r.Namespace, r.ID, r.Bundle)
 		return Exit{Pid: 42, Status: 137, At: time.Unix(1700000000, 5)}, os.WriteFile(r.Bundle+"/deleted", []byte(text), 0o600)
 	},
@@ -72,6 +87,9 @@ var testProgram = &Program{
 		return &features.Features{OCIVersionMin: "1.0.0", Annotations: map[string]string{"binary": binary}}, nil
 	},
 }
+
+// servesNothing says that the server ends when it is asked to shut down.
+var servesNothing atomic.Bool
 
 // do runs a verb of the test service in the server.
 func do(p *Process, verb string) string {
@@ -101,6 +119,8 @@ func do(p *Process, verb string) string {
 		p.Events.Publish("/test/publish", &eventsapi.TaskStart{ContainerID: p.ID, Pid: 7})
 	case "removed":
 		p.Removed(p.Bundle, Exit{Pid: 7, Status: 1, At: time.Unix(1700000000, 6)})
+	case "serve nothing":
+		servesNothing.Store(true)
 	case "shutdown":
 		p.Shutdown()
 		p.Shutdown()

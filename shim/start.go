@@ -60,6 +60,11 @@ func (c *call) start(ctx context.Context) error {
 		if err := c.leave(b); err != nil {
 			return err
 		}
+		if group == c.id { // else others outlive what the bundle is of
+			if err := recordProcess("."); err != nil {
+				return err
+			}
+		}
 		if err := c.answer(b, address); err != nil {
 			return err
 		}
