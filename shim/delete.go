@@ -58,7 +58,7 @@ func (c *call) delete(ctx context.Context) error {
 		log.L.WithError(serr).Warn("a shim socket may be left")
 	}
 	if err != nil {
-		return err
+		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("cannot remove all of %s: %s", c.id, err)))
 	}
 
 	answer, err := exit.encode()
