@@ -41,7 +41,7 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 		errs = append(errs, cleanUpSandbox(ctx, namespace, bundle, id, record))
 	default:
 		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle}
-		errs = append(errs, rt.end(ctx, id, record))
+		errs = append(errs, rt.end(ctx, id, record), restoreSpec(bundle))
 	}
 	rootfs := filepath.Join(bundle, "rootfs")
 	if err := mount.UnmountRecursive(rootfs, 0); err != nil && !errors.Is(err, os.ErrNotExist) {

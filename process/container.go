@@ -315,7 +315,7 @@ func (c *container) removeCgroup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return removeCgroup(ctx, record)
+	return record.removeCgroup(ctx)
 }
 
 func (c *container) discard(ctx context.Context) error {

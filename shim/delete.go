@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/log"
@@ -19,8 +20,13 @@ import (
 	"containerd-shim-pause-v2/shim/entry"
 )
 
+// deleteLimit is how long `delete` may take. containerd kills it after 5 s (cleanupTimeout in
+// core/runtime/v2/shim.go), and the answer is lost.
+const deleteLimit = 4 * time.Second
+
 // delete removes what a dead shim left of the container or sandbox in the
-// bundle, and answers with how that ended.
+// bundle, and answers with how that ended. It ends a shim that is not dead, but
+// given up.
 func (c *call) delete(ctx context.Context) error {
 	// Half a clean-up leaves mounts and cgroups that nobody looks for again.
 	// It is short, and containerd ends it by SIGKILL if it is not. The signals
@@ -37,16 +43,22 @@ func (c *call) delete(ctx context.Context) error {
 		return err
 	}
 
+	ctx, cancel := context.WithTimeout(ctx, deleteLimit)
+	defer cancel()
 	bundle, err := c.bundlePath()
 	if err != nil {
 		return err
+	}
+	// First of all, so that it makes nothing new.
+	if err := endGivenUp(ctx, bundle, c.id); err != nil {
+		log.L.WithError(err).Warn("a shim process may be left")
 	}
 	exit, err := c.program.Delete(ctx, DeleteRequest{Namespace: c.namespace, ID: c.id, Bundle: bundle})
 	if serr := removeRecordedSocket(bundle); serr != nil {
 		log.L.WithError(serr).Warn("a shim socket may be left")
 	}
 	if err != nil {
-		return err
+		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("cannot remove all of %s: %s", c.id, err)))
 	}
 
 	answer, err := exit.encode()
@@ -117,7 +129,13 @@ func (a *answers) removed(bundle string, e Exit) {
 	if err != nil {
 		return // There is nothing for `delete`, either.
 	}
-	if own, err := os.Stat(a.own); err == nil && a.last == nil && !os.SameFile(own, dir) {
+	own, err := os.Stat(a.own)
+	if err == nil && os.SameFile(own, dir) {
+		if err := forgetProcess(a.own); err != nil {
+			log.L.WithError(err).Warn("the shim may be killed under containers of its group")
+		}
+	}
+	if err == nil && a.last == nil && !os.SameFile(own, dir) {
 		writeAnswer(bundle, e)
 		return
 	}
@@ -140,11 +158,8 @@ func (a *answers) finish() {
 // may be gone.
 func writeAnswer(bundle string, e Exit) {
 	answer, err := e.encode()
-	path := filepath.Join(bundle, entry.AnswerFile)
 	if err == nil {
-		if err = os.WriteFile(path+".tmp", answer, 0o600); err == nil {
-			err = os.Rename(path+".tmp", path)
-		}
+		err = replaceFile(filepath.Join(bundle, entry.AnswerFile), answer)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.L.WithError(err).Debug("no answer is left to delete")

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -213,6 +214,21 @@ func TestDeleteAfterAKilledShim(t *testing.T) {
 	}
 }
 
+// containerd logs what is printed, and passes it on in messages.
+func TestDeleteAnswersEvenIfSomethingIsLeft(t *testing.T) {
+	d := newDaemonSide(t)
+	d.env = []string{programEnv + "=fail", noExitDelay}
+	bundle := d.bundle("")
+	stdout, stderr, err := d.call(bundle, nil, "-namespace", "test", "-id", "c1", "-bundle", bundle, "delete")
+	var response taskapi.DeleteResponse
+	if err := errors.Join(err, proto.Unmarshal([]byte(stdout), &response)); err != nil || response.ExitStatus != 137 {
+		t.Errorf("the answer is %v, error %v", &response, err)
+	}
+	if !strings.HasPrefix(stderr, "cannot remove all of c1: \ufffdüü") || !utf8.ValidString(stderr) || len(stderr) > maxText+1 {
+		t.Errorf("%d bytes are printed, of which UTF-8 is %t: %.40q", len(stderr), utf8.ValidString(stderr), stderr)
+	}
+}
+
 // What the shim has removed itself, `delete` need not look for: package entry answers it.
 func TestAnswersToDelete(t *testing.T) {
 	d := newDaemonSide(t)
@@ -401,7 +417,7 @@ func TestServerThatCannotServeRemovesItsSocketAndSaysWhy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if line := readUntil(t, log, "on demand"); !strings.HasPrefix(line, "io.containerd.test.v2: ") {
+	if line := readUntil(t, log, "on demand"); !strings.HasPrefix(line, "io.containerd.test.v2: ") || !utf8.ValidString(line) {
 		t.Errorf("the log is %q", line)
 	}
 	var status unix.WaitStatus

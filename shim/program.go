@@ -24,7 +24,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
@@ -56,7 +58,9 @@ type Program struct {
 	// Delete removes what a dead shim left of a container or sandbox, and
 	// says how that ended. Often there is nothing left: containerd asks after
 	// every end of a shim, normal ones included. What it logs below the
-	// level of a warning is not shown, unless -debug is given.
+	// level of a warning is not shown, unless -debug is given. An error says
+	// what may be left; the Exit is valid in any case. There is little time:
+	// see the deadline of ctx.
 	Delete func(ctx context.Context, r DeleteRequest) (Exit, error)
 
 	// SandboxImage writes an archive of an image by which containerd can make
@@ -110,7 +114,7 @@ type Exit struct {
 
 // Run does what containerd's command line asks of the program, and returns the
 // exit code of the process. args are without the name of the program. An error
-// is printed to stderr as "<runtime>: <error>".
+// is printed to stderr as "<runtime>: <error>", of which 4096 bytes are shown.
 //
 // Run may be called on any goroutine; it locks no thread and takes no SIGCHLD.
 func Run(ctx context.Context, p *Program, args []string) int {
@@ -123,10 +127,27 @@ func Run(ctx context.Context, p *Program, args []string) int {
 	case errors.As(err, &code):
 		return int(code)
 	case err != nil:
-		fmt.Fprintf(os.Stderr, "%s: %s\n", p.Runtime, err)
+		fmt.Fprintln(os.Stderr, printable(fmt.Sprintf("%s: %s", p.Runtime, err)))
 		return 1
 	}
 	return 0
+}
+
+// maxText is how many bytes of a message are shown.
+const maxText = 4096
+
+// printable returns a text, such as one that quotes a file, as containerd can pass it on: in
+// valid UTF-8, as gRPC demands it, and with no more than maxText bytes.
+func printable(text string) string {
+	text = strings.ToValidUTF8(text, string(utf8.RuneError))
+	if len(text) <= maxText {
+		return text
+	}
+	end := maxText
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end]
 }
 
 // call is one call of the binary.
@@ -167,6 +188,8 @@ func (c *call) run(ctx context.Context, args []string) error {
 		return errors.New("no containerd namespace: -namespace is missing")
 	case c.id == "":
 		return errors.New("no container or sandbox id: -id is missing")
+	case !utf8.ValidString(c.namespace) || !utf8.ValidString(c.id): // They are strings of messages.
+		return fmt.Errorf("cannot use namespace %q and id %q: they must be UTF-8", c.namespace, c.id)
 	}
 	switch c.action {
 	case "start":

@@ -9,14 +9,17 @@ import (
 	"os/exec"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -35,6 +38,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// badText is no text that gRPC takes, and too long.
+var badText = "\xff" + strings.Repeat("ü", 4096)
+
 const groupAnnotation = "org.example.group"
 
 var testProgram = &Program{
@@ -44,7 +50,7 @@ var testProgram = &Program{
 	GroupAnnotations: []string{"org.example.first", groupAnnotation},
 	Serve: func(_ context.Context, p *Process) (func(), error) {
 		if os.Getenv(programEnv) == "fail" {
-			return nil, errors.New("serve fails on demand")
+			return nil, errors.New("serve fails on demand" + badText)
 		}
 		p.Server.RegisterService("test.Shim", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 			"Do": func(_ context.Context, unmarshal func(any) error) (any, error) {
@@ -55,14 +61,30 @@ var testProgram = &Program{
 				return wrapperspb.String(do(p, verb.Value)), nil
 			},
 		}})
+		p.Server.RegisterService("containerd.task.v3.Task", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+			"Shutdown": func(_ context.Context, unmarshal func(any) error) (any, error) {
+				if servesNothing.Load() {
+					p.Shutdown()
+				}
+				return &emptypb.Empty{}, unmarshal(&taskapi.ShutdownRequest{})
+			},
+		}})
 		return func() { p.Events.Publish("/test/stop", &eventsapi.TaskStart{ContainerID: p.ID}) }, nil
 	},
 	Intercept: func(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 		return method(ctx, unmarshal)
 	},
-	Delete: func(_ context.Context, r DeleteRequest) (Exit, error) {
+	Delete: func(ctx context.Context, r DeleteRequest) (Exit, error) {
+		// containerd kills a call that takes 5 s.
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) > 4500*time.Millisecond {
+			return Exit{}, errors.New("it has no deadline")
+		}
 		text := fmt.Sprintf("%s %s %s", r.Namespace, r.ID, r.Bundle)
-		return Exit{Pid: 42, Status: 137, At: time.Unix(1700000000, 5)}, os.WriteFile(r.Bundle+"/deleted", []byte(text), 0o600)
+		err := os.WriteFile(r.Bundle+"/deleted", []byte(text), 0o600)
+		if os.Getenv(programEnv) == "fail" {
+			err = errors.New(badText)
+		}
+		return Exit{Pid: 42, Status: 137, At: time.Unix(1700000000, 5)}, err
 	},
 	JoinCgroup: func(path string, _ int) error { return fmt.Errorf("there is no cgroup %s", path) },
 	Features: func(_ context.Context, binary string) (*features.Features, error) {
@@ -72,6 +94,9 @@ var testProgram = &Program{
 		return &features.Features{OCIVersionMin: "1.0.0", Annotations: map[string]string{"binary": binary}}, nil
 	},
 }
+
+// servesNothing says that the server ends when it is asked to shut down.
+var servesNothing atomic.Bool
 
 // do runs a verb of the test service in the server.
 func do(p *Process, verb string) string {
@@ -101,6 +126,8 @@ func do(p *Process, verb string) string {
 		p.Events.Publish("/test/publish", &eventsapi.TaskStart{ContainerID: p.ID, Pid: 7})
 	case "removed":
 		p.Removed(p.Bundle, Exit{Pid: 7, Status: 1, At: time.Unix(1700000000, 6)})
+	case "serve nothing":
+		servesNothing.Store(true)
 	case "shutdown":
 		p.Shutdown()
 		p.Shutdown()
@@ -117,6 +144,8 @@ func TestCallsThatAreRefused(t *testing.T) {
 		{"-namespace ns start", "-id is missing"},
 		{"-namespace ns -id c1 begin", `unknown action "begin"`},
 		{"-no-such-flag", "no-such-flag"},
+		{"-namespace n\xff -id c1 start", "UTF-8"},
+		{"-namespace ns -id c\xff delete", "UTF-8"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
 			var out bytes.Buffer
@@ -143,5 +172,22 @@ func TestVersionHasTheFormOfTheStockShim(t *testing.T) {
 		if len(lines) != 6 || lines[1] != "  Version:  1.2.3" || lines[2] != "  Revision: abcdef" || !strings.HasPrefix(lines[3], "  Go version: go") {
 			t.Errorf("%s printed %q", arg, out.String())
 		}
+	}
+}
+
+func TestPrintableText(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"valid", "cannot read /tmp/ü: x", "cannot read /tmp/ü: x"},
+		{"not UTF-8", "a\xff\xfeb\xc3", "a\ufffdb\ufffd"},
+		{"as long as may be", strings.Repeat("x", maxText), strings.Repeat("x", maxText)},
+		{"too long", strings.Repeat("x", maxText+1), strings.Repeat("x", maxText)},
+		{"a character at the end", strings.Repeat("x", maxText-1) + "ü", strings.Repeat("x", maxText-1)},
+		{"too long when valid", strings.Repeat("x\xff", maxText/3), strings.Repeat("x\ufffd", maxText/4)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := printable(tc.text); got != tc.want {
+				t.Errorf("got %d bytes %q, want %d", len(got), got, len(tc.want))
+			}
+		})
 	}
 }

@@ -2,8 +2,10 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,23 +22,27 @@ import (
 )
 
 const (
-	forwardLimit = 5 * time.Second        // for one attempt to deliver an event
-	minBackoff   = 100 * time.Millisecond // after the first failure
-	maxBackoff   = 2 * time.Second        // doubled up to this, while containerd is away
-	maxRefusals  = 5                      // of one event, before it is dropped
-	linger       = 5 * time.Second        // until an idle connection is closed
+	dialLimit   = 5 * time.Second        // for one attempt to connect
+	patience    = 5 * time.Second        // until it is logged that containerd does not answer
+	minBackoff  = 100 * time.Millisecond // after the first failure
+	maxBackoff  = 2 * time.Second        // doubled up to this, while containerd is away
+	maxRefusals = 5                      // of one event, before it is dropped
+	linger      = 5 * time.Second        // until an idle connection is closed
 )
 
 // Publisher sends events to containerd in the order in which they are
 // published, and loses none while containerd is away: they wait in memory, of
 // which a shim's few and small events take little. An event may arrive twice,
-// when the connection breaks before containerd's reply.
+// when the connection breaks before containerd's reply. As long as it stands, the
+// reply is waited for, as an event that is sent again would be a second one for a
+// containerd that is only slow.
 //
 // The methods may be called by many goroutines. A goroutine and a connection
 // exist only while there is something to send and for some seconds after.
 type Publisher struct {
 	address   string // of containerd's ttrpc server; "" if there is none
 	namespace string
+	patience  time.Duration // see the constant
 
 	// ctx ends when there is no more time for delivering.
 	ctx    context.Context
@@ -45,11 +51,17 @@ type Publisher struct {
 	wake    chan struct{} // has room for one: the queue has grown
 	closing chan struct{} // closed by Close
 
-	mu     sync.Mutex        // guards what follows
-	queue  []*types.Envelope // the first is under way
-	ended  chan struct{}     // closed by the goroutine that delivers; nil if none runs
+	mu     sync.Mutex    // guards what follows
+	queue  []queued      // the first is under way
+	ended  chan struct{} // closed by the goroutine that delivers; nil if none runs
 	closed bool
 	warned bool // that there is no address
+}
+
+// queued is an event that waits for its delivery.
+type queued struct {
+	*types.Envelope
+	key string // of PublishOnce; "" for Publish
 }
 
 func newPublisher(address, namespace string) *Publisher {
@@ -57,6 +69,7 @@ func newPublisher(address, namespace string) *Publisher {
 	return &Publisher{
 		address:   strings.TrimPrefix(address, unixScheme),
 		namespace: namespace,
+		patience:  patience,
 		ctx:       ctx,
 		cancel:    cancel,
 		wake:      make(chan struct{}, 1),
@@ -67,18 +80,26 @@ func newPublisher(address, namespace string) *Publisher {
 // Publish queues event under topic, such as "/tasks/exit", with the present
 // time. It never blocks. Failures are logged: a shim has nobody to tell. After
 // Close it drops the event.
-func (p *Publisher) Publish(topic string, event proto.Message) {
+func (p *Publisher) Publish(topic string, event proto.Message) { p.publish(topic, "", event) }
+
+// PublishOnce is Publish for events that a container can cause as often as it likes: event
+// is dropped if one of the same topic and key, which is not empty, waits already, so that
+// they take no more memory the longer containerd is away. One that is under way does not
+// count: containerd may have taken it before what event tells of has happened.
+func (p *Publisher) PublishOnce(topic, key string, event proto.Message) { p.publish(topic, key, event) }
+
+func (p *Publisher) publish(topic, key string, event proto.Message) {
 	value, err := typeurl.MarshalAnyToProto(event)
 	if err != nil {
 		log.L.WithError(err).WithField("topic", topic).Error("cannot encode event")
 		return
 	}
-	envelope := &types.Envelope{
+	e := queued{key: key, Envelope: &types.Envelope{
 		Timestamp: timestamppb.Now(),
 		Namespace: p.namespace,
 		Topic:     topic,
 		Event:     value,
-	}
+	}}
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,8 +111,9 @@ func (p *Publisher) Publish(topic string, event proto.Message) {
 			log.L.Warnf("events are dropped: %s is not set", ttrpcAddressEnv)
 			p.warned = true
 		}
+	case key != "" && p.waits(topic, key):
 	default:
-		p.queue = append(p.queue, envelope)
+		p.queue = append(p.queue, e)
 		if p.ended == nil {
 			p.ended = make(chan struct{})
 			go p.run(p.ended)
@@ -101,6 +123,15 @@ func (p *Publisher) Publish(topic string, event proto.Message) {
 		default:
 		}
 	}
+}
+
+// waits says whether an event of the topic and key waits, behind the first, which is
+// under way. The caller holds mu.
+func (p *Publisher) waits(topic, key string) bool {
+	if len(p.queue) == 0 {
+		return false
+	}
+	return slices.ContainsFunc(p.queue[1:], func(e queued) bool { return e.Topic == topic && e.key == key })
 }
 
 // Close waits until all events are delivered or ctx ends, and logs how many
@@ -135,7 +166,7 @@ func (p *Publisher) Close(ctx context.Context) {
 // run delivers the queue until it has been empty for some time.
 func (p *Publisher) run(ended chan struct{}) {
 	defer close(ended)
-	c := daemon{address: p.address}
+	c := daemon{address: p.address, patience: p.patience}
 	defer c.close()
 	for {
 		if e := p.first(); e != nil {
@@ -166,13 +197,13 @@ func (p *Publisher) first() *types.Envelope {
 	if len(p.queue) == 0 {
 		return nil
 	}
-	return p.queue[0]
+	return p.queue[0].Envelope
 }
 
 func (p *Publisher) removeFirst() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue[0] = nil
+	p.queue[0] = queued{}
 	if p.queue = p.queue[1:]; len(p.queue) == 0 {
 		p.queue = nil
 	}
@@ -190,8 +221,8 @@ func (p *Publisher) retire() bool {
 	return true
 }
 
-// deliver tries until containerd has taken e, or has refused it for good: then
-// it must not hold up those behind it. It returns false if time is up.
+// deliver tries until containerd has taken e, or has refused it for good, or e cannot be
+// sent: then it must not hold up those behind it. It returns false if time is up.
 func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 	backoff, refusals := minBackoff, 0
 	for {
@@ -204,6 +235,10 @@ func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 			return false
 		}
 		entry := log.L.WithError(err).WithField("topic", e.Topic)
+		if errors.Is(err, proto.Error) {
+			entry.Error("cannot encode event, it is dropped")
+			return true
+		}
 		if isRefusal(err) {
 			if refusals++; refusals == maxRefusals {
 				entry.Error("containerd refuses event, it is dropped")
@@ -253,21 +288,25 @@ func isRefusal(err error) bool {
 
 // daemon is the connection to containerd's event service.
 type daemon struct {
-	address string
-	client  *ttrpc.Client // nil if not connected
+	address  string
+	patience time.Duration // until it is logged that there is no answer
+	client   *ttrpc.Client // nil if not connected
 }
 
+// forward returns when containerd has answered, the connection has broken, or ctx ends.
 func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
-	ctx, cancel := context.WithTimeout(ctx, forwardLimit)
-	defer cancel()
 	if d.client == nil {
-		var dialer net.Dialer
+		dialer := net.Dialer{Timeout: dialLimit}
 		conn, err := dialer.DialContext(ctx, "unix", d.address)
 		if err != nil {
 			return fmt.Errorf("cannot connect to containerd: %w", err)
 		}
 		d.client = ttrpc.NewClient(conn)
 	}
+	slow := time.AfterFunc(d.patience, func() {
+		log.L.WithField("topic", e.Topic).Warnf("containerd has not answered to an event for %s, still waiting", d.patience)
+	})
+	defer slow.Stop()
 	_, err := eventsapi.NewTTRPCEventsClient(d.client).Forward(ctx, &eventsapi.ForwardRequest{Envelope: e})
 	return err
 }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -192,6 +194,136 @@ func TestAnEventIsSentAgainIfContainerdDiesOverIt(t *testing.T) {
 	}
 	if strings.Join(got, " ") != "/test/a /test/a /test/b" {
 		t.Errorf("containerd was sent %v", got)
+	}
+}
+
+// logSignal tells when something is logged that has a text in it.
+type logSignal struct {
+	text   string
+	logged chan struct{} // has room for one
+}
+
+func newLogSignal(t *testing.T, text string) *logSignal {
+	s := &logSignal{text: text, logged: make(chan struct{}, 1)}
+	before := log.L.Logger.Out
+	log.L.Logger.SetOutput(s)
+	t.Cleanup(func() { log.L.Logger.SetOutput(before) })
+	return s
+}
+
+func (s *logSignal) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte(s.text)) {
+		select {
+		case s.logged <- struct{}{}:
+		default:
+		}
+	}
+	return len(line), nil
+}
+
+// A time-out is not a broken connection: containerd may have been stopped for a while.
+func TestASlowContainerdGetsAnEventOnce(t *testing.T) {
+	slow := newLogSignal(t, "not answered")
+	r := newReceiver(t)
+	var calls atomic.Int32
+	r.answer = func(*receiver, *types.Envelope) error {
+		calls.Add(1)
+		select {
+		case <-slow.logged: // It has not answered for as long as the patience is.
+		case <-time.After(time.Second):
+		}
+		return nil
+	}
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	p.patience = time.Millisecond
+	p.Publish("/a", &eventsapi.TaskExit{})
+	p.Publish("/b", &eventsapi.TaskDelete{})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	p.Close(ctx)
+	if n := calls.Load(); n != 2 {
+		t.Errorf("containerd was sent %d events, want 2", n)
+	}
+	if got := strings.Join(r.topics(), " "); got != "/a /b" {
+		t.Errorf("containerd was sent %s", got)
+	}
+}
+
+// A pod can have a process killed as often as it likes.
+func TestEventsThatAContainerCausesDoNotPileUp(t *testing.T) {
+	captureLog(t)
+	r := newReceiver(t)
+	p := newPublisher(r.path, "k8s.io")
+	oom := func(id string) { p.PublishOnce("/tasks/oom", id, &eventsapi.TaskOOM{ContainerID: id}) }
+	p.Publish("/tasks/start", &eventsapi.TaskStart{ContainerID: "a"}) // under way
+	for range 1000 {
+		oom("a")
+		oom("b")
+	}
+	p.PublishOnce("/other", "a", &eventsapi.TaskOOM{ContainerID: "a"})
+	p.Publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: "c"})
+	p.Publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: "c"})
+	r.start()
+	r.await(5)
+	oom("a") // Those before are no longer waiting.
+	p.Close(context.Background())
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var got []string
+	for _, e := range r.taken {
+		id := "a"
+		var event eventsapi.TaskOOM
+		if e.Topic == "/tasks/oom" {
+			if err := proto.Unmarshal(e.Event.Value, &event); err != nil {
+				t.Fatal(err)
+			}
+			id = event.ContainerID
+		}
+		got = append(got, e.Topic+" "+id)
+	}
+	want := []string{"/tasks/start a", "/tasks/oom a", "/tasks/oom b", "/other a", "/tasks/oom c", "/tasks/oom c", "/tasks/oom a"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// containerd may have taken the one that is under way.
+func TestAnEventUnderWayIsNotTakenForOneThatWaits(t *testing.T) {
+	r := newReceiver(t)
+	arrived, answer := make(chan struct{}, 3), make(chan struct{})
+	r.answer = func(*receiver, *types.Envelope) error {
+		arrived <- struct{}{}
+		<-answer
+		return nil
+	}
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	p.PublishOnce("/tasks/oom", "a", &eventsapi.TaskOOM{ContainerID: "a"})
+	<-arrived
+	p.PublishOnce("/tasks/oom", "a", &eventsapi.TaskOOM{ContainerID: "a"})
+	close(answer)
+	p.Close(context.Background())
+	if n := len(r.taken); n != 2 {
+		t.Errorf("%d events arrived, want 2", n)
+	}
+}
+
+func TestAnEventThatCannotBeEncodedDoesNotHoldUpOthers(t *testing.T) {
+	logged := captureLog(t)
+	r := newReceiver(t)
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	p.Publish("/field", &eventsapi.TaskExit{ContainerID: "a\xff"})
+	p.Publish("/topic\xff", &eventsapi.TaskExit{ContainerID: "a"})
+	p.Publish("/next", &eventsapi.TaskExit{ContainerID: "a"})
+	p.Close(context.Background())
+	if got := strings.Join(r.topics(), " "); got != "/next" {
+		t.Errorf("containerd was sent %s", got)
+	}
+	if n := strings.Count(logged.String(), "cannot encode event"); n != 2 {
+		t.Errorf("logged %d times that an event was dropped: %s", n, logged)
 	}
 }
 

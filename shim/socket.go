@@ -193,17 +193,23 @@ func unlinkSocket(path string) error {
 
 // writeAddress records address in the bundle, whole or not at all.
 func writeAddress(bundle, address string) error {
-	path := filepath.Join(bundle, addressFile)
-	temporary := filepath.Join(bundle, "."+addressFile)
-	err := os.WriteFile(temporary, []byte(address), 0o600)
+	if err := replaceFile(filepath.Join(bundle, addressFile), []byte(address)); err != nil {
+		return fmt.Errorf("cannot record shim address: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file that only the owner may read, whole or not at all.
+func replaceFile(path string, data []byte) error {
+	temporary := path + ".tmp"
+	err := os.WriteFile(temporary, data, 0o600)
 	if err == nil {
 		err = os.Rename(temporary, path)
 	}
 	if err != nil {
 		os.Remove(temporary)
-		return fmt.Errorf("cannot record shim address: %w", err)
 	}
-	return nil
+	return err
 }
 
 // readAddress returns the path of the socket that is recorded in the bundle,

@@ -60,6 +60,11 @@ func (c *call) start(ctx context.Context) error {
 		if err := c.leave(b); err != nil {
 			return err
 		}
+		if group == c.id { // else others outlive what the bundle is of
+			if err := recordProcess("."); err != nil {
+				return err
+			}
+		}
 		if err := c.answer(b, address); err != nil {
 			return err
 		}
@@ -117,8 +122,8 @@ const sandboxBundles = "io.containerd.sandbox.controller.v1.shim"
 // Half a group in a second shim would be worse than none: it does not know the sandbox,
 // and the namespaces of a shim's process are in part the host's.
 func (c *call) runningShim(group string) (path string) {
-	if group == c.id || group != filepath.Base(group) || !filepath.IsLocal(group) {
-		return "" // The last two are for annotations that lead elsewhere.
+	if group == c.id {
+		return ""
 	}
 	for _, bundle := range []string{
 		filepath.Join("..", group),
@@ -138,8 +143,12 @@ func (c *call) runningShim(group string) (path string) {
 // specFile is the OCI spec in a bundle.
 const specFile = "config.json"
 
+// maxGroup is how long the name of a file may be (NAME_MAX).
+const maxGroup = 255
+
 // groupOf returns the value of the first of annotations that the spec at path
-// has, or "" if it has none. A sandbox of the Sandbox API may be without a
+// has, or "" if it has none. A value that cannot be the name of a bundle is refused: it
+// would lead to the shim of another containerd namespace. A sandbox of the Sandbox API may be without a
 // spec (NewBundle in core/runtime/v2/bundle.go of containerd 2.4).
 func groupOf(path string, annotations []string) (string, error) {
 	f, err := os.Open(path)
@@ -159,9 +168,15 @@ func groupOf(path string, annotations []string) (string, error) {
 		return "", fmt.Errorf("cannot decode spec %s: %w", path, err)
 	}
 	for _, name := range annotations {
-		if group, ok := spec.Annotations[name]; ok {
-			return group, nil
+		group, ok := spec.Annotations[name]
+		if !ok {
+			continue
 		}
+		if group == "." || group == ".." || len(group) > maxGroup || strings.ContainsAny(group, "/\x00") {
+			return "", fmt.Errorf("cannot use annotation %s of %s as a group: %.*q is no file name of up to %d bytes",
+				name, path, maxGroup, group, maxGroup)
+		}
+		return group, nil
 	}
 	return "", nil
 }

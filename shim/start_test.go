@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,8 @@ func TestGroupOfASpec(t *testing.T) {
 		{"the second alone", `{"annotations":{"other":"x","second":"b"}}`, "b"},
 		{"none", `{"annotations":{"other":"x"}}`, ""},
 		{"no annotations", `{"process":{"args":["sh"]}}`, ""},
+		{"null annotations", `{"annotations":null}`, ""},
+		{"null", `null`, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.json")
@@ -22,6 +25,40 @@ func TestGroupOfASpec(t *testing.T) {
 			}
 			if got, err := groupOf(path, annotations); err != nil || got != tc.want {
 				t.Errorf("got %q and error %v, want %q", got, err, tc.want)
+			}
+		})
+	}
+
+	// The socket's address is made of daemon, containerd namespace and group as of a path,
+	// and the bundle of the group's sandbox is looked for.
+	for _, bad := range []string{".", "..", "/", "/pod", "pod/", "a/b", "../k8s.io/pod", "../../other", "pod\x00", strings.Repeat("x", 256)} {
+		t.Run("bad group "+bad, func(t *testing.T) {
+			spec, err := json.Marshal(map[string]any{"annotations": map[string]string{"second": bad, "other": "/"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "config.json")
+			if err := os.WriteFile(path, spec, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := groupOf(path, annotations)
+			if err == nil || !strings.Contains(err.Error(), "annotation second of "+path) || len(err.Error()) > 512+len(path) {
+				t.Errorf("got %q and error %v, want one that names the annotation and the file", got, err)
+			}
+		})
+	}
+	for _, good := range []string{"...", "..pod", "pod..", "a pod", "a\\b", "-", strings.Repeat("x", 255), ""} {
+		t.Run("group "+good, func(t *testing.T) {
+			spec, err := json.Marshal(map[string]any{"annotations": map[string]string{"first": good, "second": "/"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "config.json")
+			if err := os.WriteFile(path, spec, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := groupOf(path, annotations); err != nil || got != good {
+				t.Errorf("got %q and error %v, want %q", got, err, good)
 			}
 		})
 	}

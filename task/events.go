@@ -25,6 +25,8 @@ const (
 // block.
 type Publisher interface {
 	Publish(topic string, event proto.Message)
+	// PublishOnce drops the event if one of the same topic and key waits.
+	PublishOnce(topic, key string, event proto.Message)
 }
 
 // Events tells containerd what happens to tasks.
@@ -59,9 +61,10 @@ func (e *Events) Exited(taskID, execID string, pid int, exit process.Exit) {
 	})
 }
 
-// OOM implements [process.Events].
+// OOM implements [process.Events]. A container can be killed again and again while
+// containerd is away, so that its events must not pile up.
 func (e *Events) OOM(taskID string) {
-	e.publisher.Publish(topicOOM, &eventsapi.TaskOOM{ContainerID: taskID})
+	e.publisher.PublishOnce(topicOOM, taskID, &eventsapi.TaskOOM{ContainerID: taskID})
 }
 
 func (e *Events) created(r *taskapi.CreateTaskRequest, pid uint32) {

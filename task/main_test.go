@@ -98,6 +98,7 @@ type recorder struct {
 	mu     sync.Mutex
 	events []proto.Message
 	lines  []string
+	once   []string // topics and keys
 }
 
 func (r *recorder) Publish(topic string, event proto.Message) {
@@ -117,6 +118,13 @@ func (r *recorder) Publish(topic string, event proto.Message) {
 	defer r.mu.Unlock()
 	r.events = append(r.events, message)
 	r.lines = append(r.lines, line)
+}
+
+func (r *recorder) PublishOnce(topic, key string, event proto.Message) {
+	r.Publish(topic, event)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.once = append(r.once, topic+" "+key)
 }
 
 // received returns an event as those have it who receive it.

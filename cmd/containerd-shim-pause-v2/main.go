@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"runtime"
 
@@ -69,15 +68,10 @@ func decodeOptions(a *anypb.Any) (*task.HandlerOptions, error) {
 	return (*task.HandlerOptions)(o), err
 }
 
-// deleteTask removes what a shim that has ended left of a task. What could not
-// be removed goes to standard error, which containerd logs; the answer is how the
-// task ended in any case.
+// deleteTask removes what a shim that has ended left of a task.
 func deleteTask(ctx context.Context, r shim.DeleteRequest) (shim.Exit, error) {
 	st, err := process.CleanUp(ctx, r.Namespace, r.Bundle, r.ID)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "cannot remove all of %s: %v\n", r.ID, err)
-	}
-	return exitOf(st), nil
+	return exitOf(st), err
 }
 
 func exitOf(st process.Status) shim.Exit {
