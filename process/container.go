@@ -293,10 +293,6 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 			return err
 		}
 	}
-	// The OCI runtime has nothing to remove if it has lost its state.
-	if err := c.removeCgroup(ctx); err != nil {
-		return err
-	}
 	if err := c.unmountRootfs(); err != nil {
 		return err
 	}
@@ -304,18 +300,6 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 		return err
 	}
 	return removeRecord(c.task.Bundle)
-}
-
-// removeCgroup removes the cgroup that the spec names, if it is still there.
-func (c *container) removeCgroup(ctx context.Context) error {
-	record, err := readRecord(c.task.Bundle)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // a delete before this one has got so far
-	}
-	if err != nil {
-		return err
-	}
-	return record.removeCgroup(ctx)
 }
 
 func (c *container) discard(ctx context.Context) error {

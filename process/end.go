@@ -62,7 +62,7 @@ func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (
 	case cgroup == nil:
 		err = joinErrors(err, cerr)
 	case init != nil && err == nil && r.ownsPIDNamespace():
-		err = thawKilled(ctx, cgroup)
+		err = cgroup.LetDie(ctx)
 	default:
 		err = joinErrors(err, cgroup.Signal(unix.SIGKILL))
 	}
@@ -143,14 +143,6 @@ func awaitDeath(ctx context.Context, pidfd *os.File) error {
 		return errors.New("it has not ended within the time")
 	}
 	return os.NewSyscallError("poll", err)
-}
-
-// thawKilled lets a process die that was killed: on cgroup v1 a frozen one does not.
-func thawKilled(ctx context.Context, cgroup *cgroups.Cgroup) error {
-	if frozen, err := cgroup.Frozen(); err != nil || !frozen {
-		return nil //nolint:nilerr // the cgroup may have gone with its last process
-	}
-	return cgroup.Thaw(ctx)
 }
 
 // cgroup returns the task's; nil if it has none, or not any more.
