@@ -168,6 +168,11 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 			t.Errorf("%s: it is not always called", tc.path)
 		}
 	}
+	if real, err := exec.LookPath("runc"); err == nil {
+		if !isRuncProgram(real) {
+			t.Errorf("%s is not taken for runc", real)
+		}
+	}
 	must(t, os.Rename(wrapper(t, "other", runc), replaced))
 	if (&ociRuntime{options: Options{BinaryName: replaced}}).isRunc() {
 		t.Error("what runc was replaced with is taken for it")
