@@ -19,7 +19,7 @@ func TestTerminalHasOneDescriptor(t *testing.T) {
 	}
 	s.start()
 	program := openTerminal(t, s.tty)
-	in := openFifo(t, s.in.fifo.Name())
+	in := openFifo(t, s.in.src.Name())
 	_, err := in.WriteString("hello\n")
 	must(t, err)
 	if got, err := bufio.NewReader(program).ReadString('\n'); err != nil || got != "hello\n" {

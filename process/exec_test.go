@@ -296,10 +296,16 @@ func TestDeleteOfATaskWithExecs(t *testing.T) {
 	stdout, stderr := readFifo(t, sio.Stdout), readFifo(t, sio.Stderr)
 	execute(t, task, "e", "echo out; echo err >&2; exec cat", sio)
 	must(t, task.Exec("never-started", Stdio{}, execSpec(t, "exit 0")))
+	neverStarted := process(t, task, "never-started")
 	must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
 	_, err := task.Delete(testContext(t), "")
 	must(t, err)
+	exitOf(t, neverStarted) // whoever waits for it gets an answer
+	_, err = neverStarted.Start(testContext(t))
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err = neverStarted.Delete(testContext(t))
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if out, err := stdout.all(), stderr.all(); (out != "out\n" && out != "") || (err != "err\n" && err != "") {
 		t.Errorf("output is %q and %q", out, err)
 	}

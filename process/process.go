@@ -175,6 +175,20 @@ func (p *Process) Delete(ctx context.Context) (Status, error) {
 	return p.Status(), nil
 }
 
+// release frees what an exec holds whose task has been deleted. It is over even if it was
+// never started: nobody must wait for its end.
+func (p *Process) release() {
+	p.verb.Lock()
+	defer p.verb.Unlock()
+	if p.Status().State == Created {
+		p.enter(Deleted)
+		close(p.exited)
+	}
+	if s := p.openStreams(); s != nil {
+		s.close()
+	}
+}
+
 // endCreated kills a process that exists but was never started.
 func (p *Process) endCreated(ctx context.Context) error {
 	if s := p.Status(); s.State != Created || s.Pid == 0 {

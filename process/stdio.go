@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -46,11 +47,12 @@ type streams struct {
 	patience time.Duration
 }
 
-// input copies a fifo to a process's standard input.
+// input copies a fifo or file to a process's standard input.
 type input struct {
-	fifo *os.File
-	// keep holds the fifo open for writing, so that the input does not end when a
-	// client that wrote to it goes away, but when it is closed through the API.
+	src *os.File
+	// keep holds a fifo open for writing, so that the input does not end when a
+	// client that wrote to it goes away, but when it is closed through the API. It is
+	// nil for all but fifos.
 	keep *os.File
 	dst  *os.File
 }
@@ -108,7 +110,7 @@ func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_
 		s.child[1], s.child[2] = s.logger.take()
 		return s, nil
 	case "file":
-		return s, s.openFile(target.Path, sio, o)
+		return s, s.sendToFile(target.Path, sio, o)
 	}
 	for fd, path := range map[int]string{1: sio.Stdout, 2: sio.Stderr} {
 		if path == "" {
@@ -145,8 +147,8 @@ func parseTarget(stdout string) (*url.URL, error) {
 	return nil, fmt.Errorf("standard output %q has the unknown scheme %q: %w", stdout, u.Scheme, errdefs.ErrInvalidArgument)
 }
 
-// openFile sends both outputs to one file.
-func (s *streams) openFile(path string, sio Stdio, o Options) error {
+// sendToFile sends both outputs to one file.
+func (s *streams) sendToFile(path string, sio Stdio, o Options) error {
 	for fd, stream := range []string{1: sio.Stdout, 2: sio.Stderr} {
 		if stream == "" {
 			continue
@@ -166,7 +168,7 @@ func openLogFile(path string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the directory of the log file: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	f, err := openFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the log file: %w", err)
 	}
@@ -208,18 +210,74 @@ func chown(f *os.File, o Options) error {
 	return nil
 }
 
-// openSource opens a fifo to read standard input from. Opening it for both
+// openSource opens a fifo or file to read standard input from. Opening a fifo for both
 // directions first never blocks, and makes opening it for reading not block.
-func openSource(path string) (*input, error) {
+func openSource(path string) (_ *input, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot open the standard input: %w", err)
+		}
+	}()
+	isFifo, err := isFifo(path)
+	if err != nil {
+		return nil, err
+	}
+	if !isFifo {
+		src, err := openFile(path, os.O_RDONLY)
+		if err != nil {
+			return nil, err
+		}
+		return &input{src: src}, nil
+	}
 	keep, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open the standard input: %w", err)
+		return nil, err
 	}
-	fifo, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	src, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("cannot open the standard input: %w", err), keep.Close())
+		return nil, errors.Join(err, keep.Close())
 	}
-	return &input{fifo: fifo, keep: keep}, nil
+	return &input{src: src, keep: keep}, nil
+}
+
+func isFifo(path string) (bool, error) {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().Type() == os.ModeNamedPipe, err
+}
+
+// openFile opens a file that a client has named. It waits for nobody, whatever the file is.
+//
+// A regular file stays out of Go's poller. The poller asks it whether it has data, and
+// lets nothing else run meanwhile on its thread; on a file system that a process serves
+// (FUSE), the answer takes as long as that process likes.
+func openFile(path string, flags int) (_ *os.File, err error) {
+	defer func() {
+		if err != nil {
+			err = &os.PathError{Op: "open", Path: path, Err: err}
+		}
+	}()
+	var fd int
+	err = ignoringEINTR(func() error {
+		fd, err = unix.Open(path, flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o644)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			err = unix.EISDIR
+		case unix.S_IFREG:
+			err = unix.SetNonblock(fd, false) // os.NewFile has only others polled
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // readerTimeout bounds how long a client may take to open the other end of a
@@ -229,12 +287,12 @@ const readerTimeout = 30 * time.Second
 // openSink opens a fifo or file for output. With a fifo it waits for a client to
 // read, lest output is lost which comes and goes before one has opened it.
 func openSink(ctx context.Context, path string) (*output, error) {
-	st, err := os.Stat(path)
+	isFifo, err := isFifo(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the output: %w", err)
 	}
-	if st.Mode()&os.ModeNamedPipe == 0 {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if !isFifo {
+		f, err := openFile(path, os.O_WRONLY|os.O_APPEND)
 		if err != nil {
 			return nil, fmt.Errorf("cannot open the output: %w", err)
 		}
@@ -283,8 +341,12 @@ func (s *streams) start() {
 	if s.in != nil {
 		in := s.in
 		go func() {
-			copyStream(in.dst, in.fifo)
-			closeAll(in.dst, in.fifo)
+			if in.keep == nil {
+				_, _ = io.Copy(in.dst, in.src) // there is nobody to tell but the process
+			} else {
+				copyStream(in.dst, in.src)
+			}
+			closeAll(in.dst, in.src)
 			if s.tty != nil {
 				s.hangUp()
 			}
@@ -315,7 +377,7 @@ func (s *streams) closeChildEnds() {
 // closeInput ends the standard input once all that was written to it is read.
 func (s *streams) closeInput() {
 	if s.in != nil {
-		s.in.keep.Close()
+		closeAll(s.in.keep)
 	}
 }
 
@@ -389,7 +451,7 @@ func (s *streams) drain(ctx context.Context) error {
 func (s *streams) close() {
 	s.closeChildEnds()
 	if s.in != nil {
-		closeAll(s.in.fifo, s.in.keep, s.in.dst)
+		closeAll(s.in.src, s.in.keep, s.in.dst)
 	}
 	for _, o := range s.outputs {
 		o.close()

@@ -235,6 +235,63 @@ func TestOutputToAFile(t *testing.T) {
 	}
 }
 
+func TestInputFromAFile(t *testing.T) {
+	noLeakedFDs(t)
+	// Nobody can open this one for writing.
+	busy, err := os.Executable()
+	must(t, err)
+	plain := filepath.Join(t.TempDir(), "plain")
+	must(t, os.WriteFile(plain, []byte("hello\n"), 0o400))
+	for _, path := range []string{plain, busy} {
+		n := newNode(t)
+		sio := Stdio{Stdin: path, Stdout: mkfifo(t)}
+		stdout := readFifo(t, sio.Stdout)
+		task := n.with(sio, "wc -c")
+		task.init.CloseStdin() // whose end comes by itself
+		st, err := os.Stat(path)
+		must(t, err)
+		if got, want := stdout.all(), fmt.Sprintln(st.Size()); got != want {
+			t.Errorf("%s: it has read %q bytes, want %q", path, got, want)
+		}
+		n.remove(task)
+	}
+	for _, sio := range []Stdio{{Stdin: t.TempDir()}, {Stdout: t.TempDir()}} {
+		n := newNode(t)
+		r := n.request("c", containerSpec(t, "c", forever))
+		r.Stdio = sio
+		if _, err := n.Create(testContext(t), r); !errors.Is(err, unix.EISDIR) {
+			t.Errorf("%+v: got %v", sio, err)
+		}
+	}
+}
+
+// The shim does not ask whether such a file is ready: who serves it may never answer.
+func TestStreamsThatAProcessServes(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	file := serveFile(t, "hello\n")
+	for _, sio := range []Stdio{{Stdin: file.path, Stdout: file.path}, {Stdin: file.path, Stdout: "file://" + file.path}} {
+		n.remove(n.with(sio, "cat"))
+	}
+	if got, want := file.written(), "hello\nhello\n"; got != want {
+		t.Errorf("%q was written, want %q", got, want)
+	}
+	if file.polls.Load() > 0 {
+		t.Error("it was polled")
+	}
+}
+
+// A log that is a fifo has nobody who reads it yet.
+func TestLogFileThatIsAFifo(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	r := n.request("c", containerSpec(t, "c", forever))
+	r.Stdio.Stdout = "file://" + mkfifo(t)
+	if _, err := n.Create(testContext(t), r); !errors.Is(err, unix.ENXIO) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func loggerURI(t *testing.T, scheme string, query ...string) (uri, dir string) {
 	t.Helper()
 	script, err := filepath.Abs("testdata/logger.sh")

@@ -182,9 +182,7 @@ func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 	}
 	// Clients need not delete the execs of a task that they delete.
 	for _, e := range t.snapshot() {
-		if s := e.openStreams(); s != nil {
-			s.close()
-		}
+		e.release()
 	}
 	return st, nil
 }

@@ -1,0 +1,128 @@
+package process
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// servedFile is a file system of one file, which the test serves (FUSE, linux/fuse.h). It
+// always reads as its text.
+type servedFile struct {
+	path  string
+	text  string
+	polls atomic.Int64 // how often somebody has asked whether it is ready
+
+	mu   sync.Mutex
+	data []byte // guarded by mu: all that was written, in order
+}
+
+// Operations of linux/fuse.h.
+const (
+	fuseGetAttr = 3
+	fuseOpen    = 14
+	fuseRead    = 15
+	fuseWrite   = 16
+	fuseRelease = 18
+	fuseFlush   = 25
+	fuseInit    = 26
+	fusePoll    = 40
+)
+
+func serveFile(t *testing.T, text string) *servedFile {
+	t.Helper()
+	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		t.Skip("this kernel has no FUSE")
+	}
+	must(t, err)
+	f := &servedFile{path: filepath.Join(t.TempDir(), "file"), text: text}
+	must(t, os.WriteFile(f.path, nil, 0o600))
+	options := fmt.Sprintf("fd=%d,rootmode=100644,user_id=0,group_id=0", device)
+	must(t, unix.Mount("test", f.path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options))
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		f.serve(device)
+	}()
+	t.Cleanup(func() {
+		must(t, unix.Unmount(f.path, unix.MNT_DETACH))
+		<-served // reading fails when the file system is gone
+		unix.Close(device)
+	})
+	return f
+}
+
+func (f *servedFile) serve(device int) {
+	buf := make([]byte, 1<<20)
+	for {
+		n, err := unix.Read(device, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		// struct fuse_in_header: length, operation, number, and 24 bytes of who asks.
+		operation, body := binary.NativeEndian.Uint32(buf[4:]), buf[40:n]
+		answer, errno := f.answer(operation, body)
+		out := binary.NativeEndian.AppendUint32(nil, uint32(16+len(answer)))
+		out = binary.NativeEndian.AppendUint32(out, uint32(-int32(errno)))
+		out = append(append(out, buf[8:16]...), answer...)
+		_, _ = unix.Write(device, out) // who has asked may have been killed
+	}
+}
+
+func (f *servedFile) answer(operation uint32, body []byte) ([]byte, unix.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	u32, u64 := binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
+	switch operation {
+	case fuseInit:
+		out := make([]byte, 64)
+		binary.NativeEndian.PutUint32(out, 7)          // major version
+		binary.NativeEndian.PutUint32(out[4:], 31)     // minor version
+		binary.NativeEndian.PutUint32(out[20:], 1<<16) // the most that a write has
+		return out, 0
+	case fuseGetAttr:
+		out := make([]byte, 16+88)
+		attr := out[16:]
+		binary.NativeEndian.PutUint64(attr, 1) // inode
+		binary.NativeEndian.PutUint64(attr[8:], uint64(len(f.text)))
+		binary.NativeEndian.PutUint32(attr[60:], unix.S_IFREG|0o644)
+		binary.NativeEndian.PutUint32(attr[64:], 1) // links
+		return out, 0
+	case fuseOpen:
+		out := make([]byte, 16)
+		binary.NativeEndian.PutUint32(out[8:], 1) // FOPEN_DIRECT_IO: nothing is cached
+		return out, 0
+	case fuseRead:
+		from := min(u64(body[8:]), uint64(len(f.text)))
+		to := min(from+uint64(u32(body[16:])), uint64(len(f.text)))
+		return []byte(f.text[from:to]), 0
+	case fuseWrite:
+		size := u32(body[16:])
+		f.data = append(f.data, body[40:40+size]...)
+		out := make([]byte, 8)
+		binary.NativeEndian.PutUint32(out, size)
+		return out, 0
+	case fuseRelease, fuseFlush:
+		return nil, 0
+	case fusePoll:
+		f.polls.Add(1)
+	}
+	return nil, unix.ENOSYS
+}
+
+func (f *servedFile) written() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return string(f.data)
+}
