@@ -201,6 +201,19 @@ func decoded(t *testing.T, change podChange) *podConfig {
 	return d
 }
 
+func TestSELinuxLevels(t *testing.T) {
+	for level, ok := range map[string]bool{
+		"": true, "s0": true, "s0-s3": true, "s0:c1": true, "s0:c1,c2": true, "s0-s0:c0.c1023": true, "s9:c1.c3,c7,c10.c12": true,
+		"s": false, "s10": false, "s0:": false, "s0:c": false, "s0:c12345": false, "s0:c1,": false, "s0:c1.": false, "s0-": false,
+		"s0 ": false, "s0\n": false, "c1": false, "s0:c1:c2": false,
+	} {
+		err := (&selinuxOptions{Level: level}).check(host{})
+		if (err == nil) != ok {
+			t.Errorf("%q: got error %v", level, err)
+		}
+	}
+}
+
 func TestSeccompProfileOfTheNode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "profile.json")
 	must(t, os.WriteFile(path, []byte(`{"defaultAction": "SCMP_ACT_ERRNO"}`), 0o600))
