@@ -22,6 +22,15 @@ func FuzzBootstrap(f *testing.F) {
 		f.Add(recorded(f, name))
 	}
 	f.Add([]byte{})
+	f.Add([]byte("null"))
+	f.Add(encode(f, &bootapi.BootstrapParams{InstanceID: "4f1a", Namespace: "k8s.io", Extensions: []*bootapi.Extension{
+		{}, {Value: &anypb.Any{}}, {Value: &anypb.Any{TypeUrl: "containerd.runc.v1.Options"}},
+	}}))
+	for _, value := range []string{"null", "{}", "\x0a\x00", "\x0a\xff"} {
+		f.Add(encode(f, &anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: []byte(value)}))
+		f.Add(encode(f, &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte(value)}))
+		f.Add(encode(f, &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: []byte(value)}))
+	}
 	fl := flags{namespace: "k8s.io", id: "4f1a", address: "/run/containerd/containerd.sock"}
 	f.Fuzz(func(t *testing.T, input []byte) {
 		if readsFile(input) {
@@ -52,7 +61,10 @@ func readsFile(input []byte) bool { return strings.Contains(string(input), "\x12
 // the message or in a file.
 func FuzzOptions(f *testing.F) {
 	f.Add([]byte("BinaryName = 'crun'\nIoGid = 5\nSystemdCgroup = true\n"), uint8(0))
-	f.Add([]byte("BinaryName = # text"), uint8(0))
+	for _, text := range []string{"BinaryName = # text", "BinaryName =", "BinaryName = '", "= 1", "[", "[[Root]]", "IoUid = -1", "\xff"} {
+		f.Add([]byte(text), uint8(0))
+		f.Add([]byte(text), uint8(1))
+	}
 	f.Add([]byte("\"Root\" = \"C:\\\\\" # x\nioUid = 1_000\n[Nested]\nRoot = '/n'\n"), uint8(1))
 	f.Add([]byte("\x32\x04crun\x48\x01"), uint8(2))
 	f.Add([]byte(""), uint8(1))
@@ -103,6 +115,52 @@ func FuzzOptions(f *testing.F) {
 		again.Runc, decoded.Runc = nil, nil
 		if *again != *decoded {
 			t.Errorf("got %+v, want %+v", *again, *decoded)
+		}
+	})
+}
+
+// FuzzGroup takes any spec.
+func FuzzGroup(f *testing.F) {
+	for _, spec := range []string{
+		"", "null", "[]", "{}", "0", `"x"`, `{"annotations":null}`, `{"annotations":[]}`, `{"annotations":{"group":null}}`,
+		`{"annotations":{"group":"pod"}}`, `{"annotations":{"group":"../ns/pod"}}`, `{"annotations":{"group":"a\u0000b"}}`,
+		`{"annotations":{"group":1}}`, `{"annotations":{"group":"a"}} {`,
+	} {
+		f.Add([]byte(spec))
+	}
+	path := filepath.Join(f.TempDir(), specFile)
+	f.Fuzz(func(t *testing.T, spec []byte) {
+		if err := os.WriteFile(path, spec, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		group, err := groupOf(path, []string{"group"})
+		if err != nil || group == "" {
+			return
+		}
+		// The address is that of a pod of this namespace.
+		if got := filepath.Join("/run/test.sock", "ns", group); filepath.Dir(got) != "/run/test.sock/ns" || filepath.Base(got) != group {
+			t.Errorf("group %q leads to %s", group, got)
+		}
+	})
+}
+
+// FuzzRecords takes anything that a bundle may have for the records of this package.
+func FuzzRecords(f *testing.F) {
+	for _, text := range []string{"", "null", "{}", "[]", `{"pid":-1}`, `{"pid":1e99}`, `{"pid":2,"start":3,"name":"x"}`, "unix:///s/x", "unix://", "\xff"} {
+		f.Add([]byte(text))
+	}
+	bundle := f.TempDir()
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, name := range []string{processFile, addressFile} {
+			if err := os.WriteFile(filepath.Join(bundle, name), text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p, err := recordedProcess(bundle); err == nil && p.Pid <= 1 {
+			t.Errorf("got process %+v", p)
+		}
+		if path, err := readAddress(bundle); err == nil && !filepath.IsAbs(path) {
+			t.Errorf("got path %q", path)
 		}
 	})
 }

@@ -80,7 +80,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 		return err
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- p.Server.Serve(ctx, listener) }()
+	go func() { failed <- p.Server.Serve(ctx, patientListener{listener, acceptPause}) }()
 	log.L.WithFields(log.Fields{"namespace": c.namespace, "id": c.id, "bundle": p.Bundle}).Debug("shim serves")
 
 	select {
