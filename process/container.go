@@ -33,7 +33,13 @@ type container struct {
 	// spec is the client's of a container that is to be restored; else nil.
 	spec  *specs.Spec
 	child *child // the init; nil before there is one
+	// patience is how long the OCI runtime may be at work after the init's end on what holds
+	// back the init's exit.
+	patience time.Duration
 }
+
+// runtimePatience is enough for an OCI runtime that notices the end of its container.
+const runtimePatience = 5 * time.Second
 
 // checkpointImage is what a container is restored from; empty for a new one.
 type checkpointImage struct{ path, parent, work string }
@@ -43,12 +49,14 @@ type checkpointImage struct{ path, parent, work string }
 const consoleTimeout = 30 * time.Second
 
 func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs.Spec) (_ *Task, err error) {
-	t := &Task{ID: r.ID, Bundle: r.Bundle, execs: make(map[string]*Process)}
+	t := &Task{ID: r.ID, Bundle: r.Bundle, execs: make(map[string]*Process), ended: make(chan struct{})}
 	c := &container{
 		task:    t,
 		host:    h,
 		runtime: h.ociRuntime(r.Bundle, r.Options),
 		shared:  !ownsPIDNamespace(s),
+
+		patience: runtimePatience,
 	}
 	// What the OCI runtime has to do itself.
 	if s.Hooks != nil {
@@ -236,6 +244,25 @@ func (c *container) start(ctx context.Context, p *Process) error {
 	return c.runtime.start(ctx, c.task.ID)
 }
 
+// untilEnd returns a context that ends a while after the init has. It is not for what may
+// run hooks: they may take longer, and still have to be run.
+func (c *container) untilEnd(ctx context.Context) (_ context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-c.task.ended:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(c.patience):
+			end(fmt.Errorf("the container ended %v ago: %w", c.patience, errdefs.ErrFailedPrecondition))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { end(nil) }
+}
+
 // restore has the OCI runtime start the container from a checkpoint. It joins the
 // sandbox again, since it is only now that the runtime enters the namespaces: what
 // the paths of the create lead to may be the host's by now.
@@ -312,6 +339,8 @@ func (c *container) discard(ctx context.Context) error {
 }
 
 func (c *container) update(ctx context.Context, r *specs.LinuxResources) error {
+	ctx, cancel := c.untilEnd(ctx)
+	defer cancel()
 	return c.runtime.update(ctx, c.task.ID, r)
 }
 

@@ -63,6 +63,8 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 			t.running.Done()
 		}
 	}()
+	ctx, cancel := e.container.untilEnd(ctx)
+	defer cancel()
 	// The files have names of their own: ids may be as long as a file's name, and end as
 	// another's file would.
 	dir, err := os.MkdirTemp(t.Bundle, "exec-")

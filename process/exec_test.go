@@ -8,8 +8,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -215,6 +217,61 @@ func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
 	if got, want := n.events.all(), []string{"started c", "exited 137 c"}; !slices.Equal(got, want) {
 		t.Errorf("events are %q, want %q", got, want)
 	}
+}
+
+// The exit of the container is not held back by an OCI runtime that will never be done, nor
+// by a client that never reads.
+func TestExecThatHangsWhenItsContainerEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		prepare func(*node) Stdio
+		err     string
+	}{
+		"in the OCI runtime": {func(n *node) Stdio { n.tell("hang-exec", ""); return Stdio{} }, "runtime.sh was killed"},
+		"for a reader":       {func(n *node) Stdio { return Stdio{Stdout: mkfifo(t)} }, "nobody reads"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeakedFDs(t)
+			n := newNode(t)
+			task := n.container("c", forever)
+			sio := tc.prepare(n)
+			must(t, task.Exec("e", sio, execSpec(t, "exit 0")))
+			p := process(t, task, "e")
+			task.body.(*container).patience = 50 * time.Millisecond
+			done := make(chan error, 1)
+			go func() {
+				_, err := p.Start(testContext(t))
+				done <- err
+			}()
+			eventually(t, "it is being started", func() bool {
+				left, err := filepath.Glob(filepath.Join(task.Bundle, "exec-*"))
+				return err == nil && len(left) == 1 && (sio.Stdout != "" || strings.Contains(n.told("calls"), "exec c"))
+			})
+			must(t, task.Kill("", unix.SIGKILL, false))
+			exitOf(t, task.init)
+			err := <-done
+			wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+			if err != nil && !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("got error %v", err)
+			}
+			if got, want := n.events.all(), []string{"started c", "exited 137 c"}; !slices.Equal(got, want) {
+				t.Errorf("events are %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestUpdateThatHangsWhenItsContainerEnds(t *testing.T) {
+	noLeakedFDs(t)
+	n := newNode(t)
+	task := n.container("c", forever)
+	task.body.(*container).patience = 50 * time.Millisecond
+	n.tell("hang-update", "")
+	done := make(chan error, 1)
+	go func() { done <- task.Update(testContext(t), &specs.LinuxResources{}) }()
+	eventually(t, "the OCI runtime is at work", func() bool { return strings.Contains(n.told("calls"), "update c") })
+	must(t, task.Kill("", unix.SIGKILL, false))
+	exitOf(t, task.init)
+	wantKind(t, <-done, errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestManyExecsAtTheSameTime(t *testing.T) {

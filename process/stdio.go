@@ -330,7 +330,7 @@ func awaitReader(ctx context.Context, path string) (fd int, err error) {
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
-			return -1, fmt.Errorf("nobody reads %s: %w", path, ctx.Err())
+			return -1, fmt.Errorf("nobody reads %s: %w", path, context.Cause(ctx))
 		}
 	}
 }

@@ -32,11 +32,11 @@ type Task struct {
 	cgroup  *cgroups.Cgroup     // guarded by mu; nil if it has none, or not yet
 	stopOOM func()              // guarded by mu: ends the watch for OOM kills; nil without
 	execs   map[string]*Process // guarded by mu
-	// ended is set when the init has ended, which its own state shows only after
-	// the exits of all execs have been told. Guarded by mu.
-	ended bool
+	// ended is closed, under mu, when the init has ended, which its own state shows only
+	// after the exits of all execs have been told.
+	ended chan struct{}
 	// running counts the execs that are started or being started. It grows only
-	// under mu while ended is false.
+	// under mu while ended is open.
 	running sync.WaitGroup
 }
 
@@ -352,7 +352,7 @@ func (t *Task) setCgroup(g *cgroups.Cgroup, stopOOM func()) {
 func (t *Task) beginExec() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ended {
+	if t.hasEnded() {
 		return fmt.Errorf("the init of task %s has ended: %w", t.ID, errdefs.ErrFailedPrecondition)
 	}
 	t.running.Add(1)
@@ -361,19 +361,22 @@ func (t *Task) beginExec() error {
 
 // endExecs lets no more execs start, and nobody pause the task any more. It returns
 // when a pause that had begun before is through: processes that are frozen after
-// they were killed do not die on cgroup v1.
+// they were killed do not die on cgroup v1. It is called once.
 func (t *Task) endExecs() {
 	t.mu.Lock()
-	t.ended = true
+	close(t.ended)
 	t.mu.Unlock()
 	t.init.verb.Lock()
 	defer t.init.verb.Unlock()
 }
 
 func (t *Task) hasEnded() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.ended
+	select {
+	case <-t.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // unwatchOOM ends the watch for OOM kills.
