@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -133,12 +134,18 @@ func (r *ociRuntime) execFifo(id string) string {
 	return fifo
 }
 
-// look is how often it is looked whether an init that has not opened its fifo still
-// lives; `runc start` does as often.
-const look = 100 * time.Millisecond
+const (
+	// look is how often it is looked whether an init that has not opened its fifo still
+	// lives; `runc start` does as often.
+	look = 100 * time.Millisecond
+	// execFifoTimeout bounds how long an init that goes on may take to execute its
+	// program. It is over where somebody else holds the fifo open.
+	execFifoTimeout = 10 * time.Second
+)
 
 // openExecFifo lets the init behind a fifo go on, and returns when it has executed the
-// container's program.
+// container's program. Once it goes on, that the client has gone changes nothing: the
+// container runs, and nobody could start it a second time.
 func openExecFifo(ctx context.Context, path string, init *child) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -150,26 +157,36 @@ func openExecFifo(ctx context.Context, path string, init *child) error {
 		return err
 	}
 	reader := execFifoReader{}
-	for dead := false; ; {
+	var end time.Time // zero as long as the init does not go on
+	for dead, gone, executed := false, false, false; ; {
 		if err := f.SetReadDeadline(time.Now().Add(look)); err != nil {
 			return err
 		}
 		err := conn.Read(reader.read)
+		if reader.told && end.IsZero() {
+			end = time.Now().Add(execFifoTimeout)
+		}
 		switch {
 		case reader.err != nil:
 			return os.NewSyscallError("read", reader.err)
 		case err == nil:
+			awaitProgram(init.pid, isInitOfRunc)
 			return removeFifo(path)
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case dead && reader.told:
+		case reader.told && (dead || time.Now().After(end)):
 			return removeFifo(path) // somebody else holds the fifo open
+		case reader.told:
 		case dead:
 			return fmt.Errorf("container process is already dead: %w", errdefs.ErrFailedPrecondition)
+		case executed:
+			return removeFifo(path) // it went on just when another start gave up
+		case gone:
+			return ctx.Err()
 		}
-		// What it has written before its end can still be read, once more.
+		// What it has written before can still be read, once more. Whether it is dead is
+		// looked at last: then it is not its own program, either.
+		gone, executed = ctx.Err() != nil, !isInitOfRunc(init.pid)
 		dead = errdefs.IsNotFound(init.signal(0))
 	}
 }
@@ -210,6 +227,48 @@ func (r *execFifoReader) read(fd uintptr) bool {
 			r.told = true
 		}
 	}
+}
+
+// programTimeout bounds how long it is waited for a program to be executed: it may call
+// itself what an OCI runtime's init is called.
+const programTimeout = time.Second
+
+// awaitProgram returns when a process that an OCI runtime has let go executes its own
+// program: a signal that comes before is not the program's to handle. The runtime's own
+// end says less: it does not see that execve(2).
+func awaitProgram(pid int, isInit func(pid int) bool) {
+	for end := time.Now().Add(programTimeout); isInit(pid) && time.Now().Before(end); {
+		time.Sleep(250 * time.Microsecond)
+	}
+}
+
+// isInitOfRunc says whether a process is still what runc makes it from: that has a name
+// of this form (nsexec.c in libcontainer).
+func isInitOfRunc(pid int) bool {
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return err == nil && strings.HasPrefix(string(name), "runc:[")
+}
+
+// isInit is isInitOfRunc for any OCI runtime: crun's init is executed from its own file,
+// or from a copy in memory.
+func (r *ociRuntime) isInit(pid int) bool {
+	if isInitOfRunc(pid) {
+		return true
+	}
+	exe := "/proc/" + strconv.Itoa(pid) + "/exe"
+	if name, err := os.Readlink(exe); err == nil && strings.HasPrefix(name, "/memfd:") {
+		return true
+	}
+	path, err := exec.LookPath(r.binary())
+	if err != nil {
+		return false
+	}
+	own, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	current, err := os.Stat(exe)
+	return err == nil && os.SameFile(own, current)
 }
 
 // removeContainer does what `runc delete` does to a container that has ended, and has no

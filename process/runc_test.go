@@ -22,7 +22,7 @@ func waitingInit(t *testing.T, script string) (fifo string, init *child) {
 	t.Helper()
 	fifo = filepath.Join(t.TempDir(), "exec.fifo")
 	must(t, unix.Mkfifo(fifo, 0o622))
-	cmd := exec.Command("/bin/sh", "-c", script, "init", fifo)
+	cmd := exec.Command("/bin/sh", "-c", "printf 'runc:[2:INIT]' >/proc/$$/comm; "+script, "init", fifo)
 	reaper.hold()
 	defer reaper.release()
 	must(t, cmd.Start())
@@ -35,6 +35,9 @@ func waitingInit(t *testing.T, script string) (fifo string, init *child) {
 	t.Cleanup(func() {
 		_ = init.signal(unix.SIGKILL)
 		<-ended
+	})
+	eventually(t, "it is called what runc's init is", func() bool {
+		return isInitOfRunc(init.pid) || processState(init.pid) == "Z" || processState(init.pid) == ""
 	})
 	return fifo, init
 }
@@ -87,11 +90,66 @@ func TestOpenExecFifoOfADeadInit(t *testing.T) {
 }
 
 func TestOpenExecFifoEndsWithItsContext(t *testing.T) {
-	fifo, init := waitingInit(t, "exec sleep 1000")
+	fifo, init := waitingInit(t, "kill -STOP $$")
 	ctx, cancel := context.WithTimeout(testContext(t), 10*time.Millisecond)
 	defer cancel()
 	if err := openExecFifo(ctx, fifo, init); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Once the container runs, a client that has gone is told nothing, and the container is started.
+func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
+	told := filepath.Join(t.TempDir(), "told")
+	fifo, init := waitingInit(t, `exec 3>"$1"; printf 0 >&3; echo >`+told+`; sleep 0.3; exec 3>&-; exec sleep 1000`)
+	ctx, cancel := context.WithCancel(testContext(t))
+	go func() {
+		defer cancel()
+		for ctx.Err() == nil {
+			if _, err := os.Lstat(told); err == nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	must(t, openExecFifo(ctx, fifo, init))
+	if ctx.Err() == nil {
+		t.Error("the client was still there")
+	}
+	if isInitOfRunc(init.pid) {
+		t.Error("it has not executed its program")
+	}
+}
+
+// The byte can be lost by a client that goes just when it is written.
+func TestOpenExecFifoOfAContainerThatRuns(t *testing.T) {
+	fifo, init := waitingInit(t, `while [ ! -e "$1.go" ]; do sleep 0.01; done; exec sleep 1000`)
+	must(t, os.WriteFile(fifo+".go", nil, 0o600))
+	eventually(t, "it has executed its program", func() bool { return !isInitOfRunc(init.pid) })
+	must(t, openExecFifo(testContext(t), fifo, init))
+}
+
+func TestStartedProcessHasExecutedItsProgram(t *testing.T) {
+	ready := filepath.Join(t.TempDir(), "ready")
+	_, init := waitingInit(t, `echo >`+ready+`; sleep 0.3; exec sleep 1000`)
+	eventually(t, "it is ready", func() bool { _, err := os.Lstat(ready); return err == nil })
+	r := &ociRuntime{options: Options{BinaryName: "/no/such/runtime"}}
+	awaitProgram(init.pid, r.isInit)
+	if r.isInit(init.pid) {
+		t.Error("it has not executed its program")
+	}
+	// crun's init is executed from its own file.
+	r.options.BinaryName = "/bin/sleep"
+	if !r.isInit(init.pid) {
+		t.Error("the program of the OCI runtime itself is not known")
+	}
+	start := time.Now()
+	awaitProgram(init.pid, r.isInit) // it ends all the same
+	if took := time.Since(start); took < programTimeout {
+		t.Errorf("it gave up after %v", took)
+	}
+	if r.isInit(1 << 30) {
+		t.Error("what does not exist is taken for an init")
 	}
 }
 

@@ -196,16 +196,29 @@ func (r *ociRuntime) bundleArgs() []string {
 }
 
 func (r *ociRuntime) start(ctx context.Context, id string) error {
-	return r.run(ctx, call{verb: "start", id: id})
+	return r.awaited(r.run(ctx, call{verb: "start", id: id}), filepath.Join(r.bundle, "init.pid"))
+}
+
+// awaited takes the outcome of a command that lets a process go, and waits until this has
+// executed its program.
+func (r *ociRuntime) awaited(err error, pidFile string) error {
+	if err != nil {
+		return err
+	}
+	if pid, err := readPidFile(pidFile); err == nil {
+		awaitProgram(pid, r.isInit)
+	}
+	return nil
 }
 
 // exec executes a process, whose spec is in a file.
 func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s *streams, console *consoleSocket) error {
 	defer os.Remove(filepath.Join(r.bundle, log))
-	return r.run(ctx, call{
+	err := r.run(ctx, call{
 		verb: "exec", id: id, log: log, stdio: s.child, started: s.started,
 		args: append(madeArgs(pidFile, console), "--process", spec, "--detach"),
 	})
+	return r.awaited(err, pidFile)
 }
 
 func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointImage, pidFile string, s *streams, console *consoleSocket) error {
