@@ -39,7 +39,7 @@ func (c *call) printInfo(ctx context.Context) error {
 	}
 	// An OCI runtime need not know the `features` command.
 	if f, err := c.program.Features(ctx, options.Runc.BinaryName); err != nil {
-		fmt.Fprintf(c.stderr, "%s: no features: %s\n", c.program.Runtime, err)
+		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: no features: %s", c.program.Runtime, err)))
 	} else if info.Features, err = encodeFeatures(f); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -48,7 +49,7 @@ func TestInfo(t *testing.T) {
 				t.Errorf("options are %v, want %v", info.Options, tc.options)
 			}
 			if tc.noFeatures {
-				if info.Features != nil || !strings.Contains(stderr.String(), "no such command") {
+				if info.Features != nil || !strings.Contains(stderr.String(), "no such command") || !utf8.ValidString(stderr.String()) {
 					t.Errorf("features are %v, stderr %q", info.Features, &stderr)
 				}
 				return

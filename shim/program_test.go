@@ -89,7 +89,7 @@ var testProgram = &Program{
 	JoinCgroup: func(path string, _ int) error { return fmt.Errorf("there is no cgroup %s", path) },
 	Features: func(_ context.Context, binary string) (*features.Features, error) {
 		if binary == "/no/features" {
-			return nil, errors.New("no such command")
+			return nil, errors.New("no such command" + badText)
 		}
 		return &features.Features{OCIVersionMin: "1.0.0", Annotations: map[string]string{"binary": binary}}, nil
 	},
