@@ -409,11 +409,14 @@ func bytesIn(f *os.File) (n int) {
 		return 0
 	}
 	_ = conn.Control(func(fd uintptr) {
-		if _, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err == nil {
-			n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		if _, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err != nil {
+			return // FIONREAD means something else elsewhere
+		}
+		if unread, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
+			n = unread
 		}
 	})
-	return max(n, 0)
+	return n
 }
 
 // drain waits until the output has been copied, at most for drainTimeout, and says whether
