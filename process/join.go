@@ -53,8 +53,9 @@ func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (_ 
 // whyEnded adds to an error that the sandbox has ended meanwhile, if it has: then
 // an OCI runtime that was killed says nothing of it.
 func whyEnded(ctx context.Context, err error) error {
-	if err != nil && errors.Is(context.Cause(ctx), errEnded) && !errors.Is(err, errEnded) {
-		return fmt.Errorf("%w: %w", errEnded, err)
+	var ended, told *endedError
+	if err != nil && errors.As(context.Cause(ctx), &ended) && !errors.As(err, &told) {
+		return fmt.Errorf("%w: %w", ended, err)
 	}
 	return err
 }

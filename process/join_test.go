@@ -309,7 +309,7 @@ func TestEndOfASandboxEndsTheCreateOfAContainer(t *testing.T) {
 			eventually(t, "the OCI runtime is at work", func() bool { return n.told("calls") != "" })
 			end(n, pod)
 			exitOf(t, pod.init)
-			if c := n.await(done); !errdefs.IsFailedPrecondition(c.err) || !strings.Contains(c.err.Error(), "sandbox has ended") {
+			if c := n.await(done); !errdefs.IsFailedPrecondition(c.err) || !strings.Contains(c.err.Error(), "sandbox pod has ended") {
 				t.Errorf("the error of create is %v", c.err)
 			}
 			_, err = pod.Delete(testContext(t), "")

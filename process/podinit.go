@@ -53,7 +53,7 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	if err == nil && !s.adoptPodInit(i) {
 		s.host.abandon(i.child)
 		i.ns.Close()
-		err = errEnded
+		err = &endedError{s.task.ID}
 	}
 	if err != nil {
 		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)

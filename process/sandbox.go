@@ -39,7 +39,7 @@ type sandbox struct {
 	files   *PodFiles // nil if they are the client's
 	hooks   *hooks    // nil if there are none
 
-	// life ends when the sandbox begins to end, with errEnded as the cause: then
+	// life ends when the sandbox begins to end, with an [endedError] as the cause: then
 	// whoever joins is to give up.
 	life   context.Context
 	giveUp context.CancelCauseFunc
@@ -64,8 +64,13 @@ type sandbox struct {
 	joiners int // guarded by mu: the same number
 }
 
-// errEnded is why a container cannot join a sandbox.
-var errEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
+// endedError is why a container cannot join a sandbox.
+type endedError struct{ id string }
+
+func (e *endedError) Error() string { return fmt.Sprintf("sandbox %s has ended", e.id) }
+
+// Unwrap returns the kind of the error.
+func (e *endedError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
 func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec, e *entry) (_ *Task, err error) {
 	set, err := resolveNamespaces(spec.Linux.Namespaces)
@@ -139,7 +144,7 @@ func (s *sandbox) enter(ctx context.Context) (_ context.Context, leave func(), e
 	defer s.mu.Unlock()
 	if s.ended {
 		cancel()
-		return nil, nil, fmt.Errorf("cannot join sandbox %s: %w", s.task.ID, errEnded)
+		return nil, nil, &endedError{s.task.ID}
 	}
 	s.joining.Add(1)
 	s.joiners++
@@ -159,7 +164,7 @@ func (s *sandbox) close() (joined bool) {
 	s.ended = true
 	joined = s.joiners > 0
 	s.mu.Unlock()
-	s.giveUp(errEnded)
+	s.giveUp(&endedError{s.task.ID})
 	return joined
 }
 
