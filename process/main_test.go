@@ -354,6 +354,7 @@ func mkfifo(t *testing.T) string {
 // reading is what comes out of a fifo, to its end.
 type reading struct {
 	t    *testing.T
+	open chan struct{} // closed when there is a writer
 	done chan struct{}
 	text []byte
 	err  error
@@ -362,7 +363,7 @@ type reading struct {
 // readFifo opens the fifo, which waits for a writer, and reads it to its end.
 func readFifo(t *testing.T, path string) *reading {
 	t.Helper()
-	r := &reading{t: t, done: make(chan struct{})}
+	r := &reading{t: t, open: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
 		f, err := os.Open(path)
@@ -370,6 +371,7 @@ func readFifo(t *testing.T, path string) *reading {
 			r.err = err
 			return
 		}
+		close(r.open)
 		defer f.Close()
 		r.text, r.err = io.ReadAll(f)
 	}()

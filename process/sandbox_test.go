@@ -261,6 +261,8 @@ func TestOutputOfASandboxEndsWithIt(t *testing.T) {
 	if got := task.init.Stdio(); got != r.Stdio {
 		t.Errorf("stdio is %+v", got)
 	}
+	<-stdout.open
+	<-stderr.open
 	select {
 	case <-stdout.done:
 		t.Error("the output has ended before the sandbox")
