@@ -87,8 +87,7 @@ type call struct {
 // like the stock shim's; another one keeps calls that run at the same time apart.
 func (r *ociRuntime) run(ctx context.Context, c call) error {
 	if r.reaper != nil {
-		r.reaper.hold()
-		defer r.reaper.release()
+		defer r.reaper.hold()()
 	}
 	if c.log == "" {
 		c.log = runtimeLog
