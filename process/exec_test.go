@@ -227,7 +227,7 @@ func TestExecThatHangsWhenItsContainerEnds(t *testing.T) {
 		err     string
 	}{
 		"in the OCI runtime": {func(n *node) Stdio { n.tell("hang-exec", ""); return Stdio{} }, "runtime.sh was killed"},
-		"for a reader":       {func(n *node) Stdio { return Stdio{Stdout: mkfifo(t)} }, "nobody reads"},
+		"for a reader":       {func(*node) Stdio { return Stdio{Stdout: mkfifo(t)} }, "nobody reads"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeakedFDs(t)

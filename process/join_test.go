@@ -162,7 +162,7 @@ func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 func TestMembersOfAPodInAnotherNamespaceAreRefused(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
-	other := bindNamespace(t, "net", unix.CLONE_NEWNET)
+	other := bindNetwork(t)
 	task, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, other)))
 	if err == nil {
 		t.Error("a network namespace was accepted that is not the pod's")

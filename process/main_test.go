@@ -438,17 +438,17 @@ func othersAtHome(t *testing.T, except int) {
 	}
 }
 
-// bindNamespace makes a new namespace that is held by a bind mount.
-func bindNamespace(t *testing.T, name string, flag int) string {
+// bindNetwork makes a new network namespace that is held by a bind mount.
+func bindNetwork(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
+	path := filepath.Join(t.TempDir(), "net")
 	must(t, os.WriteFile(path, nil, 0o600))
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine
-		err := unix.Unshare(flag)
+		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
-			err = unix.Mount("/proc/thread-self/ns/"+name, path, "", unix.MS_BIND, "")
+			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
 		}
 		done <- err
 	}()

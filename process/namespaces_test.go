@@ -86,7 +86,7 @@ func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
 func TestThreadTakesExistingNamespaces(t *testing.T) {
 	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
 	for name, path := range map[string]string{
-		"bind mount":           bindNamespace(t, "net", unix.CLONE_NEWNET),
+		"bind mount":           bindNetwork(t),
 		"of another process":   fmt.Sprintf("/proc/%d/ns/net", process),
 		"of the host, however": "/proc/thread-self/ns/net",
 	} {
@@ -224,7 +224,7 @@ func TestPathsThatLeadToTheHost(t *testing.T) {
 		link:                                    true,
 		hostPath(t, "net"):                      true,
 		fmt.Sprintf("/proc/%d/ns/net", process): false,
-		bindNamespace(t, "net", unix.CLONE_NEWNET): false,
+		bindNetwork(t):                          false,
 	} {
 		set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}})
 		if err != nil || set[0].host != want {
@@ -247,7 +247,7 @@ func TestPathsThatLeadToTheHost(t *testing.T) {
 func TestResolvedNamespacesDoNotChange(t *testing.T) {
 	noLeakedFDs(t)
 	link := filepath.Join(t.TempDir(), "link")
-	checked := bindNamespace(t, "net", unix.CLONE_NEWNET)
+	checked := bindNetwork(t)
 	must(t, os.Symlink(checked, link))
 	set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: link}})
 	must(t, err)

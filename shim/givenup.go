@@ -111,8 +111,8 @@ func findProcess(pid int) (p shimProcess, runs bool, err error) {
 	if from < 0 || to < from {
 		return p, false, fmt.Errorf("cannot decode %s: %q", path, stat)
 	}
-	fields := strings.Fields(string(stat[to+1:])) // from the third on
-	const state, threads, start = 3 - 3, 20 - 3, 22 - 3
+	fields := strings.Fields(string(stat[to+1:]))
+	const state, threads, start = 0, 17, 19 // their numbers in proc_pid_stat(5), less 3
 	if len(fields) <= start {
 		return p, false, fmt.Errorf("cannot decode %s: %q", path, stat)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,7 +98,11 @@ func TestDeleteEndsAShimThatServesNothing(t *testing.T) {
 	s.do("removed")
 	s.do("serve nothing")
 	d.mustDelete("c1", bundle)
-	s.client.Close()
+	select {
+	case <-s.closed:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it serves on")
+	}
 	if status := s.wait(); !status.Exited() || status.ExitStatus() != 0 {
 		t.Errorf("it ended with %v", status)
 	}

@@ -97,11 +97,11 @@ type securityContext struct {
 	Seccomp            *securityProfile `json:"seccomp,omitempty"`
 }
 
-func (c *securityContext) fields() fields {
+func (s *securityContext) fields() fields {
 	return fields{
-		1: message(c.Namespaces.fields()), 2: optional(&c.SELinux, (*selinuxOptions).fields),
-		3: optional(&c.User, (*int64Value).fields), 5: numbers(&c.SupplementalGroups), 6: flag(&c.Privileged),
-		7: text(&c.SeccompPath), 8: optional(&c.Group, (*int64Value).fields), 9: optional(&c.Seccomp, (*securityProfile).fields),
+		1: message(s.Namespaces.fields()), 2: optional(&s.SELinux, (*selinuxOptions).fields),
+		3: optional(&s.User, (*int64Value).fields), 5: numbers(&s.SupplementalGroups), 6: flag(&s.Privileged),
+		7: text(&s.SeccompPath), 8: optional(&s.Group, (*int64Value).fields), 9: optional(&s.Seccomp, (*securityProfile).fields),
 	}
 }
 
