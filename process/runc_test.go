@@ -225,10 +225,8 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 			t.Errorf("%s: it is not always called", tc.path)
 		}
 	}
-	if real, err := exec.LookPath("runc"); err == nil {
-		if !isRuncProgram(real) {
-			t.Errorf("%s is not taken for runc", real)
-		}
+	if installed, err := exec.LookPath("runc"); err == nil && !isRuncProgram(installed) {
+		t.Errorf("%s is not taken for runc", installed)
 	}
 	must(t, os.Rename(wrapper(t, "other", runc), replaced))
 	if (&ociRuntime{options: Options{BinaryName: replaced}}).isRunc() {
