@@ -231,3 +231,44 @@ func TestPidFileIsReadWhenThereAreDescriptorsAgain(t *testing.T) {
 		t.Errorf("got %d and error %v", pid, err)
 	}
 }
+
+// However many descriptors are left: a container that cannot be created does not run, and of one that was the exit
+// is told as it was.
+func TestContainerWithoutDescriptors(t *testing.T) {
+	created := 0
+	for free := range 10 {
+		t.Run(fmt.Sprint(free), func(t *testing.T) {
+			n := newNode(t)
+			before := children(t)
+			r := n.request("c", containerSpec(t, "c", "exit 42"))
+			release := useUpDescriptors(t, free)
+			task, err := n.Create(testContext(t), r)
+			if err == nil {
+				created++
+				task.Watch()
+				_, err = task.init.Start(testContext(t))
+				if err == nil && exitOf(t, task.init) != 42 {
+					t.Errorf("its exit is %+v", task.init.Status().Exit)
+				}
+			}
+			release()
+			if err != nil {
+				t.Log(err)
+			}
+			if _, err := cleanUp(t, r.Bundle, "c"); err != nil { // as containerd has it done
+				t.Error(err)
+			}
+			if task != nil {
+				exitOf(t, task.init)
+			}
+			n.knowsNothing()
+			noMoreChildren(t, before)
+			if left := cgroupsLeft(); len(left) > 0 {
+				t.Errorf("cgroups are left: %v", left)
+			}
+		})
+	}
+	if created == 0 {
+		t.Error("so many descriptors were too few")
+	}
+}
