@@ -24,9 +24,7 @@ func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (_ 
 	if !member {
 		return ctx, func() {}, nil
 	}
-	h.mu.Lock()
-	sb := h.sandboxes[id]
-	h.mu.Unlock()
+	sb := h.pod(id)
 	if sb == nil {
 		return ctx, func() {}, checkStranger(s, id)
 	}

@@ -60,14 +60,18 @@ func (h *Supervisor) addSharer(c *container) {
 		return // it has ended
 	}
 	h.mu.Lock()
-	h.sharers[c] = id
-	h.mu.Unlock()
+	defer h.mu.Unlock()
+	if e := h.entries[c.task.ID]; e != nil {
+		e.pidns = id
+	}
 }
 
 func (h *Supervisor) removeSharer(c *container) {
 	h.mu.Lock()
-	delete(h.sharers, c)
-	h.mu.Unlock()
+	defer h.mu.Unlock()
+	if e := h.entries[c.task.ID]; e != nil {
+		e.pidns = nsID{}
+	}
 }
 
 // sharersOf returns the cgroups of the containers that share a PID namespace with
@@ -75,9 +79,9 @@ func (h *Supervisor) removeSharer(c *container) {
 func (h *Supervisor) sharersOf(pidns nsID) (groups []*cgroups.Cgroup) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for c, id := range h.sharers {
-		if id == pidns {
-			groups = append(groups, c.task.group())
+	for _, e := range h.entries {
+		if e.pidns == pidns && e.task != nil {
+			groups = append(groups, e.task.group())
 		}
 	}
 	return groups
@@ -86,10 +90,7 @@ func (h *Supervisor) sharersOf(pidns nsID) (groups []*cgroups.Cgroup) {
 // sharersWith is sharersOf for an init, which may have been killed, but has not
 // been reaped.
 func (h *Supervisor) sharersWith(init *child) []*cgroups.Cgroup {
-	h.mu.Lock()
-	none := len(h.sharers) == 0
-	h.mu.Unlock()
-	if none {
+	if !h.hasSharers() {
 		return nil
 	}
 	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.pid))
@@ -97,4 +98,15 @@ func (h *Supervisor) sharersWith(init *child) []*cgroups.Cgroup {
 		return nil // with the init, all others have ended
 	}
 	return h.sharersOf(id)
+}
+
+func (h *Supervisor) hasSharers() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.entries {
+		if e.pidns != (nsID{}) {
+			return true
+		}
+	}
+	return false
 }

@@ -343,7 +343,7 @@ func TestRootOfTheInitOfASandboxThatIsNoTask(t *testing.T) {
 			must(t, os.Rename(r.Bundle, bundle))
 			r.Bundle, r.Sandbox = bundle, true
 			pod := n.make(r)
-			must(t, pod.StartInit(testContext(t)))
+			must(t, pod.body.(*sandbox).startInit(testContext(t)))
 			_, err := pod.init.Start(testContext(t))
 			must(t, err)
 			root := filepath.Join(state, "io.containerd.pause.v2", "test", "pod")
@@ -401,14 +401,14 @@ func TestSandboxIsKilledWhileItsInitStarts(t *testing.T) {
 func TestInitCanBeStartedBeforeItIsNeeded(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod(sandboxSpec())
-	must(t, pod.StartInit(testContext(t)))
-	must(t, pod.StartInit(testContext(t)))
+	must(t, pod.body.(*sandbox).startInit(testContext(t)))
+	must(t, pod.body.(*sandbox).startInit(testContext(t)))
 	if runs := strings.Count(n.told("calls"), "run pod"); runs != 1 {
 		t.Errorf("the init was run %d times", runs)
 	}
 	must(t, pod.Kill("", unix.SIGKILL, false))
 	exitOf(t, pod.init)
-	wantKind(t, pod.StartInit(testContext(t)), errdefs.IsFailedPrecondition, "a failed precondition")
+	wantKind(t, pod.body.(*sandbox).startInit(testContext(t)), errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestNoInitInThePIDNamespaceOfTheHost(t *testing.T) {
@@ -420,7 +420,7 @@ func TestNoInitInThePIDNamespaceOfTheHost(t *testing.T) {
 	if pod.body.(*sandbox).podInit() != nil {
 		t.Error("there is an init")
 	}
-	wantKind(t, pod.StartInit(testContext(t)), errdefs.IsInvalidArgument, "an invalid argument")
+	wantKind(t, pod.body.(*sandbox).startInit(testContext(t)), errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestCleanUpOfAnInit(t *testing.T) {
@@ -428,7 +428,7 @@ func TestCleanUpOfAnInit(t *testing.T) {
 	spec := sandboxSpec()
 	spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
 	pod := n.pod(spec)
-	must(t, pod.StartInit(testContext(t)))
+	must(t, pod.body.(*sandbox).startInit(testContext(t)))
 	init := pod.body.(*sandbox).podInit()
 	st, err := cleanUp(t, pod.Bundle, "pod")
 	if err != nil || st.Exit.Status != 137 {

@@ -55,6 +55,7 @@ type Process struct {
 	mu      sync.Mutex
 	state   State
 	pid     int
+	started time.Time // zero before
 	exit    Exit
 	streams *streams // nil if there are none (yet)
 	// inputClosed and size are what clients have asked of the streams so far. They may ask
@@ -102,6 +103,13 @@ func (p *Process) Status() Status {
 	return Status{p.state, p.pid, p.exit}
 }
 
+// StartedAt returns when the process was started; zero if it has not been.
+func (p *Process) StartedAt() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.started
+}
+
 // Start starts a created process and returns its pid.
 func (p *Process) Start(ctx context.Context) (int, error) {
 	p.verb.Lock()
@@ -112,6 +120,9 @@ func (p *Process) Start(ctx context.Context) (int, error) {
 	if err := p.runner.start(ctx, p); err != nil {
 		return 0, fmt.Errorf("cannot start %s: %w", p, err)
 	}
+	p.mu.Lock()
+	p.started = time.Now()
+	p.mu.Unlock()
 	pid := p.enter(Running)
 	p.events.Started(p.taskID, p.id, pid)
 	return pid, nil

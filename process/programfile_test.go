@@ -19,7 +19,7 @@ func podWithPrograms(t *testing.T, n *node) {
 	t.Helper()
 	spec := userSpec("")
 	pod := n.pod(spec)
-	must(t, pod.StartInit(testContext(t)))
+	must(t, pod.body.(*sandbox).startInit(testContext(t)))
 	must(t, pod.Kill("", unix.SIGKILL, false))
 	exitOf(t, pod.init)
 	_, err := pod.Delete(testContext(t), "")

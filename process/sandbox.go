@@ -27,6 +27,8 @@ type sandbox struct {
 	pid     int // of the thread, which is the shim's main one
 	// initRoot is where the root directory of the pod's init is, if there is one.
 	initRoot string
+	// bringsInit says that the pod's init comes up with the sandbox.
+	bringsInit bool
 	// initPID says that the sandbox has a PID namespace, in which the pause
 	// program would be the init.
 	initPID bool
@@ -65,7 +67,7 @@ type sandbox struct {
 // errEnded is why a container cannot join a sandbox.
 var errEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
 
-func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec) (_ *Task, err error) {
+func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec, e *entry) (_ *Task, err error) {
 	set, err := resolveNamespaces(spec.Linux.Namespaces)
 	if err != nil {
 		return nil, err
@@ -80,9 +82,9 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	if err != nil {
 		return nil, err
 	}
-	t := &Task{ID: r.ID, Bundle: r.Bundle}
+	t := &Task{ID: r.ID, Bundle: r.Bundle, Pod: r.Pod, host: h}
 	s := &sandbox{
-		task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own,
+		task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own, bringsInit: r.SharesPID,
 		made: make(chan struct{}), freed: make(chan struct{}),
 	}
 	s.life, s.giveUp = context.WithCancelCause(context.Background())
@@ -95,7 +97,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	}
 	t.init = newProcess(r.ID, "", r.Stdio, events, s)
 	t.init.setPID(pid)
-	if err := h.seat(s); err != nil {
+	if err := h.seat(e, s); err != nil {
 		return nil, err
 	}
 	// By defer, so that a panic leaves neither a sandbox nor somebody who waits for it.
@@ -233,40 +235,6 @@ func checkSandbox(s *specs.Spec, own ownNamespaces) ([]sysctl, error) {
 	return sandboxSysctls(s.Linux.Sysctl, own)
 }
 
-// seat gives the thread to the sandbox, and makes it known. Who wants to join
-// waits until it is complete.
-func (h *Supervisor) seat(s *sandbox) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.tenant != nil {
-		return fmt.Errorf("this shim holds sandbox %s already: %w", h.tenant.task.ID, errdefs.ErrFailedPrecondition)
-	}
-	if _, ok := h.sandboxes[s.task.ID]; ok {
-		return fmt.Errorf("sandbox %s exists: %w", s.task.ID, errdefs.ErrAlreadyExists)
-	}
-	h.tenant = s
-	h.sandboxes[s.task.ID] = s
-	return nil
-}
-
-// unseat takes the thread from the sandbox.
-func (h *Supervisor) unseat(s *sandbox) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.tenant == s {
-		h.tenant = nil
-	}
-}
-
-// forget lets the id of a deleted sandbox go.
-func (h *Supervisor) forget(s *sandbox) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.sandboxes[s.task.ID] == s {
-		delete(h.sandboxes, s.task.ID)
-	}
-}
-
 func (s *sandbox) makeCgroup(spec *specs.Spec, systemd bool) error {
 	path := spec.Linux.CgroupsPath
 	if path == "" {
@@ -320,6 +288,11 @@ func (s *sandbox) path(name string) string { return fmt.Sprintf("/proc/%d/ns/%s"
 func (s *sandbox) watch() {}
 
 func (s *sandbox) start(ctx context.Context, _ *Process) error {
+	if s.bringsInit {
+		if err := s.startInit(ctx); err != nil {
+			return err
+		}
+	}
 	defer s.host.reaper.hold()()
 	err := s.hooks.started(ctx)
 	if err != nil {
@@ -407,10 +380,18 @@ func (s *sandbox) free() {
 		}
 		if err := s.host.thread.leave(); err != nil {
 			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
-			return
 		}
-		s.host.unseat(s)
 	})
+}
+
+// isFreed says whether the thread has left the sandbox.
+func (s *sandbox) isFreed() bool {
+	select {
+	case <-s.freed:
+		return true
+	default:
+		return false
+	}
 }
 
 // dropCgroup removes the cgroup before the thread is in the host's network namespace:
@@ -446,7 +427,6 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	if err := s.hooks.stopped(context.WithoutCancel(ctx)); err != nil {
 		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")
 	}
-	s.host.forget(s)
 	return removeRecord(s.task.Bundle)
 }
 
@@ -472,6 +452,16 @@ func (s *sandbox) discard(ctx context.Context) error {
 	s.letGo()
 	s.free()
 	return s.remove(ctx, nil)
+}
+
+// restoreFiles implements [body].
+func (s *sandbox) restoreFiles() error {
+	_, leave, err := s.enter(context.Background())
+	if err != nil {
+		return nil //nolint:nilerr // the sandbox has ended: nobody needs them any more
+	}
+	defer leave()
+	return s.files.restore()
 }
 
 func (s *sandbox) signalAll(sig unix.Signal) error { return s.signal(sig) }

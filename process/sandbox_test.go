@@ -203,10 +203,10 @@ func TestOneSandboxAtATime(t *testing.T) {
 	n := newNode(t)
 	first := n.pod(sandboxSpec())
 	before := inode(t, threadNS(podTID, "net"))
-	for _, id := range []string{"second", "pod"} {
-		_, err := n.Create(testContext(t), n.request(id, sandboxSpec()))
-		wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	}
+	_, err := n.Create(testContext(t), n.request("second", sandboxSpec()))
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err = n.Create(testContext(t), n.request("pod", sandboxSpec()))
+	wantKind(t, err, errdefs.IsAlreadyExists, "that it exists")
 	if inode(t, threadNS(podTID, "net")) != before {
 		t.Error("the first one's namespaces are gone")
 	}
@@ -215,7 +215,7 @@ func TestOneSandboxAtATime(t *testing.T) {
 
 	second := n.make(n.request("second", sandboxSpec()))
 	// The delete of the first does not touch the second.
-	_, err := first.Delete(testContext(t), "")
+	_, err = first.Delete(testContext(t), "")
 	must(t, err)
 	if atHome(t, podTID) {
 		t.Error("the second one's namespaces are gone")

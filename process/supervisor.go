@@ -10,22 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Supervisor makes tasks. There is one in a shim process; what all of its tasks
-// share is here.
+// Supervisor makes tasks, and knows all there are in a shim process: containers, and
+// sandboxes by whichever API they were made, under one key.
 type Supervisor struct {
 	namespace string // containerd's
 	thread    *Thread
 	reaper    *Reaper
 	events    Events
 
-	mu sync.Mutex
-	// sandboxes that live, by id. Guarded by mu.
-	sandboxes map[string]*sandbox
-	// tenant is the sandbox that the thread holds, if any. Guarded by mu.
-	tenant *sandbox
-	// sharers are the containers whose PID namespace is not their own, with that
-	// namespace. Guarded by mu.
-	sharers map[*container]nsID
+	mu      sync.Mutex
+	entries map[string]*entry // guarded by mu: by the tasks' ids
+}
+
+// entry is what the registry has under an id.
+type entry struct {
+	bundle string // by its path without links
+	// The fields below are guarded by Supervisor.mu.
+	task *Task    // nil while it is being created
+	pod  *sandbox // nil unless it is one; there before it is complete
+	// pidns is the PID namespace of a container that shares another's; zero without.
+	pidns nsID
 }
 
 // NewSupervisor returns a supervisor for the tasks of one of containerd's
@@ -36,8 +40,7 @@ func NewSupervisor(namespace string, thread *Thread, reaper *Reaper, events Even
 		thread:    thread,
 		reaper:    reaper,
 		events:    events,
-		sandboxes: make(map[string]*sandbox),
-		sharers:   make(map[*container]nsID),
+		entries:   make(map[string]*entry),
 	}
 }
 
@@ -46,12 +49,30 @@ func NewSupervisor(namespace string, thread *Thread, reaper *Reaper, events Even
 func (h *Supervisor) Create(ctx context.Context, r CreateRequest) (*Task, error) {
 	t, err := h.create(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+		kind := "task"
+		if r.Pod != nil {
+			kind = "sandbox"
+		}
+		return nil, fmt.Errorf("cannot create %s %s: %w", kind, r.ID, err)
 	}
 	return t, nil
 }
 
-func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error) {
+func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err error) {
+	e, err := h.reserve(r.ID, r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if t == nil { // also after a panic
+			h.forget(r.ID)
+		}
+	}()
+	if r.Prepare != nil {
+		if err := r.Prepare(&r); err != nil {
+			return nil, err
+		}
+	}
 	s, err := specOf(r)
 	if err != nil {
 		return nil, err
@@ -59,13 +80,20 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (*Task, error)
 	if err := checkNamespaceList(s.Linux.Namespaces); err != nil {
 		return nil, err
 	}
-	if r.Sandbox || isSandbox(s) {
-		if r.Checkpoint != "" {
-			return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
-		}
-		return h.newSandbox(ctx, r, s)
+	if !r.Sandbox && !isSandbox(s) {
+		t, err = h.newContainer(ctx, r, s)
+	} else if r.Checkpoint != "" {
+		return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
+	} else {
+		t, err = h.newSandbox(ctx, r, s, e)
 	}
-	return h.newContainer(ctx, r, s)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	e.task = t
+	h.mu.Unlock()
+	return t, nil
 }
 
 func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {
@@ -76,19 +104,17 @@ func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {
 // delete them. It does not wait for containers that join one and do not give up:
 // the namespaces go with the shim.
 func (h *Supervisor) Release() {
-	h.mu.Lock()
-	tenant := h.tenant
-	h.mu.Unlock()
-	if tenant == nil {
-		return
-	}
-	go tenant.end(exitSignalBase + int(unix.SIGKILL))
-	select {
-	case <-tenant.freed:
-	case <-time.After(releaseTimeout):
+	late := time.After(releaseTimeout)
+	for _, pod := range h.pods() {
+		go pod.end(exitSignalBase + int(unix.SIGKILL))
+		select {
+		case <-pod.freed:
+		case <-late:
+			return
+		}
 	}
 }
 
-// releaseTimeout bounds how long a shim that ends waits for its sandbox. The exit
-// is told at once, but for a pod's init that does not die.
+// releaseTimeout bounds how long a shim that ends waits for its sandboxes. Their exits
+// are told at once, but for a pod's init that does not die.
 const releaseTimeout = 5 * time.Second

@@ -25,6 +25,10 @@ type Task struct {
 	ID     string
 	Bundle string
 
+	// Pod is what the Sandbox API asked for the sandbox with; nil for any other task.
+	Pod *Pod
+
+	host *Supervisor
 	init *Process
 	body body
 
@@ -51,6 +55,8 @@ type body interface {
 	pids() ([]int, error)
 	// watch begins to watch the init that was created.
 	watch()
+	// restoreFiles makes the files again that the create has made, where they are gone.
+	restoreFiles() error
 	// discard undoes a create.
 	discard(ctx context.Context) error
 }
@@ -67,10 +73,30 @@ type CreateRequest struct {
 	// Sandbox asks for a sandbox, as the annotations in a spec may do. Such a one
 	// is no task to containerd, which is told nothing of it by events.
 	Sandbox bool
+	// SharesPID says that containers will share the sandbox's PID namespace, so that
+	// its init comes up when it starts, and not with the first of them.
+	SharesPID bool
 	// Spec is what the spec in the bundle says; nil if it is to be read.
 	Spec *specs.Spec
 	// Files are made for the sandbox; nil if the client makes them.
 	Files *PodFiles
+	// Pod is what the Sandbox API tells; nil otherwise.
+	Pod *Pod
+	// Prepare completes the request as soon as the id and the bundle are the task's own;
+	// nil if it is complete.
+	Prepare func(*CreateRequest) error
+}
+
+// Pod is what the Sandbox API tells of a sandbox beyond its spec.
+type Pod struct {
+	Spec *specs.Spec
+	// NetNS is the path of the network namespace; empty for one that the sandbox makes, or the host's.
+	NetNS string
+	// Cgroup is the path of the pod's, in which the sandbox's is one beside those of the
+	// containers; empty if the pod has none.
+	Cgroup string
+	// Config is CRI's configuration of the pod, in JSON; nil from a client that is not CRI.
+	Config []byte
 }
 
 // CheckpointOptions are those of containerd.runc.v1.CheckpointOptions.
@@ -86,30 +112,11 @@ type CheckpointOptions struct {
 	EmptyNamespaces     []string
 }
 
-// StartInit brings up the init of a sandbox's PID namespace, which its containers
-// share, before one of them needs it.
-func (t *Task) StartInit(ctx context.Context) error {
-	s, ok := t.body.(*sandbox)
-	if !ok {
-		return fmt.Errorf("task %s is not a sandbox: %w", t.ID, errdefs.ErrInvalidArgument)
-	}
-	return s.startInit(ctx)
-}
-
 // RestoreFiles makes the files of a sandbox again, see [CreateRequest.Files], if
 // somebody has removed them while it runs.
 func (t *Task) RestoreFiles() error {
-	s, ok := t.body.(*sandbox)
-	if !ok {
-		return nil
-	}
-	_, leave, err := s.enter(context.Background())
-	if err != nil {
-		return nil // nobody needs them any more
-	}
-	defer leave()
-	if err := s.files.restore(); err != nil {
-		return fmt.Errorf("cannot restore the files of sandbox %s: %w", t.ID, err)
+	if err := t.body.restoreFiles(); err != nil {
+		return fmt.Errorf("cannot restore the files of task %s: %w", t.ID, err)
 	}
 	return nil
 }
@@ -184,6 +191,7 @@ func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 	for _, e := range t.snapshot() {
 		e.release()
 	}
+	t.host.forget(t.ID)
 	return st, nil
 }
 
@@ -322,6 +330,19 @@ func (t *Task) Stats() (cgroups.Metrics, error) {
 		return nil, fmt.Errorf("cannot read the metrics of task %s: %w", t.ID, err)
 	}
 	return m, nil
+}
+
+// PodStats returns the metrics of the cgroup of the pod whose sandbox the task is: CRI
+// shows them as the pod's. Without one they are the task's own.
+func (t *Task) PodStats() (cgroups.Metrics, error) {
+	if t.Pod == nil || t.Pod.Cgroup == "" {
+		return t.Stats()
+	}
+	pod, err := cgroups.Load(t.Pod.Cgroup, false)
+	if err != nil {
+		return nil, err
+	}
+	return pod.Stat()
 }
 
 // freezeTimeout bounds how long it may take until all processes have stopped: one

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"time"
 
-	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -26,17 +25,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// podSandbox is a sandbox that was made by the Sandbox service. It is the same
-// thing in package process as one that was made by the Task service; only what
-// containerd asks of it and is told of it differs.
-type podSandbox struct {
-	task    *process.Task
-	config  *podConfig // nil for a client that is not CRI
-	spec    *specs.Spec
-	netns   string    // path of the network namespace; empty for one that the sandbox has made, or the host's
-	started time.Time // guarded by Service.mu; zero before
-}
-
 // The states of a sandbox in CRI's words.
 const (
 	sandboxReady    = "SANDBOX_READY"
@@ -45,81 +33,51 @@ const (
 
 // CreateSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
-	if err := s.reserveSandbox(r.SandboxID, r.BundlePath); err != nil {
-		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
-	}
-	made := false
-	defer func() {
-		if !made { // also after a panic
-			s.forgetSandbox(r.SandboxID)
-		}
-	}()
-	sb, err := s.makeSandbox(ctx, r)
+	t, err := s.supervisor.Create(ctx, process.CreateRequest{
+		ID:      r.SandboxID,
+		Bundle:  r.BundlePath,
+		Options: s.options.process(),
+		Sandbox: true,
+		Pod:     &process.Pod{NetNS: r.NetnsPath},
+		Prepare: func(request *process.CreateRequest) error { return s.prepare(r, request) },
+	})
 	if err != nil {
-		return nil, fmt.Errorf("cannot create sandbox %s: %w", r.SandboxID, err)
+		return nil, err
 	}
-	s.mu.Lock()
-	s.sandboxes[r.SandboxID] = sb
-	s.mu.Unlock()
-	made = true
+	t.Watch()
 	return &sandboxapi.CreateSandboxResponse{}, nil
 }
 
-func (s *Service) reserveSandbox(id, bundle string) error {
-	bundle, err := checkBundle(id, bundle)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.sandboxes[id]; ok {
-		return fmt.Errorf("it exists: %w", errdefs.ErrAlreadyExists)
-	}
-	if err := s.bundles.take(bundle, "sandbox "+id); err != nil {
-		return err
-	}
-	s.sandboxes[id] = nil
-	return nil
-}
-
-func (s *Service) forgetSandbox(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.sandboxes, id)
-	s.bundles.giveBack("sandbox " + id)
-}
-
-func (s *Service) makeSandbox(ctx context.Context, r *sandboxapi.CreateSandboxRequest) (*podSandbox, error) {
+// prepare checks what the client wants of the pod, and writes its spec into the bundle.
+func (s *Service) prepare(r *sandboxapi.CreateSandboxRequest, request *process.CreateRequest) error {
 	config, err := decodePodConfig(r.Options)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	host, err := thisHost()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	request := process.CreateRequest{ID: r.SandboxID, Bundle: r.BundlePath, Options: s.options.process(), Sandbox: true}
 	if config != nil {
 		if err := config.check(host); err != nil {
-			return nil, err
+			return err
 		}
 		if request.Files, err = config.files(r.SandboxID, r.BundlePath); err != nil {
-			return nil, err
+			return err
 		}
+		if request.Pod.Config, err = json.Marshal(config); err != nil {
+			return err
+		}
+		request.SharesPID = config.sharesPID()
+		request.Pod.Cgroup = config.Linux.CgroupParent
 	}
-	spec, err := s.writeSpec(r, config, host)
-	if err != nil {
-		return nil, err
+	if request.Pod.Spec, err = s.writeSpec(r, config, host); err != nil {
+		return err
 	}
 	if config != nil {
-		request.Spec = spec
+		request.Spec = request.Pod.Spec
 	}
-	task, err := s.supervisor.Create(ctx, request)
-	if err != nil {
-		return nil, err
-	}
-	task.Watch()
-	return &podSandbox{task: task, config: config, spec: spec, netns: r.NetnsPath}, nil
+	return nil
 }
 
 // writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
@@ -208,32 +166,20 @@ func addToSpec(s *specs.Spec, r *sandboxapi.CreateSandboxRequest) {
 	s.Linux.Namespaces = append(s.Linux.Namespaces, network)
 }
 
-// sandbox returns a sandbox that has been created.
-func (s *Service) sandbox(id string) (*podSandbox, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if sb := s.sandboxes[id]; sb != nil {
-		return sb, nil
+// sandbox returns a sandbox of the Sandbox API.
+func (s *Service) sandbox(id string) (*process.Task, error) {
+	t, err := s.supervisor.Task(id)
+	if err != nil || t.Pod == nil {
+		return nil, fmt.Errorf("there is no sandbox %s: %w", id, errdefs.ErrNotFound)
 	}
-	return nil, fmt.Errorf("there is no sandbox %s: %w", id, errdefs.ErrNotFound)
+	return t, nil
 }
 
 // expects says that the shim was started for a sandbox of that id, which has not been made
 // and has not been shut down either.
 func (s *Service) expects(id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, isTask := s.tasks[id]
-	return id == s.own && s.sandboxes[id] == nil && !s.gone && !isTask
-}
-
-// process returns the sandbox as what can be started and waited for.
-func (sb *podSandbox) process() *process.Process {
-	p, err := sb.task.Process("")
-	if err != nil {
-		panic(err) // a task has an init as long as it exists
-	}
-	return p
+	_, err := s.supervisor.Task(id)
+	return err != nil && id == s.own && !s.gone.Load()
 }
 
 // StartSandbox implements [sandboxapi.TTRPCSandboxService].
@@ -242,36 +188,27 @@ func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRe
 	if err != nil {
 		return nil, err
 	}
-	pid, err := sb.process().Start(ctx)
+	pid, err := initOf(sb).Start(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if sb.config.sharesPID() {
-		if err := sb.task.StartInit(ctx); err != nil {
-			return nil, fmt.Errorf("cannot start sandbox %s: %w", r.SandboxID, err)
-		}
-	}
-	spec, err := sb.reportedSpec(pid)
+	spec, err := reportedSpec(sb.Pod.Spec, pid)
 	if err != nil {
 		return nil, err
 	}
-	started := time.Now()
-	s.mu.Lock()
-	sb.started = started
-	s.mu.Unlock()
-	return &sandboxapi.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(started), Spec: spec}, nil
+	return &sandboxapi.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(initOf(sb).StartedAt()), Spec: spec}, nil
 }
 
 // specType is the type of an OCI spec in an Any (typeurl in containerd's
 // client package).
 const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
-// reportedSpec is the spec with the paths at which the namespaces are.
-func (sb *podSandbox) reportedSpec(pid int) (*anypb.Any, error) {
+// reportedSpec is the spec of a sandbox with the paths at which the namespaces are.
+func reportedSpec(s *specs.Spec, pid int) (*anypb.Any, error) {
 	names := map[specs.LinuxNamespaceType]string{
 		specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
 	}
-	spec, linux := *sb.spec, *sb.spec.Linux
+	spec, linux := *s, *s.Linux
 	spec.Linux = &linux
 	linux.Namespaces = slices.Clone(linux.Namespaces)
 	for i, ns := range linux.Namespaces {
@@ -293,7 +230,7 @@ func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*s
 	if err != nil {
 		return nil, err
 	}
-	if err := sb.task.RestoreFiles(); err != nil {
+	if err := sb.RestoreFiles(); err != nil {
 		return nil, err
 	}
 	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
@@ -311,13 +248,11 @@ func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequ
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(r.TimeoutSecs)*time.Second)
 		defer cancel()
 	}
-	if err := sb.stop(ctx); err != nil {
+	if err := endTask(ctx, sb); err != nil {
 		return nil, fmt.Errorf("cannot stop sandbox %s: %w", r.SandboxID, err)
 	}
 	return &sandboxapi.StopSandboxResponse{}, nil
 }
-
-func (sb *podSandbox) stop(ctx context.Context) error { return endTask(ctx, sb.task) }
 
 // endTask kills what is in a task and waits for its end. One that has ended
 // already is no error.
@@ -325,11 +260,7 @@ func endTask(ctx context.Context, t *process.Task) error {
 	if err := t.Kill("", unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	p, err := t.Process("")
-	if err != nil {
-		return err
-	}
-	_, err = p.Wait(ctx)
+	_, err := initOf(t).Wait(ctx)
 	return err
 }
 
@@ -339,7 +270,7 @@ func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 	if err != nil {
 		return nil, err
 	}
-	exit, err := sb.process().Wait(ctx)
+	exit, err := initOf(sb).Wait(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -360,10 +291,7 @@ func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	started := sb.started
-	s.mu.Unlock()
-	st := sb.process().Status()
+	st, started := initOf(sb).Status(), initOf(sb).StartedAt()
 	resp := &sandboxapi.SandboxStatusResponse{
 		SandboxID: r.SandboxID,
 		Pid:       uint32(st.Pid),
@@ -377,7 +305,7 @@ func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 		resp.State = sandboxReady
 	}
 	if r.Verbose {
-		if resp.Info, err = s.sandboxInfo(sb, st); err != nil {
+		if resp.Info, err = s.sandboxInfo(sb.Pod, st); err != nil {
 			return nil, err
 		}
 	}
@@ -387,20 +315,20 @@ func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 // sandboxInfo is what `crictl inspectp` shows: the same as of a sandbox that is a
 // container, but for the image that there is not (SandboxInfo in containerd's
 // internal/cri/server/podsandbox/types).
-func (s *Service) sandboxInfo(sb *podSandbox, st process.Status) (map[string]string, error) {
+func (s *Service) sandboxInfo(pod *process.Pod, st process.Status) (map[string]string, error) {
 	info := struct {
-		Pid            int         `json:"pid"`
-		Status         string      `json:"processStatus"`
-		NetNSClosed    bool        `json:"netNamespaceClosed"`
-		RuntimeType    string      `json:"runtimeType"`
-		RuntimeOptions any         `json:"runtimeOptions"`
-		Config         *podConfig  `json:"config"`
-		RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
+		Pid            int             `json:"pid"`
+		Status         string          `json:"processStatus"`
+		NetNSClosed    bool            `json:"netNamespaceClosed"`
+		RuntimeType    string          `json:"runtimeType"`
+		RuntimeOptions any             `json:"runtimeOptions"`
+		Config         json.RawMessage `json:"config"`
+		RuntimeSpec    *specs.Spec     `json:"runtimeSpec"`
 	}{
-		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options.Runc, Config: sb.config, RuntimeSpec: sb.spec,
+		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options.Runc, Config: pod.Config, RuntimeSpec: pod.Spec,
 	}
-	if sb.netns != "" {
-		_, err := os.Stat(sb.netns)
+	if pod.NetNS != "" {
+		_, err := os.Stat(pod.NetNS)
 		info.NetNSClosed = errors.Is(err, fs.ErrNotExist)
 	}
 	data, err := json.Marshal(info)
@@ -430,7 +358,7 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 	case err == nil:
 		err = s.removeTasks(ctx)
 		if err == nil {
-			err = s.removeSandbox(ctx, sb)
+			err = s.remove(ctx, sb)
 		}
 		if errdefs.IsNotFound(err) {
 			err = nil
@@ -447,54 +375,41 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 
 // serves says that the shim was started for the id, and has nothing else.
 func (s *Service) serves(id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for other := range s.sandboxes {
-		if other != id {
-			return false
-		}
-	}
-	return id == s.own && len(s.tasks) == 0
+	_, err := s.supervisor.Task(id)
+	return err != nil && id == s.own && !s.supervisor.HasOthers(id)
 }
 
 // end ends the shim after its sandbox.
 func (s *Service) end(id string) {
-	s.mu.Lock()
-	s.gone = s.gone || id == s.own
-	s.mu.Unlock()
+	if id == s.own {
+		s.gone.Store(true)
+	}
 	s.shutdown()
 }
 
 // removeTasks removes containers that the client has left in the pod.
 func (s *Service) removeTasks(ctx context.Context) error {
-	s.mu.Lock()
-	tasks := slices.DeleteFunc(slices.Collect(maps.Values(s.tasks)), func(t *process.Task) bool { return t == nil })
-	s.mu.Unlock()
-	for _, t := range tasks {
-		if err := endTask(ctx, t); err != nil {
+	for _, t := range s.supervisor.Tasks() {
+		if t.Pod != nil {
+			continue
+		}
+		if err := s.remove(ctx, t); err != nil && !errdefs.IsFailedPrecondition(err) { // else it has been deleted meanwhile
 			return err
 		}
-		switch st, err := t.Delete(ctx, ""); {
-		case err == nil:
-			s.removed(t.Bundle, st)
-		case !errdefs.IsFailedPrecondition(err): // else it has been deleted meanwhile
-			return err
-		}
-		s.forget(t.ID)
 	}
 	return nil
 }
 
-func (s *Service) removeSandbox(ctx context.Context, sb *podSandbox) error {
-	if err := sb.stop(ctx); err != nil {
+// remove ends a task and deletes it.
+func (s *Service) remove(ctx context.Context, t *process.Task) error {
+	if err := endTask(ctx, t); err != nil {
 		return err
 	}
-	st, err := sb.task.Delete(ctx, "")
+	st, err := t.Delete(ctx, "")
 	if err != nil {
 		return err
 	}
-	s.removed(sb.task.Bundle, st)
-	s.forgetSandbox(sb.task.ID)
+	s.removed(t.Bundle, st)
 	return nil
 }
 
@@ -504,7 +419,7 @@ func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 	if err != nil {
 		return nil, err
 	}
-	m, err := sb.metrics()
+	m, err := sb.PodStats()
 	var data *anypb.Any
 	if err == nil {
 		data, err = typeurl.MarshalAnyToProto(m)
@@ -515,19 +430,6 @@ func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{
 		Timestamp: timestamppb.Now(), ID: r.SandboxID, Data: data,
 	}}, nil
-}
-
-// metrics are those of the pod's cgroup, in which the sandbox's is one beside
-// those of the containers: CRI shows them as the pod's.
-func (sb *podSandbox) metrics() (cgroups.Metrics, error) {
-	if sb.config == nil || sb.config.Linux.CgroupParent == "" {
-		return sb.task.Stats()
-	}
-	pod, err := cgroups.Load(sb.config.Linux.CgroupParent, false)
-	if err != nil {
-		return nil, err
-	}
-	return pod.Stat()
 }
 
 // UpdateSandbox is told of changes in containerd's record of the sandbox. Labels
@@ -550,7 +452,7 @@ func (s *Service) UpdateSandbox(ctx context.Context, r *sandboxapi.UpdateSandbox
 		if err := json.Unmarshal(data, &resources); err != nil {
 			return nil, fmt.Errorf("cannot decode the resources for sandbox %s: %w: %w", r.SandboxID, err, errdefs.ErrInvalidArgument)
 		}
-		if err := sb.task.Update(ctx, &resources); err != nil {
+		if err := sb.Update(ctx, &resources); err != nil {
 			return nil, err
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"containerd-shim-pause-v2/process"
@@ -25,9 +25,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Service is the Task service and the Sandbox service of one shim process.
-//
-// mu guards the maps alone and is never held while anything is done to a task.
+// Service is the Task service and the Sandbox service of one shim process. Which tasks
+// there are, the supervisor knows.
 type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
@@ -38,11 +37,8 @@ type Service struct {
 	shutdown   func()
 	removed    Removed
 
-	mu        sync.Mutex
-	tasks     map[string]*process.Task // nil while the task is being created
-	sandboxes map[string]*podSandbox   // likewise
-	bundles   bundles                  // of both
-	gone      bool                     // the sandbox of the shim's own id was shut down
+	// gone says that the sandbox of the shim's own id was shut down.
+	gone atomic.Bool
 }
 
 // Removed is told that nothing is left of the task or sandbox in a bundle, and how it
@@ -64,9 +60,6 @@ func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOpt
 		born:       time.Now(),
 		shutdown:   shutdown,
 		removed:    removed,
-		tasks:      make(map[string]*process.Task),
-		sandboxes:  make(map[string]*podSandbox),
-		bundles:    make(bundles),
 	}
 }
 
@@ -74,15 +67,6 @@ var empty = &emptypb.Empty{}
 
 // Create implements [taskapi.TTRPCTaskService].
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	if err := s.reserve(r.ID, r.Bundle); err != nil {
-		return nil, fmt.Errorf("cannot create task %s: %w", r.ID, err)
-	}
-	made := false
-	defer func() {
-		if !made { // also after a panic
-			s.forget(r.ID)
-		}
-	}()
 	opts, err := s.decode(r.Options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create task %s: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
@@ -101,53 +85,31 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	s.tasks[r.ID] = t
-	s.mu.Unlock()
-	made = true
-	p, err := t.Process("")
-	if err != nil {
-		return nil, err
-	}
-	pid := uint32(p.Status().Pid)
+	pid := uint32(initOf(t).Status().Pid)
 	s.events.created(r, pid)
 	t.Watch()
 	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
-// reserve keeps out a second create of the same id, or of the same bundle.
-func (s *Service) reserve(id, bundle string) error {
-	bundle, err := checkBundle(id, bundle)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.tasks[id]; ok {
-		return fmt.Errorf("it exists: %w", errdefs.ErrAlreadyExists)
-	}
-	if err := s.bundles.take(bundle, "task "+id); err != nil {
-		return err
-	}
-	s.tasks[id] = nil
-	return nil
-}
-
-func (s *Service) forget(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.tasks, id)
-	s.bundles.giveBack("task " + id)
-}
-
-// task returns a task that has been created.
+// task returns a task of the Task API.
 func (s *Service) task(id string) (*process.Task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t := s.tasks[id]; t != nil {
-		return t, nil
+	t, err := s.supervisor.Task(id)
+	if err == nil && t.Pod != nil {
+		err = fmt.Errorf("%s is a sandbox, not a task: %w", id, errdefs.ErrNotFound)
 	}
-	return nil, fmt.Errorf("there is no task %s: %w", id, errdefs.ErrNotFound)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// initOf returns the init of a task.
+func initOf(t *process.Task) *process.Process {
+	p, err := t.Process("")
+	if err != nil {
+		panic(err) // a task has an init as long as it exists
+	}
+	return p
 }
 
 func (s *Service) process(id, execID string) (*process.Process, error) {
@@ -182,7 +144,6 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 		return nil, err
 	}
 	if r.ExecID == "" {
-		s.forget(r.ID)
 		s.removed(t.Bundle, st)
 		s.events.deleted(r.ID, st)
 	}
@@ -401,10 +362,8 @@ func (s *Service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 // shim's pid before it has created one.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
-	if p, err := s.process(r.ID, ""); err == nil {
-		resp.TaskPid = uint32(p.Status().Pid)
-	} else if sb, err := s.sandbox(r.ID); err == nil {
-		resp.TaskPid = uint32(sb.process().Status().Pid)
+	if t, err := s.supervisor.Task(r.ID); err == nil {
+		resp.TaskPid = uint32(initOf(t).Status().Pid)
 	}
 	return resp, nil
 }
@@ -412,9 +371,7 @@ func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 // Shutdown ends the shim unless it serves tasks or a sandbox: containerd asks it
 // to after the delete of every single task.
 func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.tasks) == 0 && len(s.sandboxes) == 0 {
+	if !s.supervisor.HasOthers("") {
 		s.shutdown()
 	}
 	return empty, nil
