@@ -15,8 +15,7 @@ import (
 // cleanUp is what a shim does that is called to clean up after another. That one reaps nothing.
 func cleanUp(t *testing.T, bundle, id string) (Status, error) {
 	t.Helper()
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	return CleanUp(testContext(t), "test", bundle, id)
 }
 

@@ -12,8 +12,7 @@ import (
 
 func sh(ctx context.Context, t *testing.T, command string, stdio [3]*os.File) (string, error) {
 	t.Helper()
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	return runToEnd(ctx, []string{"sh", "-c", command}, stdio, nil)
 }
 

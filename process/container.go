@@ -123,8 +123,7 @@ func (c *container) mountRootfs(mounts []mount.Mount) error {
 	}
 	c.rootfs = rootfs
 	// Mounting may need helper processes, which must not be reaped as orphans.
-	c.host.reaper.hold()
-	defer c.host.reaper.release()
+	defer c.host.reaper.hold()()
 	if err := mount.All(mounts, rootfs); err != nil {
 		return fmt.Errorf("cannot mount the root file system of %s: %w", c.task.ID, err)
 	}

@@ -118,6 +118,16 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(rest[field-3], 10, 64)
 }
 
+// now returns what startTime would of a process that began now.
+func now() uint64 {
+	const perSecond = 100 // USER_HZ, on all architectures that Go has
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0 // Linux before 2.6.39: nothing is older
+	}
+	return uint64(t.Nano()) / (uint64(time.Second) / perSecond)
+}
+
 // sendSignal sends a signal to the process of a pidfd, which may have ended.
 func sendSignal(pidfd *os.File, sig unix.Signal) error {
 	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)

@@ -2,6 +2,7 @@ package process
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -197,17 +199,35 @@ func TestCleanUpSparesOthersInTheCgroup(t *testing.T) {
 	}
 }
 
-// A container that the OCI runtime knows nothing of any more leaves no cgroup.
+// A container that the OCI runtime knows nothing of any more leaves nothing.
 func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
-	n := newNode(t)
-	task := n.container("c", forever)
-	must(t, os.RemoveAll(filepath.Join(n.options.Root, "test", "c")))
-	must(t, task.Kill("", unix.SIGKILL, false))
-	exitOf(t, task.init)
-	_, err := task.Delete(testContext(t), "")
-	must(t, err)
-	if left := cgroupsLeft(); len(left) > 0 {
-		t.Errorf("cgroups are left: %v", left)
+	for name, lose := range map[string]func(dir string) error{
+		"no directory": os.RemoveAll,
+		"no files": func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700))
+		},
+		"a broken file of runc": func(dir string) error { return os.WriteFile(filepath.Join(dir, "state.json"), nil, 0o600) },
+		"a broken file of crun": func(dir string) error { return os.WriteFile(filepath.Join(dir, "status"), []byte("{"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			r := n.request("c", containerSpec(t, "c", forever))
+			r.Rootfs = []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}
+			task := n.make(r)
+			_, err := task.init.Start(testContext(t))
+			must(t, err)
+			must(t, lose(filepath.Join(n.options.Root, "test", "c")))
+			n.tell("fail-delete", "what state?")
+			kill(t, task)
+			remove(t, task)
+			n.knowsNothing()
+			if left := cgroupsLeft(); len(left) > 0 {
+				t.Errorf("cgroups are left: %v", left)
+			}
+			if mounted(t, filepath.Join(r.Bundle, "rootfs")) {
+				t.Error("the root file system is mounted")
+			}
+		})
 	}
 }
 

@@ -30,6 +30,8 @@ import (
 type hooks struct {
 	specs.Hooks
 	state specs.State // but for its status
+	// patience is poststopTimeout.
+	patience time.Duration
 }
 
 // newHooks returns the hooks of a sandbox, nil if it has none.
@@ -37,7 +39,7 @@ func newHooks(s *specs.Spec, id, bundle string, pid int) *hooks {
 	if s.Hooks == nil {
 		return nil
 	}
-	return &hooks{Hooks: *s.Hooks, state: specs.State{
+	return &hooks{Hooks: *s.Hooks, patience: poststopTimeout, state: specs.State{
 		Version: s.Version, ID: id, Pid: pid, Bundle: bundle, Annotations: s.Annotations,
 	}}
 }
@@ -85,11 +87,23 @@ func (h *hooks) started(ctx context.Context) error {
 	return h.run(ctx, "poststart", h.Poststart, specs.StateRunning)
 }
 
-// stopped runs the poststop hooks: all, whether they fail or not.
+// poststopTimeout bounds how long the poststop hooks may take that have no timeout of their
+// own: a sandbox cannot be deleted before they have ended.
+const poststopTimeout = time.Minute
+
+// stopped runs the poststop hooks: all, whether they fail or not, as long as there is time.
 func (h *hooks) stopped(ctx context.Context) error {
-	if h == nil {
+	if h == nil || len(h.Poststop) == 0 {
 		return nil
 	}
+	limit := h.patience
+	for _, hook := range h.Poststop {
+		if hook.Timeout != nil {
+			limit += time.Duration(*hook.Timeout) * time.Second
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("all poststop hooks together ran past %v", limit))
+	defer cancel()
 	h.state.Pid = 0
 	var errs []error
 	for _, hook := range h.Poststop {

@@ -528,3 +528,26 @@ func TestPoststopHooksRunForAClientThatHasGone(t *testing.T) {
 	}
 	l.want(hookKinds...)
 }
+
+// A hook that hangs must not keep a sandbox from being deleted. One that has a timeout has the time that this says.
+func TestPoststopHooksThatTakeTime(t *testing.T) {
+	l := newHookLog(t)
+	n := newNode(t)
+	for command, limit := range map[string]time.Duration{forever: 50 * time.Millisecond, `sleep 0.3; echo end >>"$dir/order"`: 0} {
+		spec := sandboxSpec()
+		hook := l.hook("hook", command)
+		if limit == 0 {
+			timeout := 100
+			hook.Timeout = &timeout
+		}
+		spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{hook}}
+		task := n.pod(spec)
+		task.body.(*sandbox).hooks.patience = limit
+		kill(t, task)
+		remove(t, task)
+		if limit == 0 {
+			l.want("hook", "end")
+		}
+		must(t, os.RemoveAll(filepath.Join(l.dir, "order")))
+	}
+}

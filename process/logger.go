@@ -73,8 +73,7 @@ func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger
 	cmd.Env = append(cmd.Env, "CONTAINER_ID="+r.id, "CONTAINER_NAMESPACE="+r.namespace)
 	cmd.ExtraFiles = []*os.File{outR, errR, readyW}
 
-	r.reaper.hold()
-	defer r.reaper.release()
+	defer r.reaper.hold()()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start the logging program: %w", err)
 	}

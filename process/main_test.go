@@ -464,7 +464,7 @@ func sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 	t.Helper()
 	cmd := exec.Command("sleep", "100000")
 	cmd.SysProcAttr = attr
-	reaper.hold()
+	release := reaper.hold()
 	err := cmd.Start()
 	if err == nil {
 		child := reaper.claim(cmd.Process.Pid)
@@ -474,7 +474,7 @@ func sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 			_ = cmd.Process.Release()
 		})
 	}
-	reaper.release()
+	release()
 	must(t, err)
 	return cmd.Process.Pid
 }
@@ -482,8 +482,7 @@ func sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 // run runs a program to its end. The reaper is kept from it.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %v: %v: %s", name, args, err, out)

@@ -121,8 +121,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := makePodInitRoot(s.initRoot, enabledLabels(spec).mount); err != nil {
 		return nil, err
 	}
-	s.host.reaper.hold()
-	defer s.host.reaper.release()
+	defer s.host.reaper.hold()()
 	pidFile := filepath.Join(bundle, "init.pid")
 	if err := s.runPodInit(ctx, spec, bundle, pidFile); err != nil {
 		return nil, err

@@ -97,8 +97,7 @@ func TestProgramFileIsExecuted(t *testing.T) {
 	}
 	must(t, err)
 	noLeakedFDs(t)
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	// Programs that are made, and started, at the same time must not be in each other's way.
 	errs := make(chan error)
 	const many = 16

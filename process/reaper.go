@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -21,19 +25,24 @@ import (
 // runtime that made them has ended. Such a child is claimed by its pid, and its
 // status waits in the kernel, in the zombie, until its owner asks. So a process
 // that ends before anybody has claimed it is not lost, provided that nothing
-// reaps it blindly: while an OCI runtime is at work, between hold and release,
-// a child may be a process whose pid is not known yet, and nothing is reaped but
-// what has an owner. Children that nobody owns, such as orphans of a container
-// in the host's PID namespace, are reaped on SIGCHLD at any other time.
+// reaps it blindly: while an OCI runtime is at work, which is said by hold, a child
+// may be a process whose pid is not known yet. So children that nobody owns, such as
+// orphans of a container in the host's PID namespace, are reaped on SIGCHLD when no
+// OCI runtime is at work, or if they are older than all that are: those have made
+// others.
 type Reaper struct {
-	mu      sync.Mutex
-	holds   int              // guarded by mu: OCI runtimes at work
-	claimed map[int]struct{} // guarded by mu: pids that have an owner
+	mu       sync.Mutex
+	holds    map[*hold]struct{} // guarded by mu: OCI runtimes at work
+	searched time.Time          // guarded by mu: when holds began, or old orphans were looked for since
+	claimed  map[int]struct{}   // guarded by mu: pids that have an owner
 }
+
+// hold is of an OCI runtime at work, which began not before that time, as of startTime.
+type hold struct{ since uint64 }
 
 // NewReaper starts to reap orphans until ctx ends.
 func NewReaper(ctx context.Context) *Reaper {
-	r := &Reaper{claimed: make(map[int]struct{})}
+	r := &Reaper{holds: make(map[*hold]struct{}), claimed: make(map[int]struct{})}
 	go func() {
 		// One waiting signal is enough: every call of reapOrphans reaps all there are.
 		signals := make(chan os.Signal, 1)
@@ -52,18 +61,21 @@ func NewReaper(ctx context.Context) *Reaper {
 	return r
 }
 
-// hold keeps unclaimed children unreaped until release is called as often.
-func (r *Reaper) hold() {
+// hold keeps unclaimed children unreaped that begin before release is called.
+func (r *Reaper) hold() (release func()) {
+	h := &hold{since: now()}
 	r.mu.Lock()
-	r.holds++
+	if len(r.holds) == 0 {
+		r.searched = time.Now()
+	}
+	r.holds[h] = struct{}{}
 	r.mu.Unlock()
-}
-
-func (r *Reaper) release() {
-	r.mu.Lock()
-	r.holds--
-	r.mu.Unlock()
-	r.reapOrphans()
+	return func() {
+		r.mu.Lock()
+		delete(r.holds, h)
+		r.mu.Unlock()
+		r.reapOrphans()
+	}
 }
 
 // child is a child of the shim that has an owner.
@@ -84,14 +96,27 @@ func (r *Reaper) claim(pid int) *child {
 	return &child{reaper: r, pid: pid}
 }
 
-// reapOrphans reaps all zombies that nobody owns. It looks at one zombie after
-// another without reaping it (WNOWAIT), so that an owned one keeps its status;
-// the kernel shows the same one until it is gone, hence the return: when its
-// owner has reaped it, wait comes back here for the rest.
+// reapOrphans reaps the zombies that nobody owns, under hold no more than the old ones.
 func (r *Reaper) reapOrphans() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.holds == 0 {
+	if len(r.holds) == 0 {
+		r.reapAll()
+		return
+	}
+	// Most often there will be no hold in a moment.
+	if time.Since(r.searched) >= searchInterval {
+		r.searched = time.Now()
+		r.reapOld()
+	}
+}
+
+// reapAll looks at one zombie after another without reaping it (WNOWAIT), so that an
+// owned one keeps its status; the kernel shows the same one until it is gone, hence the
+// return: when its owner has reaped it, wait comes back here for the rest. The caller
+// holds mu.
+func (r *Reaper) reapAll() {
+	for {
 		var info unix.Siginfo
 		err := ignoringEINTR(func() error {
 			return unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
@@ -107,6 +132,42 @@ func (r *Reaper) reapOrphans() {
 			return
 		}
 	}
+}
+
+// searchInterval is how often zombies are looked for while there are always holds, as
+// when a probe is executed in some container at any time.
+const searchInterval = time.Second
+
+// reapOld reaps the zombies that nobody owns, and that began before all that are at work
+// now. The caller holds mu.
+func (r *Reaper) reapOld() {
+	oldest := uint64(math.MaxUint64)
+	for h := range r.holds {
+		oldest = min(oldest, h.since)
+	}
+	for _, pid := range childrenOfAll() {
+		if _, ok := r.claimed[pid]; ok {
+			continue
+		}
+		if start, err := startTime(pid); err == nil && start < oldest {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // nothing happens to one that lives
+		}
+	}
+}
+
+// childrenOfAll returns the pids of the children of all threads, none if the kernel
+// was built without CONFIG_PROC_CHILDREN (proc_pid_task(5)).
+func childrenOfAll() (pids []int) {
+	files, _ := filepath.Glob("/proc/self/task/*/children") // the pattern is well-formed
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // the thread may have ended
+		for field := range strings.FieldsSeq(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // wait blocks until the child has ended, reaps it and returns its exit status as

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -44,10 +45,10 @@ func TestExitOfAChild(t *testing.T) {
 	} {
 		t.Run(command, func(t *testing.T) {
 			noLeakedFDs(t)
-			reaper.hold()
+			release := reaper.hold()
 			// In a process group of its own, since one of the commands signals all of it.
 			child := reaper.claim(fork(t, "exec setsid sh -c '"+command+"'"))
-			reaper.release()
+			release()
 			got, err := child.wait()
 			if err != nil || got != want {
 				t.Errorf("got %d and error %v, want %d", got, err, want)
@@ -61,11 +62,11 @@ func TestExitOfAChild(t *testing.T) {
 }
 
 func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
-	reaper.hold()
+	release := reaper.hold()
 	pid := fork(t, "exit 42")
 	eventually(t, "the child has ended", func() bool { return processState(pid) == "Z" })
 	child := reaper.claim(pid)
-	reaper.release()
+	release()
 	// The signal goes to a zombie, as kill(2) allows.
 	must(t, child.signal(unix.SIGTERM))
 	if status, err := child.wait(); err != nil || status != 42 {
@@ -76,8 +77,7 @@ func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
 // crun forks twice; its init becomes a child of the shim when the process between ends.
 func TestChildOfAnotherThatBecomesOne(t *testing.T) {
 	noLeakedFDs(t)
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	r, w, err := os.Pipe()
 	must(t, err)
 	defer r.Close()
@@ -98,9 +98,9 @@ func TestChildOfAnotherThatBecomesOne(t *testing.T) {
 }
 
 func TestSignalEndsAChild(t *testing.T) {
-	reaper.hold()
+	release := reaper.hold()
 	child := reaper.claim(fork(t, forever))
-	reaper.release()
+	release()
 	must(t, child.signal(unix.SIGUSR1))
 	if status, err := child.wait(); err != nil || status != 128+int(unix.SIGUSR1) {
 		t.Errorf("got %d and error %v", status, err)
@@ -129,9 +129,9 @@ func TestOrphansAreReaped(t *testing.T) {
 
 func TestOrphansOfAChildAreReaped(t *testing.T) {
 	file := t.TempDir() + "/pid"
-	reaper.hold()
+	release := reaper.hold()
 	child := reaper.claim(fork(t, "sh -c 'kill -STOP $$' & echo $! >"+file+"; exit 4"))
-	reaper.release()
+	release()
 	if status, err := child.wait(); err != nil || status != 4 {
 		t.Errorf("got %d and error %v", status, err)
 	}
@@ -145,8 +145,7 @@ func TestOrphansOfAChildAreReaped(t *testing.T) {
 }
 
 func TestNothingIsReapedUnderHold(t *testing.T) {
-	reaper.hold()
-	reaper.hold()
+	release, releaseOther := reaper.hold(), reaper.hold()
 	first := fork(t, "exit 1")
 	eventually(t, "the child has ended", func() bool { return processState(first) == "Z" })
 	// Another end makes the reaper look again, and a claimed one too.
@@ -154,27 +153,57 @@ func TestNothingIsReapedUnderHold(t *testing.T) {
 	if status, err := child.wait(); err != nil || status != 2 {
 		t.Errorf("got %d and error %v", status, err)
 	}
-	reaper.release()
+	releaseOther()
 	if processState(first) != "Z" {
 		t.Error("a child was reaped although there is a hold")
 	}
-	reaper.release()
+	release()
 	eventually(t, "the child is reaped", func() bool { return processState(first) == "" })
+}
+
+// Probes may be executed in containers at any time, so that some OCI runtime is always at work.
+func TestOrphanIsReapedThoughThereAreAlwaysHolds(t *testing.T) {
+	release := reaper.hold()
+	defer func() { release() }()
+	orphan := fork(t, "exit 1")
+	eventually(t, "the orphan has ended", func() bool { return processState(orphan) == "Z" })
+	eventually(t, "the orphan is reaped", func() bool {
+		next := reaper.hold() // before the last one is over
+		release()
+		release = next
+		return processState(orphan) == ""
+	})
+}
+
+// An OCI runtime may be at work for long; what it makes is its own.
+func TestChildOfAHoldThatLastsIsNotReaped(t *testing.T) {
+	defer reaper.hold()()
+	pid := fork(t, "exit 42")
+	eventually(t, "the child has ended", func() bool { return processState(pid) == "Z" })
+	for range 3 {
+		reaper.mu.Lock()
+		reaper.searched = time.Now().Add(-searchInterval) // it is time
+		reaper.mu.Unlock()
+		reaper.hold()()
+	}
+	if status, err := reaper.claim(pid).wait(); err != nil || status != 42 {
+		t.Errorf("got %d and error %v", status, err)
+	}
 }
 
 func TestManyChildren(t *testing.T) {
 	var wg sync.WaitGroup
 	var orphans []int
 	for i := range 100 {
-		reaper.hold()
+		release := reaper.hold()
 		pid := fork(t, "exit "+strconv.Itoa(i))
 		if i%2 == 0 {
 			orphans = append(orphans, pid)
-			reaper.release()
+			release()
 			continue
 		}
 		child := reaper.claim(pid)
-		reaper.release()
+		release()
 		wg.Go(func() {
 			if status, err := child.wait(); err != nil || status != i {
 				t.Errorf("child %d: got %d and error %v", i, status, err)
@@ -194,13 +223,13 @@ func TestManyChildren(t *testing.T) {
 
 // An owned zombie that nobody waits for yet hides the others from the reaper; they must go with it.
 func TestOrphansBehindAClaimedZombie(t *testing.T) {
-	reaper.hold()
+	release := reaper.hold()
 	claimed := fork(t, "exit 5")
 	eventually(t, "the claimed child has ended", func() bool { return processState(claimed) == "Z" })
 	orphan := fork(t, "exit 6")
 	eventually(t, "the orphan has ended", func() bool { return processState(orphan) == "Z" })
 	child := reaper.claim(claimed)
-	reaper.release()
+	release()
 	if status, err := child.wait(); err != nil || status != 5 {
 		t.Errorf("got %d and error %v", status, err)
 	}
@@ -213,9 +242,9 @@ func TestChildrenOfPackageExecAreNotStolenUnderHold(t *testing.T) {
 		wg.Go(func() {
 			for range 10 {
 				fork(t, "exit 7") // makes the reaper look
-				reaper.hold()
+				release := reaper.hold()
 				err := exec.Command("/bin/sh", "-c", "exit 8").Run()
-				reaper.release()
+				release()
 				var exit *exec.ExitError
 				if !errors.As(err, &exit) || exit.ExitCode() != 8 {
 					t.Errorf("got %v, want exit status 8", err)

@@ -23,8 +23,7 @@ func waitingInit(t *testing.T, script string) (fifo string, init *child) {
 	fifo = filepath.Join(t.TempDir(), "exec.fifo")
 	must(t, unix.Mkfifo(fifo, 0o622))
 	cmd := exec.Command("/bin/sh", "-c", "printf 'runc:[2:INIT]' >/proc/$$/comm; "+script, "init", fifo)
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	must(t, cmd.Start())
 	init = reaper.claim(cmd.Process.Pid)
 	ended := make(chan struct{})
@@ -226,10 +225,8 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 			t.Errorf("%s: it is not always called", tc.path)
 		}
 	}
-	if real, err := exec.LookPath("runc"); err == nil {
-		if !isRuncProgram(real) {
-			t.Errorf("%s is not taken for runc", real)
-		}
+	if installed, err := exec.LookPath("runc"); err == nil && !isRuncProgram(installed) {
+		t.Errorf("%s is not taken for runc", installed)
 	}
 	must(t, os.Rename(wrapper(t, "other", runc), replaced))
 	if (&ociRuntime{options: Options{BinaryName: replaced}}).isRunc() {

@@ -64,9 +64,11 @@ func (r *ociRuntime) root() string {
 // knows says whether the OCI runtime has state of the container: a directory of
 // its name, with runc, crun and youki.
 func (r *ociRuntime) knows(id string) bool {
-	_, err := os.Stat(filepath.Join(r.root(), id))
+	_, err := os.Stat(r.stateDir(id))
 	return err == nil
 }
+
+func (r *ociRuntime) stateDir(id string) string { return filepath.Join(r.root(), id) }
 
 // call is one call of the OCI runtime.
 type call struct {
@@ -87,8 +89,7 @@ type call struct {
 // like the stock shim's; another one keeps calls that run at the same time apart.
 func (r *ociRuntime) run(ctx context.Context, c call) error {
 	if r.reaper != nil {
-		r.reaper.hold()
-		defer r.reaper.release()
+		defer r.reaper.hold()()
 	}
 	if c.log == "" {
 		c.log = runtimeLog
@@ -281,10 +282,29 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 		args = append(args, "--force")
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
-	if err != nil && !r.knows(id) {
-		return r.removeUnknown(ctx, force)
+	if err == nil || r.knows(id) && !r.hasLost(id) {
+		return err
 	}
-	return err
+	if err := os.RemoveAll(r.stateDir(id)); err != nil {
+		return err
+	}
+	return r.removeUnknown(ctx, force)
+}
+
+// hasLost says whether nothing is left in the OCI runtime's directory of a container from
+// which this could know what to remove: no files, or one that a full disk has cut off.
+func (r *ociRuntime) hasLost(id string) bool {
+	files, err := os.ReadDir(r.stateDir(id))
+	if err != nil || len(files) == 0 {
+		return err == nil
+	}
+	for _, name := range []string{"state.json", "status"} { // of runc and youki; of crun
+		data, err := os.ReadFile(filepath.Join(r.stateDir(id), name))
+		if err == nil && !json.Valid(data) {
+			return true
+		}
+	}
+	return false
 }
 
 // removeUnknown removes the cgroup of a container of which the OCI runtime has lost its

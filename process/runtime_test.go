@@ -35,8 +35,7 @@ func TestLastErrorOfALog(t *testing.T) {
 
 func TestFeaturesOfTheRuntime(t *testing.T) {
 	n := newNode(t)
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	f, err := Features(testContext(t), n.options.BinaryName)
 	if err != nil || f.OCIVersionMin != "1.0.0" {
 		t.Errorf("got %+v and error %v", f, err)

@@ -188,8 +188,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 	if err := s.makeNamespaces(spec, set, sysctls); err != nil {
 		return err
 	}
-	s.host.reaper.hold()
-	defer s.host.reaper.release()
+	defer s.host.reaper.hold()()
 	if err := s.hooks.created(ctx, s.host.thread); err != nil {
 		return err
 	}
@@ -200,8 +199,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 // sets in them.
 func (s *sandbox) makeNamespaces(spec *specs.Spec, set namespaceSet, sysctls []sysctl) (err error) {
 	if s.own[specs.UserNamespace] {
-		s.host.reaper.hold()
-		defer s.host.reaper.release()
+		defer s.host.reaper.hold()()
 		holder, err := startHolder(spec, set)
 		if err != nil {
 			return err
@@ -300,8 +298,7 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
-	s.host.reaper.hold()
-	defer s.host.reaper.release()
+	defer s.host.reaper.hold()()
 	err := s.hooks.started(ctx)
 	if err != nil {
 		go s.end(exitSignalBase + int(unix.SIGKILL))
@@ -430,8 +427,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
-	s.host.reaper.hold()
-	defer s.host.reaper.release()
+	defer s.host.reaper.hold()()
 	// They run once, and so even if the client has gone.
 	if err := s.hooks.stopped(context.WithoutCancel(ctx)); err != nil {
 		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")

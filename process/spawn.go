@@ -11,8 +11,7 @@ import (
 // is open, but what the runtime may have made is the caller's to undo.
 func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile string, run func(*streams, *consoleSocket) error) (_ *child, err error) {
 	// Until the process is claimed, its exit must wait for us.
-	h.reaper.hold()
-	defer h.reaper.release()
+	defer h.reaper.hold()()
 
 	s, console, err := h.openStdio(ctx, p, o)
 	if err != nil {

@@ -79,8 +79,7 @@ func again(t *testing.T, change func(*exec.Cmd)) (inside bool) {
 	if change != nil {
 		change(cmd)
 	}
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("in a process of its own: %v\n%s", err, out)
@@ -111,9 +110,9 @@ func refuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
 
 func TestChildIsAwaitedWithoutDescriptors(t *testing.T) {
 	await := func(t *testing.T) {
-		reaper.hold()
+		release := reaper.hold()
 		child := reaper.claim(fork(t, "sleep 0.2; exit 42"))
-		reaper.release()
+		release()
 		if status, err := child.wait(); err != nil || status != 42 {
 			t.Errorf("got %d and error %v, want 42", status, err)
 		}
@@ -123,9 +122,9 @@ func TestChildIsAwaitedWithoutDescriptors(t *testing.T) {
 	}
 	t.Run("none is left", func(t *testing.T) {
 		noLeakedFDs(t)
-		reaper.hold()
+		release := reaper.hold()
 		child := reaper.claim(fork(t, "sleep 0.2; exit 42"))
-		reaper.release()
+		release()
 		defer useUpDescriptors(t, 0)()
 		status, err := child.wait()
 		if err != nil || status != 42 {
@@ -154,8 +153,7 @@ func TestChildIsAwaitedWithoutDescriptors(t *testing.T) {
 
 // A child that becomes one only later is awaited in the same way without pidfds.
 func TestChildOfAnotherIsAwaitedWithoutDescriptors(t *testing.T) {
-	reaper.hold()
-	defer reaper.release()
+	defer reaper.hold()()
 	file := filepath.Join(t.TempDir(), "pid")
 	between := fork(t, `sh -c 'sleep 0.4; exit 42' & echo $! >`+file+`.new; mv `+file+`.new `+file+`; exec sleep 0.2`)
 	var pid int
@@ -181,8 +179,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			noLeakedFDs(t)
 			before := children(t)
-			reaper.hold()
-			defer reaper.release()
+			defer reaper.hold()()
 			release := useUpDescriptors(t, free)
 			defer release()
 			started := func() {
@@ -213,8 +210,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 		before := children(t)
 		ctx, cancel := context.WithCancel(testContext(t))
 		defer cancel()
-		reaper.hold()
-		defer reaper.release()
+		defer reaper.hold()()
 		_, err := runToEnd(ctx, []string{"sleep", "100000"}, [3]*os.File{}, func() {
 			t.Cleanup(useUpDescriptors(t, 0))
 			cancel()
@@ -233,5 +229,46 @@ func TestPidFileIsReadWhenThereAreDescriptorsAgain(t *testing.T) {
 	time.AfterFunc(50*time.Millisecond, useUpDescriptors(t, 0))
 	if pid, err := readPidFile(path); err != nil || pid != 42 {
 		t.Errorf("got %d and error %v", pid, err)
+	}
+}
+
+// However many descriptors are left: a container that cannot be created does not run, and of one that was the exit
+// is told as it was.
+func TestContainerWithoutDescriptors(t *testing.T) {
+	created := 0
+	for free := range 10 {
+		t.Run(fmt.Sprint(free), func(t *testing.T) {
+			n := newNode(t)
+			before := children(t)
+			r := n.request("c", containerSpec(t, "c", "exit 42"))
+			release := useUpDescriptors(t, free)
+			task, err := n.Create(testContext(t), r)
+			if err == nil {
+				created++
+				task.Watch()
+				_, err = task.init.Start(testContext(t))
+				if err == nil && exitOf(t, task.init) != 42 {
+					t.Errorf("its exit is %+v", task.init.Status().Exit)
+				}
+			}
+			release()
+			if err != nil {
+				t.Log(err)
+			}
+			if _, err := cleanUp(t, r.Bundle, "c"); err != nil { // as containerd has it done
+				t.Error(err)
+			}
+			if task != nil {
+				exitOf(t, task.init)
+			}
+			n.knowsNothing()
+			noMoreChildren(t, before)
+			if left := cgroupsLeft(); len(left) > 0 {
+				t.Errorf("cgroups are left: %v", left)
+			}
+		})
+	}
+	if created == 0 {
+		t.Error("so many descriptors were too few")
 	}
 }
