@@ -29,6 +29,9 @@ ARCHES := amd64 arm64 ppc64le riscv64 s390x
 # How long each fuzz target runs.
 FUZZTIME ?= 1m
 
+# How long random RPCs are sent to shims.
+CAMPAIGN ?= 5m
+
 # More arguments of go test for the integration tests. Which shims and which OCI
 # runtime they use is said by the environment, see integration/main_test.go.
 ARGS ?=
@@ -124,6 +127,11 @@ fuzz: ## run each fuzz target for FUZZTIME=1m; make test runs their seeds
 			$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit; \
 		done; \
 	done
+
+.PHONY: campaign
+campaign: setup build ## send random RPCs to shims with the race detector for CAMPAIGN=5m, see TestCampaign (root)
+	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_CAMPAIGN=$(CAMPAIGN) \
+		$(GO) test -v -count=1 -timeout 0 -run '^TestCampaign$$' $(ARGS) .
 
 .PHONY: vulncheck
 vulncheck: build ## look the program and its sources up in Go's vulnerability database, which must be reachable

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -78,8 +79,10 @@ func Load(path string, systemd bool) (*Cgroup, error) {
 //
 // On v1 the process can be in another place of each hierarchy. Hierarchies where it is in the root are left out, as
 // the root's numbers are the host's and its processes everybody's; so are those where it is outside of what is
-// mounted here (a path that begins with "/..", cgroup_namespaces(7)). If none is left, the error is
-// ErrFailedPrecondition. A process that does not exist is ErrNotFound.
+// mounted here (a path that begins with "/..", cgroup_namespaces(7)), and those where it is in the cgroup of the caller,
+// which it was not put into: an OCI runtime of a rootless containerd may not make a cgroup, and then leaves a container
+// in that of the user's session. If none is left, the error is ErrFailedPrecondition. A process that does not exist is
+// ErrNotFound.
 func OfProcess(pid int) (*Cgroup, error) {
 	l, err := hostLayout()
 	if err != nil {
@@ -113,23 +116,32 @@ func (l *layout) load(path string) (*Cgroup, error) {
 }
 
 func (l *layout) ofProcess(pid int) (*Cgroup, error) {
-	file := filepath.Join(l.proc, strconv.Itoa(pid), "cgroup")
-	text, err := readFile(file)
+	lines, err := l.procCgroups(strconv.Itoa(pid))
 	if absent(err) || errors.Is(err, unix.ESRCH) {
-		return nil, fmt.Errorf("cannot find cgroup of process %d: %w: %w", pid, errdefs.ErrNotFound, err)
+		err = fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+	}
+	var own []procCgroup
+	if err == nil {
+		own, err = l.procCgroups("self")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot find cgroup of process %d: %w", pid, err)
 	}
-	lines, err := parseProcCgroup(file, text)
-	if err != nil {
-		return nil, fmt.Errorf("cannot find cgroup of process %d: %w", pid, err)
-	}
+	lines = slices.DeleteFunc(lines, func(c procCgroup) bool { return slices.ContainsFunc(own, c.same) })
 	t, path, err := l.of(lines)
 	if err != nil {
 		return nil, fmt.Errorf("cannot find cgroup of process %d: %w", pid, err)
 	}
 	return &Cgroup{path: path, tree: t}, nil
+}
+
+func (l *layout) procCgroups(process string) ([]procCgroup, error) {
+	file := filepath.Join(l.proc, process, "cgroup")
+	text, err := readFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return parseProcCgroup(file, text)
 }
 
 // Add moves a process into the cgroup, on v1 in every hierarchy.

@@ -180,7 +180,7 @@ func (l *layout) at(path string) tree {
 
 // of returns the tree that a process is in, and a path that stands for it in messages.
 func (l *layout) of(lines []procCgroup) (tree, string, error) {
-	errRoot := fmt.Errorf("it is in the root cgroup, or outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
+	errRoot := fmt.Errorf("it has none of its own, or one outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
 	if l.unified != nil {
 		for _, line := range lines {
 			if !line.unified() {

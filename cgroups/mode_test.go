@@ -90,24 +90,26 @@ func TestPathBelowMount(t *testing.T) {
 
 func TestOfProcessV1(t *testing.T) {
 	root := fakeTree(t, map[string]string{
-		"proc/7/cgroup": "5:memory:/m/c\n4:cpu,cpuacct:/p\n3:freezer:/\n2:name=systemd:/s\n1:pids:/../x\n0::/u\n",
-		"proc/8/cgroup": "5:memory:/\n0::/u\n",
+		"proc/7/cgroup": "8:rdma:/session\n7:blkio:/session/below\n5:memory:/m/c\n4:cpu,cpuacct:/p\n3:freezer:/\n2:name=systemd:/s\n1:pids:/../x\n0::/u\n",
+		"proc/8/cgroup": "8:rdma:/session\n5:memory:/\n0::/u\n",
 		"proc/9/cgroup": "garbage\n",
+		// The caller's, in which the process is by the hierarchy "rdma", and one beside it by "blkio".
+		"proc/self/cgroup": "8:rdma:/session\n7:blkio:/session\n6:perf_event:/session\n2:name=systemd:/\n0::/\n",
 	})
-	l := fakeV1(root, "cpu,cpuacct", "memory", "freezer", "name=systemd", "pids")
+	l := fakeV1(root, "cpu,cpuacct", "memory", "freezer", "name=systemd", "pids", "rdma", "blkio")
 	c, err := l.ofProcess(7)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{filepath.Join(root, "cpu,cpuacct/p"), filepath.Join(root, "memory/m/c"), filepath.Join(root, "name=systemd/s")}
+	want := []string{filepath.Join(root, "cpu,cpuacct/p"), filepath.Join(root, "memory/m/c"), filepath.Join(root, "name=systemd/s"), filepath.Join(root, "blkio/session/below")}
 	if got := c.Paths(); !reflect.DeepEqual(got, want) {
-		t.Errorf("got %v, want %v: neither the root nor what is outside of the mounts", got, want)
+		t.Errorf("got %v, want %v: neither the root, nor the caller's, nor what is outside of the mounts", got, want)
 	}
 	if c.String() != "/m/c" {
 		t.Errorf("got name %s", c)
 	}
 	if _, err := l.ofProcess(8); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a process in the root: %v", err)
+		t.Errorf("a process in the root, and in the caller's: %v", err)
 	}
 	if _, err := l.ofProcess(9); err == nil {
 		t.Error("no error for an invalid file")
@@ -119,10 +121,13 @@ func TestOfProcessV1(t *testing.T) {
 
 func TestOfProcessV2(t *testing.T) {
 	root := fakeTree(t, map[string]string{
-		"proc/7/cgroup":  "0::/a/b\n",
-		"proc/8/cgroup":  "0::/\n",
-		"proc/9/cgroup":  "0::/a (deleted)\n",
-		"proc/10/cgroup": "0::/../a\n",
+		"proc/7/cgroup":    "0::/a/b\n",
+		"proc/8/cgroup":    "0::/\n",
+		"proc/9/cgroup":    "0::/a (deleted)\n",
+		"proc/10/cgroup":   "0::/../a\n",
+		"proc/11/cgroup":   "0::/session\n",
+		"proc/12/cgroup":   "0::/session/below\n",
+		"proc/self/cgroup": "0::/session\n",
 	})
 	l := fakeV2(root)
 	if c, err := l.ofProcess(7); err != nil || !reflect.DeepEqual(c.Paths(), []string{filepath.Join(root, "a/b")}) {
@@ -136,6 +141,12 @@ func TestOfProcessV2(t *testing.T) {
 	}
 	if _, err := l.ofProcess(10); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a process outside of the namespace: %v", err)
+	}
+	if _, err := l.ofProcess(11); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a process in the caller's cgroup: %v", err)
+	}
+	if c, err := l.ofProcess(12); err != nil || c.String() != "/session/below" {
+		t.Errorf("a process below the caller's cgroup: %v, %v", c, err)
 	}
 }
 

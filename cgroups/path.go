@@ -129,6 +129,8 @@ func (c *procCgroup) unified() bool {
 	return c.id == 0 && len(c.controllers) == 0
 }
 
+func (c procCgroup) same(other procCgroup) bool { return c.id == other.id && c.path == other.path }
+
 func parseProcCgroup(file, text string) ([]procCgroup, error) {
 	var lines []procCgroup
 	for line := range strings.Lines(text) {

@@ -58,6 +58,7 @@ func TestStatV1(t *testing.T) {
 		"rdma/c/rdma.max":                             "mlx hca_handle=max hca_object=9\n",
 		"blkio/c/blkio.throttle.io_serviced":          "0:0 Read 41\n0:0 Total 41\nTotal 41\n",
 		"blkio/c/blkio.throttle.io_service_bytes":     "0:0 Read 42\nTotal 42\n",
+		"proc/self/cgroup":                            "6:cpu,cpuacct:/\n",
 		"proc/7/cgroup":                               "6:cpu,cpuacct:/c\n5:memory:/c\n4:pids:/d/e\n3:rdma:/c\n2:blkio:/c\n",
 	})
 	c, err := fakeV1(root, "cpu,cpuacct", "memory", "pids", "rdma", "blkio").ofProcess(7)
