@@ -32,8 +32,8 @@ const (
 // sent.
 //
 // A pid that was read from a cgroup can belong to another process by the time of the signal. So the process is
-// pinned by a pidfd first, and the signal sent only if its pid is in the cgroup still (pidfd_open(2)). Kernels before
-// 5.3 have no pidfd: there the signal follows the check as closely as it can.
+// pinned by a pidfd first, and the signal sent only if its pid is in the cgroup still (pidfd_open(2)). Where there
+// is none to be had, as from kernels before 5.3, the signal follows the check as closely as it can.
 //
 // The library has only SIGKILL, and only on v2. There, before Linux 5.14, it signals the pids that it has read, and does
 // not wait for the freeze before it reads them, so that a fork escapes.
@@ -149,13 +149,10 @@ func (s *signaller) batch(batch []int) error {
 		if handles[i], err = unix.PidfdOpen(pid, 0); err != nil {
 			handles[i] = -1
 		}
-		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOSYS) {
-			s.fail(pid, err)
-		}
 		if handles[i] >= 0 {
 			defer unix.Close(handles[i])
 		}
-		if errors.Is(err, unix.ENOSYS) {
+		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return s.batchByPid(batch)
 		}
 	}
@@ -171,7 +168,7 @@ func (s *signaller) batch(batch []int) error {
 	return nil
 }
 
-// batchByPid is batch for kernels without pidfds.
+// batchByPid is batch without pidfds: the kernel has none, a seccomp filter refuses them, or descriptors are used up.
 func (s *signaller) batchByPid(batch []int) error {
 	members, err := s.list()
 	if err != nil {

@@ -49,24 +49,23 @@ func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (
 	}()
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
-	init, err := r.openInit(id)
-	if err != nil {
-		return err
-	}
+	init := r.openInit(id)
 	defer closeAll(init)
 	if init != nil {
 		err = sendSignal(init, unix.SIGKILL)
 	}
-	cgroup, cerr := record.cgroup()
+	cgroup, gerr := record.cgroup()
 	switch {
 	case cgroup == nil:
-		err = joinErrors(err, cerr)
 	case init != nil && err == nil && r.ownsPIDNamespace():
-		err = cgroup.LetDie(ctx)
+		gerr = cgroup.LetDie(ctx)
 	default:
-		err = joinErrors(err, cgroup.Signal(unix.SIGKILL))
+		gerr = cgroup.Signal(unix.SIGKILL)
 	}
-	if err != nil && !errdefs.IsNotFound(err) || init == nil {
+	if !errdefs.IsNotFound(gerr) { // else the cgroup has gone with its last process
+		err = joinErrors(err, gerr)
+	}
+	if err != nil || init == nil {
 		return err
 	}
 	return awaitDeath(ctx, init)
@@ -79,25 +78,22 @@ func (r *ociRuntime) ownsPIDNamespace() bool {
 }
 
 // openInit returns a pidfd of the container's init; nil if that has ended, or is not known
-// by more than its pid, which may be another process's by now.
-func (r *ociRuntime) openInit(id string) (*os.File, error) {
+// by more than its pid, which may be another process's by now, or if there are no pidfds.
+func (r *ociRuntime) openInit(id string) *os.File {
 	state, err := r.runcState(id)
 	if err != nil || state.InitPid <= 0 {
-		return nil, nil //nolint:nilerr // it is no container of runc's
+		return nil // it is no container of runc's
 	}
 	fd, err := unix.PidfdOpen(state.InitPid, 0)
-	switch {
-	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENOSYS):
-		return nil, nil
-	case err != nil:
-		return nil, os.NewSyscallError("pidfd_open", err)
+	if err != nil {
+		return nil
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
 	if start, err := startTime(state.InitPid); err != nil || start != state.InitStart {
 		f.Close()
-		return nil, nil //nolint:nilerr // it has ended
+		return nil
 	}
-	return f, nil
+	return f
 }
 
 // startTime returns when a process has begun, in clock ticks since the boot
