@@ -48,7 +48,7 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 		errs = append(errs, fmt.Errorf("cannot unmount %s: %w", rootfs, err))
 	}
 	st, err := readExit(bundle)
-	return st, joinErrors(append(errs, err)...)
+	return st, errors.Join(append(errs, err)...)
 }
 
 // cleanUpSandbox removes the pod's init, if there is one, and the cgroup, and runs
@@ -67,7 +67,7 @@ func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bu
 	} else if err := newHooks(s, id, bundle, 0).stopped(ctx); err != nil {
 		errs = append(errs, err)
 	}
-	if err := joinErrors(errs...); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return removeRecord(bundle)

@@ -85,7 +85,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 	complete := false
 	defer func() { // A panic is undone, too.
 		if !complete {
-			err = joinErrors(err, c.discard(context.WithoutCancel(ctx)))
+			err = errors.Join(err, c.discard(context.WithoutCancel(ctx)))
 		}
 	}()
 	if err := c.make(ctx, r, s); err != nil {
@@ -278,7 +278,7 @@ func (c *container) restore(ctx context.Context, p *Process) (err error) {
 	})
 	if err != nil {
 		// Unlike a container that cannot be started, this one has not been before.
-		return joinErrors(err, c.runtime.delete(context.WithoutCancel(ctx), c.task.ID, true))
+		return errors.Join(err, c.runtime.delete(context.WithoutCancel(ctx), c.task.ID, true))
 	}
 	c.spec = nil
 	c.adopt(child)
@@ -337,7 +337,7 @@ func (c *container) discard(ctx context.Context) error {
 	if s := c.task.init.openStreams(); s != nil {
 		s.close()
 	}
-	return joinErrors(err, c.unmountRootfs(), restoreSpec(c.task.Bundle))
+	return errors.Join(err, c.unmountRootfs(), restoreSpec(c.task.Bundle))
 }
 
 func (c *container) update(ctx context.Context, r *specs.LinuxResources) error {

@@ -26,11 +26,11 @@ func (r *ociRuntime) end(ctx context.Context, id string, record bundleRecord) er
 		if wasKilled(derr) && ctx.Err() == nil {
 			derr = r.delete(ctx, id, true) // what it had not done
 		}
-		err = joinErrors(err, derr)
+		err = errors.Join(err, derr)
 	}
 	// Under load, runc gives up on a cgroup whose last process the kernel has not
 	// taken out yet, with no more than a line in its log.
-	return joinErrors(err, record.removeCgroup(ctx))
+	return errors.Join(err, record.removeCgroup(ctx))
 }
 
 func (r *ociRuntime) removeKilled(ctx context.Context, id string) bool {
@@ -63,7 +63,7 @@ func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (
 		gerr = cgroup.Signal(unix.SIGKILL)
 	}
 	if !errdefs.IsNotFound(gerr) { // else the cgroup has gone with its last process
-		err = joinErrors(err, gerr)
+		err = errors.Join(err, gerr)
 	}
 	if err != nil || init == nil {
 		return err

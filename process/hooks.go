@@ -109,7 +109,7 @@ func (h *hooks) stopped(ctx context.Context) error {
 	for _, hook := range h.Poststop {
 		errs = append(errs, h.run(ctx, "poststop", []specs.Hook{hook}, specs.StateStopped))
 	}
-	return joinErrors(errs...)
+	return errors.Join(errs...)
 }
 
 func (h *hooks) run(ctx context.Context, kind string, list []specs.Hook, status specs.ContainerState) error {

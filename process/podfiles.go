@@ -48,11 +48,11 @@ func (f *PodFiles) make() error {
 	dirs := f.dirs()
 	for i, dir := range dirs {
 		if err := makeDir(dir); err != nil {
-			return joinErrors(err, removeDirs(dirs[:i]))
+			return errors.Join(err, removeDirs(dirs[:i]))
 		}
 	}
 	if err := f.fill(); err != nil {
-		return joinErrors(err, removeDirs(dirs))
+		return errors.Join(err, removeDirs(dirs))
 	}
 	return nil
 }
@@ -263,5 +263,5 @@ func removeDirs(dirs []string) error {
 	for _, dir := range dirs {
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	return joinErrors(errs...)
+	return errors.Join(errs...)
 }

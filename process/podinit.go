@@ -57,7 +57,7 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	}
 	if err != nil {
 		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)
-		return nil, joinErrors(err, s.removePodInit(context.WithoutCancel(ctx)), s.restoreCgroup())
+		return nil, errors.Join(err, s.removePodInit(context.WithoutCancel(ctx)), s.restoreCgroup())
 	}
 	s.watchOOM()
 	go s.awaitPodInit(i)
@@ -172,7 +172,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 		return err
 	}
 	log.G(ctx).WithField("id", s.task.ID).Warn("the init of the pod's PID namespace runs without seccomp, which the OCI runtime lacks")
-	return joinErrors(rt.delete(ctx, s.task.ID, true), run(nil))
+	return errors.Join(rt.delete(ctx, s.task.ID, true), run(nil))
 }
 
 // awaitPodInit lets the sandbox end with its init.

@@ -145,7 +145,7 @@ func makePodInitRoot(dir, label string) error {
 	for _, name := range []string{"dev", "proc"} {
 		path := filepath.Join(dir, name)
 		// It is for any user, whatever the umask.
-		if err := joinErrors(os.Mkdir(path, 0o555), os.Chmod(path, 0o555)); err != nil {
+		if err := errors.Join(os.Mkdir(path, 0o555), os.Chmod(path, 0o555)); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,7 @@ func tmpfs() (*os.File, error) {
 	// Linux before 5.2 has no file systems at no path; a seccomp filter may not know them.
 	dir, mountErr := mountedTmpfs()
 	if mountErr != nil {
-		return nil, joinErrors(err, mountErr)
+		return nil, errors.Join(err, mountErr)
 	}
 	return dir, nil
 }
@@ -104,7 +104,7 @@ func mountedTmpfs() (_ *os.File, err error) {
 	dir, err := os.Open(path)
 	if uerr := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); uerr != nil {
 		closeAll(dir)
-		return nil, joinErrors(err, &os.PathError{Op: "unmount", Path: path, Err: uerr})
+		return nil, errors.Join(err, &os.PathError{Op: "unmount", Path: path, Err: uerr})
 	}
 	return dir, err
 }

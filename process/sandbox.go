@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -110,7 +111,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	complete := false
 	defer func() {
 		if !complete {
-			err = joinErrors(err, s.discard(context.WithoutCancel(ctx)))
+			err = errors.Join(err, s.discard(context.WithoutCancel(ctx)))
 		}
 	}()
 	if err := s.setUp(ctx, r, spec, set, sysctls); err != nil {

@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -348,7 +349,7 @@ func copyStream(dst, src *os.File) {
 		n, err := src.Read(buf[:])
 		if n > 0 {
 			_, werr := dst.Write(buf[:n])
-			err = joinErrors(err, werr)
+			err = errors.Join(err, werr)
 		}
 		buffers.Put(buf)
 		if err != nil {

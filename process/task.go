@@ -2,7 +2,6 @@ package process
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -408,13 +407,4 @@ func (t *Task) unwatchOOM() {
 	if stop != nil {
 		stop()
 	}
-}
-
-// joinErrors is errors.Join that keeps a single error as it is.
-func joinErrors(errs ...error) error {
-	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	if len(errs) == 1 {
-		return errs[0]
-	}
-	return errors.Join(errs...)
 }
