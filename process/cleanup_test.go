@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +18,7 @@ import (
 func cleanUp(t *testing.T, bundle, id string) (Status, error) {
 	t.Helper()
 	defer reaper.hold()()
-	return CleanUp(testContext(t), "test", bundle, id)
+	return CleanUp(proctest.Context(t), "test", bundle, id)
 }
 
 func TestCleanUpWithoutATask(t *testing.T) {
@@ -34,11 +36,11 @@ func TestCleanUpOfAContainer(t *testing.T) {
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
 	r.Rootfs = []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}
-	task, err := n.Create(testContext(t), r)
-	must(t, err)
+	task, err := n.Create(proctest.Context(t), r)
+	proctest.Must(t, err)
 	task.Watch()
-	pid, err := task.init.Start(testContext(t))
-	must(t, err)
+	pid, err := task.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
 	st, err := cleanUp(t, r.Bundle, "c")
 	if err != nil || st.Exit.Status != 137 || st.Pid != pid {
 		t.Errorf("got %+v and error %v, want pid %d", st, err, pid)
@@ -50,11 +52,11 @@ func TestCleanUpOfAContainer(t *testing.T) {
 	if left := cgroupsLeft(); len(left) > 0 {
 		t.Errorf("cgroups are left: %v", left)
 	}
-	eventually(t, "the process is gone", func() bool { return processState(pid) == "" })
+	proctest.Eventually(t, "the process is gone", func() bool { return proctest.ProcessState(pid) == "" })
 	exitOf(t, task.init)
 	// It can be repeated.
 	_, err = cleanUp(t, r.Bundle, "c")
-	must(t, err)
+	proctest.Must(t, err)
 }
 
 func TestCleanUpAnswersWithTheRecordedExit(t *testing.T) {
@@ -91,7 +93,7 @@ func TestCleanUpOfASandbox(t *testing.T) {
 		task := n.pod(spec)
 		want := uint32(137)
 		if end {
-			must(t, task.Kill("", unix.SIGTERM, false))
+			proctest.Must(t, task.Kill("", unix.SIGTERM, false))
 			want = exitOf(t, task.init)
 		}
 		st, err := cleanUp(t, task.Bundle, "pod")
@@ -102,7 +104,7 @@ func TestCleanUpOfASandbox(t *testing.T) {
 			t.Errorf("cgroups are left: %v", left)
 		}
 		_, err = cleanUp(t, task.Bundle, "pod")
-		must(t, err)
+		proctest.Must(t, err)
 		n.Release() // the thread serves the next one
 	}
 }
@@ -110,7 +112,7 @@ func TestCleanUpOfASandbox(t *testing.T) {
 func TestCleanUpWithBrokenRecords(t *testing.T) {
 	for _, name := range []string{recordFile, exitFile} {
 		dir := t.TempDir()
-		must(t, os.WriteFile(filepath.Join(dir, name), []byte("{"), 0o600))
+		proctest.Must(t, os.WriteFile(filepath.Join(dir, name), []byte("{"), 0o600))
 		if _, err := cleanUp(t, dir, "c"); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("got %v, want an error that names %s", err, name)
 		}

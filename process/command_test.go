@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"context"
 	"errors"
 	"os"
@@ -23,23 +25,23 @@ func TestRunToEnd(t *testing.T) {
 		"kill -9 $$":              "signal 9",
 		"cat; [ ! -t 0 ]; exit 4": "exit status 4",
 	} {
-		_, err := sh(testContext(t), t, command, [3]*os.File{})
+		_, err := sh(proctest.Context(t), t, command, [3]*os.File{})
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", command, err, want)
 		}
 	}
-	_, err := runToEnd(testContext(t), []string{"no-such-program"}, [3]*os.File{}, nil)
+	_, err := runToEnd(proctest.Context(t), []string{"no-such-program"}, [3]*os.File{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestRunToEndReturnsMessages(t *testing.T) {
-	out, err := sh(testContext(t), t, "echo one; echo two >&2; exit 1", [3]*os.File{})
+	out, err := sh(proctest.Context(t), t, "echo one; echo two >&2; exit 1", [3]*os.File{})
 	if err == nil || out != "one\ntwo\n" {
 		t.Errorf("got %q, %v", out, err)
 	}
-	out, _ = sh(testContext(t), t, "yes | head -c 100000; exit 1", [3]*os.File{})
+	out, _ = sh(proctest.Context(t), t, "yes | head -c 100000; exit 1", [3]*os.File{})
 	if len(out) != 4<<10 {
 		t.Errorf("got %d bytes", len(out))
 	}
@@ -47,24 +49,24 @@ func TestRunToEndReturnsMessages(t *testing.T) {
 
 func TestRunToEndWithFiles(t *testing.T) {
 	in, err := scratchFile("in", []byte("text"))
-	must(t, err)
+	proctest.Must(t, err)
 	defer in.Close()
 	r, w, err := os.Pipe()
-	must(t, err)
+	proctest.Must(t, err)
 	defer r.Close()
-	out, err := sh(testContext(t), t, "cat; echo lost >&2", [3]*os.File{in, w, nil})
-	must(t, err)
+	out, err := sh(proctest.Context(t), t, "cat; echo lost >&2", [3]*os.File{in, w, nil})
+	proctest.Must(t, err)
 	w.Close()
 	var buf [10]byte
 	n, err := r.Read(buf[:])
-	must(t, err)
+	proctest.Must(t, err)
 	if got := string(buf[:n]); got != "text" || out != "" {
 		t.Errorf("got %q, and messages %q", got, out)
 	}
 }
 
 func TestRunToEndIsKilledWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(proctest.Context(t), 50*time.Millisecond)
 	defer cancel()
 	_, err := sh(ctx, t, "exec sleep 1000", [3]*os.File{})
 	if !errors.Is(err, context.DeadlineExceeded) {

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"context"
 	"errors"
 	"fmt"
@@ -19,9 +21,9 @@ import (
 )
 
 func TestLifeOfAContainer(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	task := n.make(n.request("c", containerSpec(t, "c", "trap 'exit 7' TERM; while :; do sleep 0.01; done")))
 	p := process(t, task, "")
 	pid := p.Status().Pid
@@ -33,9 +35,9 @@ func TestLifeOfAContainer(t *testing.T) {
 		t.Errorf("start: pid %d, error %v, want %d", started, err, pid)
 	}
 	_, err = p.Start(ctx)
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = task.Delete(ctx, "")
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	pids, err := task.Pids()
 	if err != nil || !slices.Contains(pids, Info{Pid: pid}) {
 		t.Errorf("pids are %v, error %v", pids, err)
@@ -44,18 +46,18 @@ func TestLifeOfAContainer(t *testing.T) {
 		t.Error(err)
 	}
 	// The trap may not be set yet: then the signal ends it in another way.
-	eventually(t, "the shell has set the trap", func() bool { return catches(pid, unix.SIGTERM) })
-	must(t, task.Kill("", unix.SIGTERM, false))
+	proctest.Eventually(t, "the shell has set the trap", func() bool { return catches(pid, unix.SIGTERM) })
+	proctest.Must(t, task.Kill("", unix.SIGTERM, false))
 	if status := exitOf(t, p); status != 7 {
 		t.Errorf("exit status %d, want 7", status)
 	}
-	wantKind(t, task.Kill("", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, task.Kill("", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
 	st, err := task.Delete(ctx, "")
 	if err != nil || st.Exit.Status != 7 || st.Pid != pid {
 		t.Errorf("delete: %+v, error %v", st, err)
 	}
 	_, err = task.Delete(ctx, "")
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if got, want := n.events.all(), []string{"started c", "exited 7 c"}; !slices.Equal(got, want) {
 		t.Errorf("events are %q, want %q", got, want)
 	}
@@ -94,8 +96,8 @@ func TestExitStatusOfAContainer(t *testing.T) {
 		if err != nil || st.Exit.Status != want || st.Pid != task.init.Status().Pid {
 			t.Errorf("%s: recorded is %+v, error %v", command, st, err)
 		}
-		_, err = task.Delete(testContext(t), "")
-		must(t, err)
+		_, err = task.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 	}
 }
 
@@ -105,8 +107,8 @@ func TestStartIsToldBeforeTheEnd(t *testing.T) {
 	for range 5 {
 		task := n.container("c", "exit 3")
 		exitOf(t, task.init)
-		_, err := task.Delete(testContext(t), "")
-		must(t, err)
+		_, err := task.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 	}
 	want := slices.Repeat([]string{"started c", "exited 3 c"}, 5)
 	if got := n.events.all(); !slices.Equal(got, want) {
@@ -115,10 +117,10 @@ func TestStartIsToldBeforeTheEnd(t *testing.T) {
 }
 
 func TestDeleteOfACreatedContainer(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.make(n.request("c", containerSpec(t, "c", forever)))
-	st, err := task.Delete(testContext(t), "")
+	st, err := task.Delete(proctest.Context(t), "")
 	if err != nil || st.Exit.Status != 137 {
 		t.Errorf("got %+v and error %v", st, err)
 	}
@@ -140,19 +142,19 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 		{"late", "late-create", "no more bananas"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			n.tell(tc.file, "no more bananas")
 			r := n.request("c", containerSpec(t, "c", forever))
-			r.Stdio = Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
-			stdout, stderr := readFifo(t, r.Stdio.Stdout), readFifo(t, r.Stdio.Stderr)
+			r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+			stdout, stderr := proctest.ReadFifo(t, r.Stdio.Stdout), proctest.ReadFifo(t, r.Stdio.Stderr)
 			r.Rootfs = []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}
-			task, err := n.Create(testContext(t), r)
+			task, err := n.Create(proctest.Context(t), r)
 			if task != nil || err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "task c") {
 				t.Errorf("got %v and error %v, want %q", task, err, tc.want)
 			}
-			stdout.all()
-			stderr.all()
+			stdout.All()
+			stderr.All()
 			n.knowsNothing()
 			if mounted, err := mountinfo.Mounted(filepath.Join(r.Bundle, "rootfs")); mounted || err != nil {
 				t.Errorf("the root file system is mounted: %t, error %v", mounted, err)
@@ -172,27 +174,27 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 }
 
 func TestCreateWithoutARuntime(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
 	r.Options.BinaryName = "/nonexistent/runtime"
-	if _, err := n.Create(testContext(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonexistent/runtime") {
+	if _, err := n.Create(proctest.Context(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonexistent/runtime") {
 		t.Errorf("got %v, want an error that names the runtime", err)
 	}
 }
 
 func TestCreateThatIsGivenUp(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	n.tell("hang-create", "")
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithCancel(proctest.Context(t))
 	done := make(chan error)
 	r := n.request("c", containerSpec(t, "c", forever))
 	go func() {
 		_, err := n.Create(ctx, r)
 		done <- err
 	}()
-	eventually(t, "the OCI runtime is called", func() bool { return n.told("calls") != "" })
+	proctest.Eventually(t, "the OCI runtime is called", func() bool { return n.told("calls") != "" })
 	cancel()
 	if err := <-done; err == nil {
 		t.Error("create has not failed")
@@ -204,7 +206,7 @@ func TestStartThatFails(t *testing.T) {
 	n := newNode(t)
 	task := n.make(n.request("c", containerSpec(t, "c", "exit 4")))
 	n.tell("fail-start", "no more bananas")
-	_, err := task.init.Start(testContext(t))
+	_, err := task.init.Start(proctest.Context(t))
 	if err == nil || !strings.Contains(err.Error(), "no more bananas") {
 		t.Errorf("got %v", err)
 	}
@@ -212,8 +214,8 @@ func TestStartThatFails(t *testing.T) {
 		t.Errorf("it is %s", st.State)
 	}
 	n.untell("fail-start")
-	_, err = task.init.Start(testContext(t))
-	must(t, err)
+	_, err = task.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
 	if status := exitOf(t, task.init); status != 4 {
 		t.Errorf("exit status %d", status)
 	}
@@ -222,29 +224,29 @@ func TestStartThatFails(t *testing.T) {
 func TestStartOfAContainerThatWasKilled(t *testing.T) {
 	n := newNode(t)
 	task := n.make(n.request("c", containerSpec(t, "c", forever)))
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	if status := exitOf(t, task.init); status != 137 {
 		t.Errorf("exit status %d", status)
 	}
-	_, err := task.init.Start(testContext(t))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err := task.init.Start(proctest.Context(t))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestDeleteThatFailsCanBeTriedAgain(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.container("c", "exit 0")
 	exitOf(t, task.init)
 	n.tell("fail-delete", "no more bananas")
 	for range 2 {
-		_, err := task.Delete(testContext(t), "")
+		_, err := task.Delete(proctest.Context(t), "")
 		if err == nil || !strings.Contains(err.Error(), "no more bananas") {
 			t.Errorf("got %v", err)
 		}
 	}
 	n.untell("fail-delete")
-	_, err := task.Delete(testContext(t), "")
-	must(t, err)
+	_, err := task.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 	n.knowsNothing()
 }
 
@@ -257,15 +259,15 @@ func TestRootFileSystem(t *testing.T) {
 	if mounted, err := mountinfo.Mounted(rootfs); !mounted || err != nil {
 		t.Errorf("it is mounted: %t, error %v", mounted, err)
 	}
-	_, err := task.Delete(testContext(t), "")
-	must(t, err)
+	_, err := task.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 	if mounted, err := mountinfo.Mounted(rootfs); mounted || err != nil {
 		t.Errorf("it is mounted: %t, error %v", mounted, err)
 	}
 
 	r = n.request("d", containerSpec(t, "d", "exit 0"))
 	r.Rootfs = []mount.Mount{{Type: "nosuchfs", Source: "none"}}
-	if _, err := n.Create(testContext(t), r); err == nil {
+	if _, err := n.Create(proctest.Context(t), r); err == nil {
 		t.Error("an unknown file system was mounted")
 	}
 	n.knowsNothing()
@@ -280,9 +282,9 @@ func TestContainersWithSimilarIDs(t *testing.T) {
 func TestContainerThatTheRuntimeHas(t *testing.T) {
 	n := newNode(t)
 	first := n.make(n.request("c", containerSpec(t, "c", forever)))
-	_, err := n.Create(testContext(t), n.request("c", containerSpec(t, "c", forever)))
-	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
-	if st := first.init.Status(); st.State != Created || processState(st.Pid) == "" {
+	_, err := n.Create(proctest.Context(t), n.request("c", containerSpec(t, "c", forever)))
+	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	if st := first.init.Status(); st.State != Created || proctest.ProcessState(st.Pid) == "" {
 		t.Error("the first one is gone")
 	}
 }
@@ -293,65 +295,65 @@ func TestProcessesThatTheInitLeaves(t *testing.T) {
 	task := n.container("c", "sleep 100000 & echo $! >"+pidFile+"; exit 0")
 	exitOf(t, task.init)
 	text, err := os.ReadFile(pidFile)
-	must(t, err)
+	proctest.Must(t, err)
 	var pid int
 	_, err = fmt.Sscan(string(text), &pid)
-	must(t, err)
-	eventually(t, "it is killed and reaped", func() bool { return processState(pid) == "" })
+	proctest.Must(t, err)
+	proctest.Eventually(t, "it is killed and reaped", func() bool { return proctest.ProcessState(pid) == "" })
 }
 
 func TestKillOfAll(t *testing.T) {
 	n := newNode(t)
 	ready := filepath.Join(t.TempDir(), "ready")
 	task := n.container("c", "sleep 100000 & trap 'exit 9' USR1; : >"+ready+"; wait; wait")
-	eventually(t, "it is ready", func() bool { _, err := os.Stat(ready); return err == nil })
+	proctest.Eventually(t, "it is ready", func() bool { _, err := os.Stat(ready); return err == nil })
 	pids, err := task.Pids()
-	must(t, err)
+	proctest.Must(t, err)
 	if len(pids) != 2 {
 		t.Errorf("pids are %v", pids)
 	}
-	must(t, task.Kill("", unix.SIGUSR1, true))
+	proctest.Must(t, task.Kill("", unix.SIGUSR1, true))
 	if status := exitOf(t, task.init); status != 9 {
 		t.Errorf("exit status %d", status)
 	}
 	for _, p := range pids {
-		eventually(t, "it is reaped", func() bool { return processState(p.Pid) == "" })
+		proctest.Eventually(t, "it is reaped", func() bool { return proctest.ProcessState(p.Pid) == "" })
 	}
 }
 
 func TestPause(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	task := n.container("c", forever)
-	wantKind(t, task.Resume(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
-	must(t, task.Pause(ctx))
+	proctest.WantKind(t, task.Resume(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.Must(t, task.Pause(ctx))
 	if frozen, err := task.cgroup.Frozen(); !frozen || err != nil {
 		t.Errorf("frozen: %t, error %v", frozen, err)
 	}
-	wantKind(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
-	must(t, task.Resume(ctx))
+	proctest.WantKind(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.Must(t, task.Resume(ctx))
 	if frozen, err := task.cgroup.Frozen(); frozen || err != nil {
 		t.Errorf("frozen: %t, error %v", frozen, err)
 	}
-	must(t, task.Pause(ctx))
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Pause(ctx))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	if status := exitOf(t, task.init); status != 137 {
 		t.Errorf("exit status %d", status)
 	}
-	wantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestUpdateAndCheckpoint(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	task := n.container("c", forever)
 	limit := int64(12345678)
-	must(t, task.Update(ctx, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}))
+	proctest.Must(t, task.Update(ctx, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}))
 	if got := n.told("resources"); !strings.Contains(got, "12345678") {
 		t.Errorf("the OCI runtime was told %s", got)
 	}
 	images := filepath.Join(t.TempDir(), "of", "c", "images")
-	must(t, task.Checkpoint(ctx, CheckpointOptions{Path: images}))
+	proctest.Must(t, task.Checkpoint(ctx, CheckpointOptions{Path: images}))
 	if _, err := os.Stat(images); err != nil {
 		t.Error(err)
 	}
@@ -363,23 +365,23 @@ func TestUpdateAndCheckpoint(t *testing.T) {
 	if err := task.Checkpoint(ctx, CheckpointOptions{Path: images}); err == nil || !strings.Contains(err.Error(), "oranges") {
 		t.Errorf("got %v", err)
 	}
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	wantKind(t, task.Update(ctx, &specs.LinuxResources{}), errdefs.IsFailedPrecondition, "a failed precondition")
-	wantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Update(ctx, &specs.LinuxResources{}), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestRestoredContainer(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	r := n.request("c", containerSpec(t, "c", forever))
 	r.Checkpoint = t.TempDir()
 	task := n.make(r)
 	if st := task.init.Status(); st != (Status{}) {
 		t.Errorf("after create it is %+v", st)
 	}
-	wantKind(t, task.Kill("", unix.SIGKILL, false), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Kill("", unix.SIGKILL, false), errdefs.IsFailedPrecondition, "a failed precondition")
 
 	n.tell("fail-restore", "no more bananas")
 	if _, err := task.init.Start(ctx); err == nil || !strings.Contains(err.Error(), "bananas") {
@@ -414,7 +416,7 @@ func TestRestoredContainer(t *testing.T) {
 	if err != nil || pid == 0 {
 		t.Fatalf("start: pid %d, error %v", pid, err)
 	}
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	if status := exitOf(t, task.init); status != 137 {
 		t.Errorf("exit status %d", status)
 	}
@@ -422,16 +424,16 @@ func TestRestoredContainer(t *testing.T) {
 
 // The OCI runtime may have made the container when it fails.
 func TestRestoreThatFailsLateLeavesNothing(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
 	r.Checkpoint = t.TempDir()
 	task := n.make(r)
 	n.tell("late-restore", "no more bananas")
-	if _, err := task.init.Start(testContext(t)); err == nil || !strings.Contains(err.Error(), "bananas") {
+	if _, err := task.init.Start(proctest.Context(t)); err == nil || !strings.Contains(err.Error(), "bananas") {
 		t.Errorf("got %v", err)
 	}
-	_, err := task.Delete(testContext(t), "")
+	_, err := task.Delete(proctest.Context(t), "")
 	if err != nil {
 		t.Error(err)
 		_, _ = cleanUp(t, r.Bundle, "c")
@@ -440,19 +442,19 @@ func TestRestoreThatFailsLateLeavesNothing(t *testing.T) {
 }
 
 func TestDeleteOfAContainerThatWasNeverRestored(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
 	r.Checkpoint = t.TempDir()
 	task := n.make(r)
 	done := make(chan error, 1)
 	go func() {
-		_, err := task.init.Wait(testContext(t))
+		_, err := task.init.Wait(proctest.Context(t))
 		done <- err
 	}()
-	_, err := task.Delete(testContext(t), "")
-	must(t, err)
-	must(t, <-done)
+	_, err := task.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
+	proctest.Must(t, <-done)
 }
 
 func TestWaitEndsWithItsContext(t *testing.T) {
@@ -466,14 +468,14 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 }
 
 func TestTasksAtTheSameTime(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	var wg sync.WaitGroup
 	for i := range 8 {
 		id := fmt.Sprintf("c%d", i)
 		r := n.request(id, containerSpec(t, id, fmt.Sprintf("exit %d", i)))
 		wg.Go(func() {
-			ctx := testContext(t)
+			ctx := proctest.Context(t)
 			task, err := n.Create(ctx, r)
 			if err != nil {
 				t.Error(err)
@@ -498,7 +500,7 @@ func TestTasksAtTheSameTime(t *testing.T) {
 
 func TestVerbsAtTheSameTime(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	task := n.make(n.request("c", containerSpec(t, "c", forever)))
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -527,7 +529,7 @@ func TestVerbsAtTheSameTime(t *testing.T) {
 		t.Errorf("it was started %d times", started)
 	}
 	deleted := 0
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
 	for range 4 {
 		wg.Go(func() {
@@ -550,10 +552,10 @@ func TestVerbsAtTheSameTime(t *testing.T) {
 // another one can be made of the same bundle, for the pod that comes next.
 func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	r := n.request("member", member(t, specs.NetworkNamespace, ""))
 	before, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
-	must(t, err)
+	proctest.Must(t, err)
 	for _, fails := range []bool{true, false} {
 		pod := n.pod(sandboxSpec())
 		if fails {
@@ -564,21 +566,21 @@ func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
 			n.untell("fail-create")
 		} else {
 			task := n.make(r)
-			if got, want := n.told("net"), fmt.Sprint(inode(t, threadNS(podTID, "net"))); got != want {
+			if got, want := n.told("net"), fmt.Sprint(proctest.Inode(t, proctest.ThreadNS(podTID, "net"))); got != want {
 				t.Errorf("the container is in network namespace %s, want the pod's %s", got, want)
 			}
 			_, err = task.Delete(ctx, "")
-			must(t, err)
+			proctest.Must(t, err)
 		}
 		after, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
-		must(t, err)
+		proctest.Must(t, err)
 		if string(after) != string(before) {
 			t.Errorf("the spec is left as %s, it was %s", after, before)
 		}
-		must(t, pod.Kill("", unix.SIGKILL, false))
+		proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 		exitOf(t, pod.init)
 		_, err = pod.Delete(ctx, "")
-		must(t, err)
+		proctest.Must(t, err)
 	}
 }
 
@@ -591,11 +593,11 @@ func TestContainerThatTheRuntimeHasForgotten(t *testing.T) {
 	if len(dirs) == 0 {
 		t.Fatal("the container has no cgroup")
 	}
-	must(t, os.RemoveAll(filepath.Join(n.options.Root, "test", "c")))
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, os.RemoveAll(filepath.Join(n.options.Root, "test", "c")))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	_, err := task.Delete(testContext(t), "")
-	must(t, err)
+	_, err := task.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 	if left := cgroupsLeft(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,21 +36,21 @@ func leave(t *testing.T, processes int, namespaces ...specs.LinuxNamespace) *kil
 	root := t.TempDir()
 	l := &killedShim{t: t, bundle: bundle(t, spec), state: filepath.Join(root, "test", "c")}
 	options := Options{BinaryName: goProgram(t, "runtime", runcModule), Root: root}
-	must(t, writeRecord(l.bundle, bundleRecord{Options: options, CgroupsPath: spec.Linux.CgroupsPath}))
+	proctest.Must(t, writeRecord(l.bundle, bundleRecord{Options: options, CgroupsPath: spec.Linux.CgroupsPath}))
 	var err error
 	l.cgroup, err = cgroups.Create(spec.Linux.CgroupsPath, false, nil)
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() {
 		_ = l.cgroup.Signal(unix.SIGKILL)
-		_ = l.cgroup.Remove(testContext(t))
+		_ = l.cgroup.Remove(proctest.Context(t))
 	})
 	for range processes {
 		pid := sleeper(t, nil)
-		must(t, l.cgroup.Add(pid))
+		proctest.Must(t, l.cgroup.Add(pid))
 		l.pids = append(l.pids, pid)
 	}
 	start, err := startTime(l.pids[0])
-	must(t, err)
+	proctest.Must(t, err)
 	l.writeState(start)
 	return l
 }
@@ -60,9 +62,9 @@ func (l *killedShim) writeState(start uint64) {
 		paths[fmt.Sprint(i)] = dir
 	}
 	data, err := json.Marshal(runcState{InitPid: l.pids[0], InitStart: start, CgroupPaths: paths})
-	must(l.t, err)
-	must(l.t, os.MkdirAll(l.state, 0o700))
-	must(l.t, os.WriteFile(filepath.Join(l.state, "state.json"), data, 0o600))
+	proctest.Must(l.t, err)
+	proctest.Must(l.t, os.MkdirAll(l.state, 0o700))
+	proctest.Must(l.t, os.WriteFile(filepath.Join(l.state, "state.json"), data, 0o600))
 }
 
 func (l *killedShim) wantNothing() {
@@ -82,10 +84,10 @@ func (l *killedShim) wantNothing() {
 
 func (l *killedShim) wantEnded(pid int) {
 	l.t.Helper()
-	eventually(l.t, "the process has ended", func() bool { return hasEnded(pid) })
+	proctest.Eventually(l.t, "the process has ended", func() bool { return hasEnded(pid) })
 }
 
-func hasEnded(pid int) bool { return slices.Contains([]string{"", "Z"}, processState(pid)) }
+func hasEnded(pid int) bool { return slices.Contains([]string{"", "Z"}, proctest.ProcessState(pid)) }
 
 var ownPIDs = specs.LinuxNamespace{Type: specs.PIDNamespace}
 
@@ -97,15 +99,15 @@ func TestCleanUpWithoutTheOCIRuntime(t *testing.T) {
 	}{
 		"with a PID namespace": {1, []specs.LinuxNamespace{ownPIDs}, nil},
 		"without":              {3, nil, nil},
-		"without, and no init": {3, nil, func(t *testing.T, l *killedShim) { must(t, unix.Kill(l.pids[0], unix.SIGKILL)) }},
-		"all have ended":       {2, nil, func(t *testing.T, l *killedShim) { must(t, l.cgroup.Signal(unix.SIGKILL)) }},
-		"the state is lost":    {3, []specs.LinuxNamespace{ownPIDs}, func(t *testing.T, l *killedShim) { must(t, os.RemoveAll(l.state)) }},
+		"without, and no init": {3, nil, func(t *testing.T, l *killedShim) { proctest.Must(t, unix.Kill(l.pids[0], unix.SIGKILL)) }},
+		"all have ended":       {2, nil, func(t *testing.T, l *killedShim) { proctest.Must(t, l.cgroup.Signal(unix.SIGKILL)) }},
+		"the state is lost":    {3, []specs.LinuxNamespace{ownPIDs}, func(t *testing.T, l *killedShim) { proctest.Must(t, os.RemoveAll(l.state)) }},
 		"the cgroup was removed": {1, nil, func(t *testing.T, l *killedShim) {
-			must(t, l.cgroup.Signal(unix.SIGKILL))
-			must(t, l.cgroup.Remove(testContext(t)))
+			proctest.Must(t, l.cgroup.Signal(unix.SIGKILL))
+			proctest.Must(t, l.cgroup.Remove(proctest.Context(t)))
 		}},
-		"it is paused":   {1, []specs.LinuxNamespace{ownPIDs}, func(t *testing.T, l *killedShim) { must(t, l.cgroup.Freeze(testContext(t))) }},
-		"all are paused": {3, nil, func(t *testing.T, l *killedShim) { must(t, l.cgroup.Freeze(testContext(t))) }},
+		"it is paused":   {1, []specs.LinuxNamespace{ownPIDs}, func(t *testing.T, l *killedShim) { proctest.Must(t, l.cgroup.Freeze(proctest.Context(t))) }},
+		"all are paused": {3, nil, func(t *testing.T, l *killedShim) { proctest.Must(t, l.cgroup.Freeze(proctest.Context(t))) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := leave(t, tc.processes, tc.namespaces...)
@@ -126,9 +128,9 @@ func TestCleanUpWithoutTheOCIRuntime(t *testing.T) {
 func TestCleanUpWithoutPidfds(t *testing.T) {
 	for name, errno := range map[string]unix.Errno{"refused": unix.EPERM, "unknown": unix.ENOSYS, "used up": unix.ENFILE} {
 		t.Run(name, func(t *testing.T) {
-			if again(t, nil) {
+			if proctest.Again(t, nil) {
 				first, second := leave(t, 1, ownPIDs), leave(t, 3)
-				refuseSyscall(t, unix.SYS_PIDFD_OPEN, errno)
+				proctest.RefuseSyscall(t, unix.SYS_PIDFD_OPEN, errno)
 				for _, l := range []*killedShim{first, second} {
 					if _, err := cleanUp(t, l.bundle, "c"); err != nil {
 						t.Error(err)
@@ -148,19 +150,19 @@ func TestCleanUpKillsThoughTheOCIRuntimeFails(t *testing.T) {
 		spec := containerSpec(t, "c", forever+" & "+forever)
 		spec.Linux.Namespaces = namespaces
 		r := n.request("c", spec)
-		task, err := n.Create(testContext(t), r)
-		must(t, err)
+		task, err := n.Create(proctest.Context(t), r)
+		proctest.Must(t, err)
 		task.Watch()
-		pid, err := task.init.Start(testContext(t))
-		must(t, err)
+		pid, err := task.init.Start(proctest.Context(t))
+		proctest.Must(t, err)
 		if _, err := cleanUp(t, r.Bundle, "c"); err == nil {
 			t.Error("no error")
 		}
-		eventually(t, "the process has ended", func() bool { return processState(pid) == "" })
+		proctest.Eventually(t, "the process has ended", func() bool { return proctest.ProcessState(pid) == "" })
 		exitOf(t, task.init)
 		n.untell("fail-delete")
-		_, err = task.Delete(testContext(t), "")
-		must(t, err)
+		_, err = task.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 		n.tell("fail-delete", "no more bananas")
 	}
 	n.untell("fail-delete")
@@ -182,10 +184,10 @@ func TestCleanUpTriesAgainWhenTheOCIRuntimeWasKilled(t *testing.T) {
 func TestCleanUpSparesWhoHasThePidOfTheInit(t *testing.T) {
 	l := leave(t, 1, ownPIDs)
 	other := sleeper(t, nil)
-	must(t, unix.Kill(l.pids[0], unix.SIGKILL))
+	proctest.Must(t, unix.Kill(l.pids[0], unix.SIGKILL))
 	l.wantEnded(l.pids[0])
 	start, err := startTime(other)
-	must(t, err)
+	proctest.Must(t, err)
 	ended := l.pids[0]
 	l.pids[0] = other
 	l.writeState(start + 1)
@@ -204,10 +206,10 @@ func TestCleanUpSparesOthersInTheCgroup(t *testing.T) {
 	n := newNode(t)
 	first := n.container("first", forever)
 	spec, err := readSpec(first.Bundle)
-	must(t, err)
+	proctest.Must(t, err)
 	n.tell("fail-create", "the cgroup is not empty")
 	r := n.request("second", spec)
-	if _, err := n.Create(testContext(t), r); err == nil {
+	if _, err := n.Create(proctest.Context(t), r); err == nil {
 		t.Error("no error")
 	}
 	n.untell("fail-create")
@@ -234,9 +236,9 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 			r := n.request("c", containerSpec(t, "c", forever))
 			r.Rootfs = []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}
 			task := n.make(r)
-			_, err := task.init.Start(testContext(t))
-			must(t, err)
-			must(t, lose(filepath.Join(n.options.Root, "test", "c")))
+			_, err := task.init.Start(proctest.Context(t))
+			proctest.Must(t, err)
+			proctest.Must(t, lose(filepath.Join(n.options.Root, "test", "c")))
 			n.tell("fail-delete", "what state?")
 			kill(t, task)
 			remove(t, task)
@@ -253,7 +255,7 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 
 func TestStartTimeOfAProcess(t *testing.T) {
 	first, err := startTime(os.Getpid())
-	must(t, err)
+	proctest.Must(t, err)
 	second, err := startTime(sleeper(t, nil))
 	if err != nil || first == 0 || second < first {
 		t.Errorf("got %d, then %d and error %v", first, second, err)

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,24 +20,24 @@ import (
 // execute adds a process to a container and starts it.
 func execute(t *testing.T, task *Task, id, command string, sio Stdio) *Process {
 	t.Helper()
-	must(t, task.Exec(id, sio, execSpec(t, command)))
+	proctest.Must(t, task.Exec(id, sio, execSpec(t, command)))
 	p := process(t, task, id)
-	_, err := p.Start(testContext(t))
-	must(t, err)
+	_, err := p.Start(proctest.Context(t))
+	proctest.Must(t, err)
 	return p
 }
 
 func TestLifeOfAnExec(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	task := n.container("c", forever)
-	must(t, task.Exec("e", Stdio{}, execSpec(t, "exec sleep 100000")))
+	proctest.Must(t, task.Exec("e", Stdio{}, execSpec(t, "exec sleep 100000")))
 	p := process(t, task, "e")
 	if st := p.Status(); st != (Status{}) || p.ID() != "e" {
 		t.Errorf("it is %+v", st)
 	}
-	wantKind(t, task.Kill("e", unix.SIGKILL, false), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Kill("e", unix.SIGKILL, false), errdefs.IsFailedPrecondition, "a failed precondition")
 	pid, err := p.Start(ctx)
 	if err != nil || pid == 0 || p.Status() != (Status{State: Running, Pid: pid}) {
 		t.Errorf("start: pid %d, error %v, %+v", pid, err, p.Status())
@@ -44,20 +46,20 @@ func TestLifeOfAnExec(t *testing.T) {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
 	_, err = task.Delete(ctx, "e")
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	must(t, task.Kill("e", unix.SIGTERM, false))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.Must(t, task.Kill("e", unix.SIGTERM, false))
 	if status := exitOf(t, p); status != 143 {
 		t.Errorf("exit status %d", status)
 	}
-	wantKind(t, task.Kill("e", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, task.Kill("e", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
 	st, err := task.Delete(ctx, "e")
 	if err != nil || st.Exit.Status != 143 || st.Pid != pid {
 		t.Errorf("delete: %+v, error %v", st, err)
 	}
 	_, err = task.Process("e")
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = task.Delete(ctx, "e")
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	if task.init.Status().State != Running {
 		t.Error("the init does not run any more")
 	}
@@ -72,24 +74,24 @@ func TestIDsOfExecs(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
 	for _, id := range []string{"", "/", "a/b", "../x", "..", "a/../b", "/a"} {
-		wantKind(t, task.Exec(id, Stdio{}, execSpec(t, "exit 0")), errdefs.IsInvalidArgument, "an invalid argument for "+id)
+		proctest.WantKind(t, task.Exec(id, Stdio{}, execSpec(t, "exit 0")), errdefs.IsInvalidArgument, "an invalid argument for "+id)
 	}
-	must(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")))
-	wantKind(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")), errdefs.IsAlreadyExists, "already exists")
-	must(t, task.Exec("a.b", Stdio{}, execSpec(t, "exit 0")))
-	must(t, task.Exec("..x", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")))
+	proctest.WantKind(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")), errdefs.IsAlreadyExists, "already exists")
+	proctest.Must(t, task.Exec("a.b", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("..x", Stdio{}, execSpec(t, "exit 0")))
 }
 
 // While an exec starts, others come and go whose ids are what its files might be called.
 func TestFilesOfExecsAreTheirOwn(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
-	must(t, task.Exec("x.log", Stdio{}, execSpec(t, "exit 4")))
+	proctest.Must(t, task.Exec("x.log", Stdio{}, execSpec(t, "exit 4")))
 	x := process(t, task, "x.log")
 	arrived := n.gate("exec")
 	done := make(chan error, 1)
 	go func() {
-		_, err := x.Start(testContext(t))
+		_, err := x.Start(proctest.Context(t))
 		done <- err
 	}()
 	open := arrived()
@@ -100,7 +102,7 @@ func TestFilesOfExecsAreTheirOwn(t *testing.T) {
 		}
 	}
 	open()
-	must(t, <-done)
+	proctest.Must(t, <-done)
 	if status := exitOf(t, x); status != 4 {
 		t.Errorf("exit status %d", status)
 	}
@@ -125,18 +127,18 @@ func TestExecThatEndsBeforeStartReturns(t *testing.T) {
 func TestExecThatFails(t *testing.T) {
 	for _, file := range []string{"fail-exec", "late-exec"} {
 		t.Run(file, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			task := n.container("c", forever)
 			n.tell(file, "no more bananas")
-			sio := Stdio{Stdout: mkfifo(t)}
-			stdout := readFifo(t, sio.Stdout)
-			must(t, task.Exec("e", sio, execSpec(t, "exit 6")))
+			sio := Stdio{Stdout: proctest.Mkfifo(t)}
+			stdout := proctest.ReadFifo(t, sio.Stdout)
+			proctest.Must(t, task.Exec("e", sio, execSpec(t, "exit 6")))
 			p := process(t, task, "e")
-			if _, err := p.Start(testContext(t)); err == nil || !strings.Contains(err.Error(), "bananas") {
+			if _, err := p.Start(proctest.Context(t)); err == nil || !strings.Contains(err.Error(), "bananas") {
 				t.Errorf("got %v", err)
 			}
-			stdout.all()
+			stdout.All()
 			if st := p.Status(); st.State != Created || st.Pid != 0 {
 				t.Errorf("it is %+v", st)
 			}
@@ -144,14 +146,14 @@ func TestExecThatFails(t *testing.T) {
 			if err != nil || len(left) > 0 {
 				t.Errorf("files are left: %v", left)
 			}
-			if _, err := task.Delete(testContext(t), "e"); err != nil {
+			if _, err := task.Delete(proctest.Context(t), "e"); err != nil {
 				t.Error(err)
 			}
 			if got, want := n.events.all(), []string{"started c"}; !slices.Equal(got, want) {
 				t.Errorf("events are %q, want %q", got, want)
 			}
 			// The init's end does not wait for what never was.
-			must(t, task.Kill("", unix.SIGKILL, false))
+			proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 			exitOf(t, task.init)
 		})
 	}
@@ -160,17 +162,17 @@ func TestExecThatFails(t *testing.T) {
 func TestExecAfterTheEndOfTheInit(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
-	must(t, task.Exec("early", Stdio{}, execSpec(t, "exit 0")))
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Exec("early", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	wantKind(t, task.Exec("late", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
-	_, err := process(t, task, "early").Start(testContext(t))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Exec("late", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err := process(t, task, "early").Start(proctest.Context(t))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if calls := n.told("calls"); strings.Contains(calls, "exec") {
 		t.Errorf("calls are %q", calls)
 	}
-	_, err = task.Delete(testContext(t), "early")
-	must(t, err)
+	_, err = task.Delete(proctest.Context(t), "early")
+	proctest.Must(t, err)
 }
 
 func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
@@ -179,7 +181,7 @@ func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
 	for i := range 5 {
 		execute(t, task, fmt.Sprintf("e%d", i), forever, Stdio{})
 	}
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
 	events := n.events.all()
 	if len(events) != 12 || events[11] != "exited 137 c" {
@@ -196,16 +198,16 @@ func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
 func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
-	must(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")))
 	arrived := n.gate("exec")
 	done := make(chan error)
 	go func() {
-		_, err := process(t, task, "e").Start(testContext(t))
+		_, err := process(t, task, "e").Start(proctest.Context(t))
 		done <- err
 	}()
 	open := arrived()
-	must(t, task.Kill("", unix.SIGKILL, false))
-	eventually(t, "the init is reaped", func() bool { return processState(task.init.Status().Pid) == "" })
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Eventually(t, "the init is reaped", func() bool { return proctest.ProcessState(task.init.Status().Pid) == "" })
 	if st := task.init.Status(); st.State != Running {
 		t.Errorf("the init is %s", st.State)
 	}
@@ -227,29 +229,29 @@ func TestExecThatHangsWhenItsContainerEnds(t *testing.T) {
 		err     string
 	}{
 		"in the OCI runtime": {func(n *node) Stdio { n.tell("hang-exec", ""); return Stdio{} }, "runtime.sh was killed"},
-		"for a reader":       {func(*node) Stdio { return Stdio{Stdout: mkfifo(t)} }, "nobody reads"},
+		"for a reader":       {func(*node) Stdio { return Stdio{Stdout: proctest.Mkfifo(t)} }, "nobody reads"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			task := n.container("c", forever)
 			sio := tc.prepare(n)
-			must(t, task.Exec("e", sio, execSpec(t, "exit 0")))
+			proctest.Must(t, task.Exec("e", sio, execSpec(t, "exit 0")))
 			p := process(t, task, "e")
 			task.body.(*container).patience = 50 * time.Millisecond
 			done := make(chan error, 1)
 			go func() {
-				_, err := p.Start(testContext(t))
+				_, err := p.Start(proctest.Context(t))
 				done <- err
 			}()
-			eventually(t, "it is being started", func() bool {
+			proctest.Eventually(t, "it is being started", func() bool {
 				left, err := filepath.Glob(filepath.Join(task.Bundle, "exec-*"))
 				return err == nil && len(left) == 1 && (sio.Stdout != "" || strings.Contains(n.told("calls"), "exec c"))
 			})
-			must(t, task.Kill("", unix.SIGKILL, false))
+			proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 			exitOf(t, task.init)
 			err := <-done
-			wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+			proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 			if err != nil && !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("got error %v", err)
 			}
@@ -261,21 +263,21 @@ func TestExecThatHangsWhenItsContainerEnds(t *testing.T) {
 }
 
 func TestUpdateThatHangsWhenItsContainerEnds(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.container("c", forever)
 	task.body.(*container).patience = 50 * time.Millisecond
 	n.tell("hang-update", "")
 	done := make(chan error, 1)
-	go func() { done <- task.Update(testContext(t), &specs.LinuxResources{}) }()
-	eventually(t, "the OCI runtime is at work", func() bool { return strings.Contains(n.told("calls"), "update c") })
-	must(t, task.Kill("", unix.SIGKILL, false))
+	go func() { done <- task.Update(proctest.Context(t), &specs.LinuxResources{}) }()
+	proctest.Eventually(t, "the OCI runtime is at work", func() bool { return strings.Contains(n.told("calls"), "update c") })
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	wantKind(t, <-done, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, <-done, errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestManyExecsAtTheSameTime(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.container("c", forever)
 	const count = 100
@@ -293,15 +295,15 @@ func TestManyExecsAtTheSameTime(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if _, err := p.Start(testContext(t)); err != nil {
+			if _, err := p.Start(proctest.Context(t)); err != nil {
 				t.Error(err)
 				return
 			}
-			exit, err := p.Wait(testContext(t))
+			exit, err := p.Wait(proctest.Context(t))
 			if err != nil || exit.Status != uint32(i) {
 				t.Errorf("%s: exit %+v, error %v", id, exit, err)
 			}
-			if _, err := task.Delete(testContext(t), id); err != nil {
+			if _, err := task.Delete(proctest.Context(t), id); err != nil {
 				t.Error(err)
 			}
 		})
@@ -346,24 +348,24 @@ func TestDuplicateExecsAtTheSameTime(t *testing.T) {
 
 // Clients need not delete the execs of a task that they delete.
 func TestDeleteOfATaskWithExecs(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.container("c", forever)
-	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
-	stdout, stderr := readFifo(t, sio.Stdout), readFifo(t, sio.Stderr)
+	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	stdout, stderr := proctest.ReadFifo(t, sio.Stdout), proctest.ReadFifo(t, sio.Stderr)
 	execute(t, task, "e", "echo out; echo err >&2; exec cat", sio)
-	must(t, task.Exec("never-started", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("never-started", Stdio{}, execSpec(t, "exit 0")))
 	neverStarted := process(t, task, "never-started")
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	_, err := task.Delete(testContext(t), "")
-	must(t, err)
+	_, err := task.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 	exitOf(t, neverStarted) // whoever waits for it gets an answer
-	_, err = neverStarted.Start(testContext(t))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	_, err = neverStarted.Delete(testContext(t))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	if out, err := stdout.all(), stderr.all(); (out != "out\n" && out != "") || (err != "err\n" && err != "") {
+	_, err = neverStarted.Start(proctest.Context(t))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err = neverStarted.Delete(proctest.Context(t))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	if out, err := stdout.All(), stderr.All(); (out != "out\n" && out != "") || (err != "err\n" && err != "") {
 		t.Errorf("output is %q and %q", out, err)
 	}
 }

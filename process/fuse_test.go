@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,18 +44,18 @@ func serveFile(t *testing.T, text string) *servedFile {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 		t.Skip("this kernel has no FUSE")
 	}
-	must(t, err)
+	proctest.Must(t, err)
 	f := &servedFile{path: filepath.Join(t.TempDir(), "file"), text: text}
-	must(t, os.WriteFile(f.path, nil, 0o600))
+	proctest.Must(t, os.WriteFile(f.path, nil, 0o600))
 	options := fmt.Sprintf("fd=%d,rootmode=100644,user_id=0,group_id=0", device)
-	must(t, unix.Mount("test", f.path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options))
+	proctest.Must(t, unix.Mount("test", f.path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options))
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
 		f.serve(device)
 	}()
 	t.Cleanup(func() {
-		must(t, unix.Unmount(f.path, unix.MNT_DETACH))
+		proctest.Must(t, unix.Unmount(f.path, unix.MNT_DETACH))
 		<-served // reading fails when the file system is gone
 		unix.Close(device)
 	})

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -25,7 +27,7 @@ func FuzzSpec(f *testing.F) {
 	dir := f.TempDir()
 	path := filepath.Join(dir, "config.json")
 	f.Fuzz(func(t *testing.T, config []byte) {
-		must(t, os.WriteFile(path, config, 0o600))
+		proctest.Must(t, os.WriteFile(path, config, 0o600))
 		s, err := readSpec(dir)
 		if err != nil {
 			return
@@ -45,8 +47,8 @@ func FuzzSpec(f *testing.F) {
 		if changeSpec(dir, map[string]any{"namespaces": list}) != nil {
 			return
 		}
-		must(t, json.Unmarshal(config, &before))
-		must(t, readJSON(path, &after))
+		proctest.Must(t, json.Unmarshal(config, &before))
+		proctest.Must(t, readJSON(path, &after))
 		if got, err := readSpec(dir); err != nil || !reflect.DeepEqual(got.Linux.Namespaces, list) {
 			t.Errorf("the namespaces are %v, error %v", got, err)
 		}
@@ -102,10 +104,10 @@ func FuzzRecords(f *testing.F) {
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, name := range []string{recordFile, exitFile} {
-			must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+			proctest.Must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 		}
 		if record, err := readRecord(dir); err == nil {
-			must(t, writeRecord(dir, record))
+			proctest.Must(t, writeRecord(dir, record))
 			if again, err := readRecord(dir); err != nil || !reflect.DeepEqual(again, record) {
 				t.Errorf("%+v became %+v, error %v", record, again, err)
 			}

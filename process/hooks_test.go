@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"context"
 	"encoding/json"
 	"fmt"
@@ -57,7 +59,7 @@ type hookLog struct {
 
 func newHookLog(t *testing.T) *hookLog {
 	t.Helper()
-	return &hookLog{t, t.TempDir(), script(t, hookScript)}
+	return &hookLog{t, t.TempDir(), proctest.Script(t, hookScript)}
 }
 
 // hook is one that notes under a name, and then runs a command.
@@ -78,7 +80,7 @@ func (l *hookLog) spec() *specs.Spec {
 func (l *hookLog) read(name string) string {
 	l.t.Helper()
 	data, err := os.ReadFile(filepath.Join(l.dir, name))
-	must(l.t, err)
+	proctest.Must(l.t, err)
 	return string(data)
 }
 
@@ -96,24 +98,24 @@ func (l *hookLog) want(names ...string) {
 
 func (l *hookLog) state(name string) (s specs.State) {
 	l.t.Helper()
-	must(l.t, json.Unmarshal([]byte(l.read(name+".state")), &s))
+	proctest.Must(l.t, json.Unmarshal([]byte(l.read(name+".state")), &s))
 	return s
 }
 
 func kill(t *testing.T, pod *Task) {
 	t.Helper()
-	must(t, pod.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 	exitOf(t, pod.init)
 }
 
 func remove(t *testing.T, pod *Task) {
 	t.Helper()
-	_, err := pod.Delete(testContext(t), "")
-	must(t, err)
+	_, err := pod.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 }
 
 func TestHooksRunInTheirOrder(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n, l := newNode(t), newHookLog(t)
 	spec := sandboxSpec()
 	spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{l.hook("startContainer", ":")}}
@@ -123,8 +125,8 @@ func TestHooksRunInTheirOrder(t *testing.T) {
 	pod := n.make(n.request("pod", spec))
 	ran := []string{"prestart1", "prestart2", "createRuntime1", "createRuntime2", "createContainer1", "createContainer2"}
 	l.want(ran...)
-	_, err := pod.init.Start(testContext(t))
-	must(t, err)
+	_, err := pod.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
 	ran = append(ran, "poststart1", "poststart2")
 	l.want(ran...)
 	kill(t, pod)
@@ -205,7 +207,7 @@ func bareHook(t *testing.T) (hook specs.Hook, ran func() string) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
 	hook.Path = filepath.Join(t.TempDir(), "hook")
-	must(t, os.WriteFile(hook.Path, []byte("#!/bin/sh\necho \"$0 $#\" >"+out+"\n"), 0o700))
+	proctest.Must(t, os.WriteFile(hook.Path, []byte("#!/bin/sh\necho \"$0 $#\" >"+out+"\n"), 0o700))
 	return hook, func() string {
 		data, err := os.ReadFile(out)
 		if err != nil && !os.IsNotExist(err) {
@@ -220,8 +222,8 @@ func TestHooksRunInTheirNamespaces(t *testing.T) {
 	pod := n.pod(l.spec())
 	links := func(tid int) (lines string) {
 		for _, ns := range podNamespaceTypes {
-			link, err := os.Readlink(threadNS(tid, ns.proc))
-			must(t, err)
+			link, err := os.Readlink(proctest.ThreadNS(tid, ns.proc))
+			proctest.Must(t, err)
 			lines += link + "\n"
 		}
 		return lines
@@ -243,7 +245,7 @@ func TestHooksRunInTheirNamespaces(t *testing.T) {
 func TestHookThatFailsTheCreate(t *testing.T) {
 	for i, kind := range hookKinds[:3] {
 		t.Run(kind, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n, l := newNode(t), newHookLog(t)
 			spec := l.spec()
 			spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
@@ -257,7 +259,7 @@ func TestHookThatFailsTheCreate(t *testing.T) {
 				t.Errorf("state at poststop is %+v", st)
 			}
 			_, err := cleanUp(t, r.Bundle, "pod")
-			must(t, err)
+			proctest.Must(t, err)
 			l.want(append(slices.Clone(hookKinds[:i]), "good", "bad", "poststop")...)
 		})
 	}
@@ -267,7 +269,7 @@ func TestHookThatFailsTheCreate(t *testing.T) {
 // these texts, and leaves nothing.
 func nothingCreated(t *testing.T, n *node, r CreateRequest, texts ...string) error {
 	t.Helper()
-	task, err := n.Create(testContext(t), r)
+	task, err := n.Create(proctest.Context(t), r)
 	if err == nil {
 		n.adopt(task)
 		t.Error("no error")
@@ -278,7 +280,7 @@ func nothingCreated(t *testing.T, n *node, r CreateRequest, texts ...string) err
 			t.Errorf("the error does not say %q: %v", text, err)
 		}
 	}
-	if !atHome(t, podTID) {
+	if !proctest.AtHome(t, podTID) {
 		t.Error("the thread is not at home")
 	}
 	if left := cgroupsLeft(); len(left) > 0 {
@@ -302,13 +304,13 @@ func TestHookThatRunsPastItsTimeoutIsKilled(t *testing.T) {
 	spec.Hooks.CreateRuntime = []specs.Hook{hook}
 	start := time.Now()
 	nothingCreated(t, n, n.request("pod", spec), "createRuntime", "past its timeout of 1s", "before")
-	if took := time.Since(start); took < time.Second || took > deadline/2 {
+	if took := time.Since(start); took < time.Second || took > proctest.Deadline/2 {
 		t.Errorf("it took %v", took)
 	}
 	l.want("prestart", "slow", "poststop")
 	for _, name := range []string{"pid", "child"} {
 		pid := l.pid(name)
-		eventually(t, name+" has ended", func() bool { return processState(pid) == "" })
+		proctest.Eventually(t, name+" has ended", func() bool { return proctest.ProcessState(pid) == "" })
 	}
 }
 
@@ -316,7 +318,7 @@ func TestHookThatRunsPastItsTimeoutIsKilled(t *testing.T) {
 func (l *hookLog) pid(name string) int {
 	l.t.Helper()
 	pid, err := strconv.Atoi(strings.TrimSpace(l.read(name)))
-	must(l.t, err)
+	proctest.Must(l.t, err)
 	return pid
 }
 
@@ -335,21 +337,21 @@ func TestHookThatEndsInTimeIsNotKilled(t *testing.T) {
 
 // A network plugin may leave a daemon behind that has inherited its streams.
 func TestProcessThatAHookLeavesDoesNotHoldItUp(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n, l := newNode(t), newHookLog(t)
 	spec := l.spec()
 	spec.Hooks.CreateRuntime = []specs.Hook{l.hook("daemon", `sleep 1000 & echo $! >"$dir/pid"`)}
 	start := time.Now()
 	n.pod(spec)
-	if took := time.Since(start); took > deadline/2 {
+	if took := time.Since(start); took > proctest.Deadline/2 {
 		t.Errorf("it took %v", took)
 	}
 	pid := l.pid("pid")
-	if processState(pid) == "" {
+	if proctest.ProcessState(pid) == "" {
 		t.Error("it was killed")
 	}
-	must(t, unix.Kill(pid, unix.SIGKILL))
-	eventually(t, "the orphan is reaped", func() bool { return processState(pid) == "" })
+	proctest.Must(t, unix.Kill(pid, unix.SIGKILL))
+	proctest.Eventually(t, "the orphan is reaped", func() bool { return proctest.ProcessState(pid) == "" })
 	l.want("prestart", "daemon", "createContainer", "poststart")
 }
 
@@ -379,14 +381,14 @@ func TestFailingPoststartHookEndsTheSandbox(t *testing.T) {
 	spec := l.spec()
 	spec.Hooks.Poststart = []specs.Hook{l.hook("bad", "echo some words; exit 4"), l.hook("late", ":")}
 	pod := n.make(n.request("pod", spec))
-	_, err := pod.init.Start(testContext(t))
+	_, err := pod.init.Start(proctest.Context(t))
 	if err == nil || !strings.Contains(err.Error(), "some words") || !strings.Contains(err.Error(), "poststart") {
 		t.Errorf("got error %v", err)
 	}
 	if status := exitOf(t, pod.init); status != 137 {
 		t.Errorf("exit status %d, want 137", status)
 	}
-	if !atHome(t, podTID) {
+	if !proctest.AtHome(t, podTID) {
 		t.Error("the thread has not come back")
 	}
 	remove(t, pod)
@@ -424,7 +426,7 @@ func TestPoststopHooksRunOnce(t *testing.T) {
 			}
 			for range 2 {
 				_, err := cleanUp(t, pod.Bundle, "pod")
-				must(t, err)
+				proctest.Must(t, err)
 				l.want(hookKinds...)
 			}
 			want := specs.State{ID: "pod", Status: specs.StateStopped, Bundle: pod.Bundle, Annotations: sandboxSpec().Annotations}
@@ -464,7 +466,7 @@ func TestHooksThatCanNeverRunAreRefused(t *testing.T) {
 			spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
 			change(&(*hookList(spec.Hooks, kind))[0])
 			err := nothingCreated(t, n, n.request("pod", spec), text)
-			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			l.want()
 		}
 	}
@@ -480,8 +482,8 @@ func TestHooksOfContainersAreNotRun(t *testing.T) {
 		*hookList(spec.Hooks, kind) = []specs.Hook{hook}
 	}
 	task := n.make(n.request("c", spec))
-	_, err := task.init.Start(testContext(t))
-	must(t, err)
+	_, err := task.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
 	kill(t, task)
 	remove(t, task)
 	if ran() != "" {
@@ -494,7 +496,7 @@ func TestCreateThatIsGivenUpEndsTheHook(t *testing.T) {
 	spec := l.spec()
 	spec.Hooks.CreateRuntime = []specs.Hook{l.hook("slow", `echo $$ >"$dir/new"; mv "$dir/new" "$dir/pid"; exec sleep 1000`)}
 	r := n.request("pod", spec)
-	ctx, giveUp := context.WithCancel(testContext(t))
+	ctx, giveUp := context.WithCancel(proctest.Context(t))
 	done := make(chan error, 1)
 	go func() {
 		task, err := n.Create(ctx, r)
@@ -503,14 +505,14 @@ func TestCreateThatIsGivenUpEndsTheHook(t *testing.T) {
 		}
 		done <- err
 	}()
-	eventually(t, "the hook runs", func() bool {
+	proctest.Eventually(t, "the hook runs", func() bool {
 		_, err := os.Stat(filepath.Join(l.dir, "pid"))
 		return err == nil
 	})
 	giveUp()
-	wantKind(t, <-done, errdefs.IsCanceled, "canceled")
+	proctest.WantKind(t, <-done, errdefs.IsCanceled, "canceled")
 	l.want("prestart", "slow", "poststop")
-	if pid := l.pid("pid"); processState(pid) != "" {
+	if pid := l.pid("pid"); proctest.ProcessState(pid) != "" {
 		t.Error("the hook runs still")
 	}
 }
@@ -548,6 +550,6 @@ func TestPoststopHooksThatTakeTime(t *testing.T) {
 		if limit == 0 {
 			l.want("hook", "end")
 		}
-		must(t, os.RemoveAll(filepath.Join(l.dir, "order")))
+		proctest.Must(t, os.RemoveAll(filepath.Join(l.dir, "order")))
 	}
 }

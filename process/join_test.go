@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"fmt"
 	"os"
 	"os/exec"
@@ -34,21 +36,21 @@ func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
 	for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace) {
 		name := procNames[kind]
 		link := filepath.Join(t.TempDir(), "link")
-		must(t, os.Symlink(hostPath(t, name), link))
+		proctest.Must(t, os.Symlink(hostPath(t, name), link))
 		mounted := filepath.Join(t.TempDir(), "mounted")
-		must(t, os.WriteFile(mounted, nil, 0o600))
-		must(t, unix.Mount(hostPath(t, name), mounted, "", unix.MS_BIND, ""))
-		t.Cleanup(func() { must(t, unix.Unmount(mounted, unix.MNT_DETACH)) })
+		proctest.Must(t, os.WriteFile(mounted, nil, 0o600))
+		proctest.Must(t, unix.Mount(hostPath(t, name), mounted, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { proctest.Must(t, unix.Unmount(mounted, unix.MNT_DETACH)) })
 		for _, path := range []string{
 			"/proc/self/ns/" + name,
 			hostPath(t, name),
 			fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), name),
-			threadNS(os.Getpid(), name),
+			proctest.ThreadNS(os.Getpid(), name),
 			"/proc/.." + hostPath(t, name),
 			link,
 			mounted,
 		} {
-			task, err := n.Create(testContext(t), n.request("member", member(t, kind, path)))
+			task, err := n.Create(proctest.Context(t), n.request("member", member(t, kind, path)))
 			if err == nil {
 				n.adopt(task)
 			}
@@ -73,11 +75,11 @@ func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
 	for _, ns := range podNamespaceTypes {
-		task := n.make(n.request("member", member(t, ns.kind, threadNS(podTID, ns.proc))))
-		_, err := task.Delete(testContext(t), "")
-		must(t, err)
+		task := n.make(n.request("member", member(t, ns.kind, proctest.ThreadNS(podTID, ns.proc))))
+		_, err := task.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 	}
-	if got, want := n.told("net"), fmt.Sprint(inode(t, threadNS(podTID, "net"))); got != want {
+	if got, want := n.told("net"), fmt.Sprint(proctest.Inode(t, proctest.ThreadNS(podTID, "net"))); got != want {
 		t.Errorf("the container's network namespace is %s, want the pod's %s", got, want)
 	}
 }
@@ -92,7 +94,7 @@ func TestMembersWithoutPathsGetTheNamespacesOfThePod(t *testing.T) {
 	r := n.request("member", spec)
 	n.make(r)
 	for _, ns := range podNamespaceTypes {
-		if inode(t, namespaceIn(t, r.Bundle, ns.kind)) != inode(t, threadNS(podTID, ns.proc)) {
+		if proctest.Inode(t, namespaceIn(t, r.Bundle, ns.kind)) != proctest.Inode(t, proctest.ThreadNS(podTID, ns.proc)) {
 			t.Errorf("the %s namespace is not the pod's", ns.kind)
 		}
 	}
@@ -114,7 +116,7 @@ func TestMembersGetNoNamespaceThatTheyDoNotList(t *testing.T) {
 	r := n.request("member", member(t, specs.NetworkNamespace, ""))
 	n.make(r)
 	got, err := readSpec(r.Bundle)
-	must(t, err)
+	proctest.Must(t, err)
 	if list := got.Linux.Namespaces; len(list) != 1 || list[0].Type != specs.NetworkNamespace {
 		t.Errorf("it lists %v", list)
 	}
@@ -125,10 +127,10 @@ func TestMembersGetNoNamespaceThatTheyDoNotList(t *testing.T) {
 func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	target := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID})
 	path := fmt.Sprintf("/proc/%d/ns/pid", target)
-	want := inode(t, path)
+	want := proctest.Inode(t, path)
 	r := n.request("member", member(t, specs.PIDNamespace, path))
 	arrived := n.gate("create")
 	type result struct {
@@ -137,22 +139,22 @@ func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		task, err := n.Create(testContext(t), r)
+		task, err := n.Create(proctest.Context(t), r)
 		done <- result{task, err}
 	}()
 	open := arrived()
-	must(t, unix.Kill(target, unix.SIGKILL))
-	eventually(t, "the target has ended", func() bool { s := processState(target); return s == "" || s == "Z" })
+	proctest.Must(t, unix.Kill(target, unix.SIGKILL))
+	proctest.Eventually(t, "the target has ended", func() bool { s := proctest.ProcessState(target); return s == "" || s == "Z" })
 	given := namespaceIn(t, r.Bundle, specs.PIDNamespace)
 	if prefix := fmt.Sprintf("/proc/./%d/fd/", os.Getpid()); !strings.HasPrefix(given, prefix) {
 		t.Errorf("the path is %s, want one of %s", given, prefix)
 	}
-	if got := inode(t, given); got != want {
+	if got := proctest.Inode(t, given); got != want {
 		t.Errorf("%s leads to %d, not the target's %d", given, got, want)
 	}
 	open()
 	got := <-done
-	must(t, got.err)
+	proctest.Must(t, got.err)
 	n.adopt(got.task)
 	if strings.Contains(n.told("calls"), "run ") {
 		t.Error("an init was run for nobody")
@@ -162,8 +164,8 @@ func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 func TestMembersOfAPodInAnotherNamespaceAreRefused(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
-	other := bindNetwork(t)
-	task, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, other)))
+	other := proctest.BindNetwork(t)
+	task, err := n.Create(proctest.Context(t), n.request("member", member(t, specs.NetworkNamespace, other)))
 	if err == nil {
 		t.Error("a network namespace was accepted that is not the pod's")
 		n.adopt(task)
@@ -178,8 +180,8 @@ func TestMembersOfAPodOnTheHost(t *testing.T) {
 	n.pod(spec)
 	for _, kind := range append(podKinds, specs.PIDNamespace) {
 		task := n.make(n.request("member", member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), procNames[kind]))))
-		_, err := task.Delete(testContext(t), "")
-		must(t, err)
+		_, err := task.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 	}
 }
 
@@ -196,15 +198,15 @@ func TestContainersOutsideOfThePod(t *testing.T) {
 // namespace: what the path leads to is the host's.
 func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 	program, err := os.Executable()
-	must(t, err)
+	proctest.Must(t, err)
 	other := filepath.Join(t.TempDir(), filepath.Base(program))
 	sleep, err := exec.LookPath("sleep")
-	must(t, err)
+	proctest.Must(t, err)
 	data, err := os.ReadFile(sleep)
-	must(t, err)
-	must(t, os.WriteFile(other, data, 0o755))
+	proctest.Must(t, err)
+	proctest.Must(t, os.WriteFile(other, data, 0o755))
 	cmd := exec.Command(other, "100000")
-	must(t, cmd.Start())
+	proctest.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -213,7 +215,7 @@ func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 		n := newNode(t)
 		spec := member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, procNames[kind]))
 		spec.Annotations[sandboxIDAnnotation] = "elsewhere"
-		_, err := n.Create(testContext(t), n.request("stranger", spec))
+		_, err := n.Create(proctest.Context(t), n.request("stranger", spec))
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "in another shim") {
 			t.Errorf("%s namespace: error is %v", kind, err)
 		}
@@ -222,10 +224,10 @@ func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 
 func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "link")
-	must(t, os.Symlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), link))
+	proctest.Must(t, os.Symlink(fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), link))
 	for name, path := range map[string]string{
 		"process":             fmt.Sprintf("/proc/%d/ns/net", os.Getpid()),
-		"thread":              threadNS(podTID, "net"),
+		"thread":              proctest.ThreadNS(podTID, "net"),
 		"link to the process": link,
 		"roundabout":          fmt.Sprintf("/proc/self/../%d/ns/net", os.Getpid()),
 		"of the host":         hostPath(t, "net"),
@@ -234,23 +236,23 @@ func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			task := n.pod(sandboxSpec())
-			must(t, task.Kill("", unix.SIGKILL, false))
+			proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 			exitOf(t, task.init)
 			for _, when := range []string{"ended", "deleted"} {
 				if when == "deleted" {
-					_, err := task.Delete(testContext(t), "")
-					must(t, err)
+					_, err := task.Delete(proctest.Context(t), "")
+					proctest.Must(t, err)
 					if path == "" || !strings.HasPrefix(path, fmt.Sprintf("/proc/%d/", os.Getpid())) {
 						break // the sandbox may be in another shim
 					}
 				}
-				made, err := n.Create(testContext(t), n.request("member", member(t, specs.NetworkNamespace, path)))
+				made, err := n.Create(proctest.Context(t), n.request("member", member(t, specs.NetworkNamespace, path)))
 				if !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("the sandbox has %s: got %v, want a failed precondition", when, err)
 				}
 				if err == nil {
 					n.adopt(made)
-					_, _ = made.Delete(testContext(t), "")
+					_, _ = made.Delete(proctest.Context(t), "")
 				}
 			}
 		})
@@ -267,7 +269,7 @@ type created struct {
 func (n *node) creating(r CreateRequest) <-chan created {
 	n.t.Helper()
 	done := make(chan created, 1)
-	ctx := testContext(n.t)
+	ctx := proctest.Context(n.t)
 	go func() {
 		task, err := n.Create(ctx, r)
 		done <- created{task, err}
@@ -283,8 +285,8 @@ func (n *node) await(done <-chan created) created {
 			n.adopt(c.task)
 		}
 		return c
-	case <-time.After(deadline):
-		n.t.Fatalf("create has not returned after %v", deadline)
+	case <-time.After(proctest.Deadline):
+		n.t.Fatalf("create has not returned after %v", proctest.Deadline)
 		return created{}
 	}
 }
@@ -293,32 +295,32 @@ func (n *node) await(done <-chan created) created {
 // same, and the create with it.
 func TestEndOfASandboxEndsTheCreateOfAContainer(t *testing.T) {
 	for name, end := range map[string]func(n *node, pod *Task){
-		"kill":         func(_ *node, pod *Task) { must(t, pod.Kill("", unix.SIGKILL, false)) },
+		"kill":         func(_ *node, pod *Task) { proctest.Must(t, pod.Kill("", unix.SIGKILL, false)) },
 		"end of shim":  func(n *node, _ *Task) { n.Release() },
-		"term, as CRI": func(_ *node, pod *Task) { must(t, pod.Kill("", unix.SIGTERM, false)) },
+		"term, as CRI": func(_ *node, pod *Task) { proctest.Must(t, pod.Kill("", unix.SIGTERM, false)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			pod := n.pod(sandboxSpec())
 			n.tell("hang-create", "")
-			r := n.request("member", member(t, specs.NetworkNamespace, threadNS(podTID, "net")))
+			r := n.request("member", member(t, specs.NetworkNamespace, proctest.ThreadNS(podTID, "net")))
 			before, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
-			must(t, err)
+			proctest.Must(t, err)
 			done := n.creating(r)
-			eventually(t, "the OCI runtime is at work", func() bool { return n.told("calls") != "" })
+			proctest.Eventually(t, "the OCI runtime is at work", func() bool { return n.told("calls") != "" })
 			end(n, pod)
 			exitOf(t, pod.init)
 			if c := n.await(done); !errdefs.IsFailedPrecondition(c.err) || !strings.Contains(c.err.Error(), "sandbox pod has ended") {
 				t.Errorf("the error of create is %v", c.err)
 			}
-			_, err = pod.Delete(testContext(t), "")
-			must(t, err)
-			if !atHome(t, podTID) {
+			_, err = pod.Delete(proctest.Context(t), "")
+			proctest.Must(t, err)
+			if !proctest.AtHome(t, podTID) {
 				t.Error("the thread has not come back")
 			}
 			after, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
-			must(t, err)
+			proctest.Must(t, err)
 			if string(after) != string(before) {
 				t.Errorf("the spec is left as %s, it was %s", after, before)
 			}
@@ -334,21 +336,21 @@ func TestNamespacesStayWhileAContainerJoins(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
 	sb := task.body.(*sandbox)
-	_, leave, err := sb.enter(testContext(t))
-	must(t, err)
-	pod := inode(t, threadNS(podTID, "net"))
-	must(t, task.Kill("", unix.SIGKILL, false))
+	_, leave, err := sb.enter(proctest.Context(t))
+	proctest.Must(t, err)
+	pod := proctest.Inode(t, proctest.ThreadNS(podTID, "net"))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	if inode(t, threadNS(podTID, "net")) != pod {
+	if proctest.Inode(t, proctest.ThreadNS(podTID, "net")) != pod {
 		t.Error("the thread has left the pod's network namespace")
 	}
-	if _, _, err := sb.enter(testContext(t)); !errdefs.IsFailedPrecondition(err) {
+	if _, _, err := sb.enter(proctest.Context(t)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("error of one who comes late is %v", err)
 	}
 	leave()
-	_, err = task.Delete(testContext(t), "")
-	must(t, err)
-	if !atHome(t, podTID) {
+	_, err = task.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
+	if !proctest.AtHome(t, podTID) {
 		t.Error("the thread has not come back")
 	}
 }
@@ -357,25 +359,25 @@ func TestNamespacesStayWhileAContainerJoins(t *testing.T) {
 func TestRestoredContainerGetsNoNamespaceOfTheHost(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod(sandboxSpec())
-	want := fmt.Sprint(inode(t, threadNS(podTID, "net")))
+	want := fmt.Sprint(proctest.Inode(t, proctest.ThreadNS(podTID, "net")))
 	restored := func(id string) *Task {
-		r := n.request(id, member(t, specs.NetworkNamespace, threadNS(podTID, "net")))
+		r := n.request(id, member(t, specs.NetworkNamespace, proctest.ThreadNS(podTID, "net")))
 		r.Checkpoint = t.TempDir()
 		return n.make(r)
 	}
 	good, late := restored("good"), restored("late")
-	_, err := good.init.Start(testContext(t))
-	must(t, err)
+	_, err := good.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
 	if got := n.told("net"); got != want {
 		t.Errorf("the container is in network namespace %s, want the pod's %s", got, want)
 	}
-	must(t, good.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, good.Kill("", unix.SIGKILL, false))
 	exitOf(t, good.init)
 	calls := n.told("calls")
-	must(t, pod.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 	exitOf(t, pod.init)
-	_, err = late.init.Start(testContext(t))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err = late.init.Start(proctest.Context(t))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if got := n.told("calls"); got != calls {
 		t.Errorf("the OCI runtime was called after the end of the sandbox: %s", strings.TrimPrefix(got, calls))
 	}
@@ -386,8 +388,8 @@ func TestPathsThatLeadToNoNamespace(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
 	file := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(file, nil, 0o600))
-	for name, path := range map[string]string{"fifo": mkfifo(t), "file": file, "device": os.DevNull} {
+	proctest.Must(t, os.WriteFile(file, nil, 0o600))
+	for name, path := range map[string]string{"fifo": proctest.Mkfifo(t), "file": file, "device": os.DevNull} {
 		for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace, specs.MountNamespace) {
 			if c := n.await(n.creating(n.request("member", member(t, kind, path)))); c.err == nil || !strings.Contains(c.err.Error(), path) {
 				t.Errorf("%s as %s namespace: error is %v", name, kind, c.err)

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"errors"
 	"fmt"
 	"net"
@@ -38,69 +40,69 @@ func enterList(thread *Thread, list []specs.LinuxNamespace, setup func() error) 
 var podKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
 
 func TestThreadTakesNewNamespaces(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	thread, tid := startThread()
 	list := namespaceList(append(podKinds, specs.MountNamespace, specs.PIDNamespace)...)
 	ran := 0
 	err := enterList(thread, list, func() error { ran = unix.Gettid(); return nil })
-	must(t, err)
+	proctest.Must(t, err)
 	if ran != tid {
 		t.Errorf("setup ran in thread %d, want %d", ran, tid)
 	}
 	inside := make(map[string]uint64)
 	for _, ns := range podNamespaceTypes {
-		inside[ns.proc] = inode(t, threadNS(tid, ns.proc))
-		if inside[ns.proc] == inode(t, threadNS(unix.Gettid(), ns.proc)) {
+		inside[ns.proc] = proctest.Inode(t, proctest.ThreadNS(tid, ns.proc))
+		if inside[ns.proc] == proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.proc)) {
 			t.Errorf("the thread is in the host's %s namespace", ns.proc)
 		}
 	}
 	for _, name := range []string{"mnt", "pid", "user", "cgroup"} {
-		if inode(t, threadNS(tid, name)) != inode(t, threadNS(unix.Gettid(), name)) {
+		if proctest.Inode(t, proctest.ThreadNS(tid, name)) != proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), name)) {
 			t.Errorf("the thread is not in the host's %s namespace", name)
 		}
 	}
-	othersAtHome(t, tid)
+	proctest.OthersAtHome(t, tid)
 
-	must(t, thread.leave())
-	if !atHome(t, tid) {
+	proctest.Must(t, thread.leave())
+	if !proctest.AtHome(t, tid) {
 		t.Error("the thread has not come back")
 	}
-	must(t, thread.leave()) // nothing is left to be done
+	proctest.Must(t, thread.leave()) // nothing is left to be done
 }
 
 func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
 	for _, kind := range podKinds {
 		thread, tid := startThread()
 		err := enterList(thread, namespaceList(kind), noSetup)
-		must(t, err)
+		proctest.Must(t, err)
 		for _, ns := range podNamespaceTypes {
-			own := inode(t, threadNS(tid, ns.proc)) != inode(t, threadNS(unix.Gettid(), ns.proc))
+			own := proctest.Inode(t, proctest.ThreadNS(tid, ns.proc)) != proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.proc))
 			if own != (ns.kind == kind) {
 				t.Errorf("%s alone: own %s namespace: %t", kind, ns.kind, own)
 			}
 		}
-		must(t, thread.leave())
+		proctest.Must(t, thread.leave())
 	}
 }
 
 func TestThreadTakesExistingNamespaces(t *testing.T) {
 	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
 	for name, path := range map[string]string{
-		"bind mount":           bindNetwork(t),
+		"bind mount":           proctest.BindNetwork(t),
 		"of another process":   fmt.Sprintf("/proc/%d/ns/net", process),
 		"of the host, however": "/proc/thread-self/ns/net",
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			thread, tid := startThread()
 			list := []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}, {Type: specs.IPCNamespace}}
 			err := enterList(thread, list, noSetup)
-			must(t, err)
-			if got, want := inode(t, threadNS(tid, "net")), inode(t, path); got != want {
+			proctest.Must(t, err)
+			if got, want := proctest.Inode(t, proctest.ThreadNS(tid, "net")), proctest.Inode(t, path); got != want {
 				t.Errorf("the thread is in namespace %d, want %d", got, want)
 			}
-			must(t, thread.leave())
-			if !atHome(t, tid) {
+			proctest.Must(t, thread.leave())
+			if !proctest.AtHome(t, tid) {
 				t.Error("the thread has not come back")
 			}
 		})
@@ -111,14 +113,14 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 func TestNamespacesAreFreedByTheKernel(t *testing.T) {
 	thread, tid := startThread()
 	err := enterList(thread, namespaceList(podKinds...), noSetup)
-	must(t, err)
+	proctest.Must(t, err)
 	device := fmt.Sprintf("pt%d", tid)
 	run(t, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(tid))
 	if _, err := net.InterfaceByName(device); err != nil {
 		t.Fatal(err)
 	}
-	must(t, thread.leave())
-	eventually(t, "the device is gone", func() bool {
+	proctest.Must(t, thread.leave())
+	proctest.Eventually(t, "the device is gone", func() bool {
 		_, err := net.InterfaceByName(device)
 		return err != nil
 	})
@@ -126,7 +128,7 @@ func TestNamespacesAreFreedByTheKernel(t *testing.T) {
 
 func TestErrorsBringTheThreadBack(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(file, nil, 0o600))
+	proctest.Must(t, os.WriteFile(file, nil, 0o600))
 	failed := errors.New("setup failed")
 	with := func(uts string) []specs.LinuxNamespace {
 		return append(namespaceList(specs.NetworkNamespace, specs.IPCNamespace),
@@ -145,7 +147,7 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 		{"a path that is no namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			thread, tid := startThread()
 			err := enterList(thread, tc.list, tc.setup)
 			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
@@ -154,7 +156,7 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 			if path := tc.list[2].Path; !strings.Contains(err.Error(), path) {
 				t.Errorf("%v does not name %s", err, path)
 			}
-			if !atHome(t, tid) {
+			if !proctest.AtHome(t, tid) {
 				t.Error("the thread has not come back")
 			}
 		})
@@ -166,7 +168,7 @@ func TestPanicInSetupIsAnError(t *testing.T) {
 	if err := thread.Do(func() error { panic("ouch") }); err == nil || !strings.Contains(err.Error(), "ouch") {
 		t.Errorf("got %v", err)
 	}
-	must(t, thread.Do(func() error {
+	proctest.Must(t, thread.Do(func() error {
 		if unix.Gettid() != tid {
 			t.Error("it is another thread")
 		}
@@ -177,18 +179,18 @@ func TestPanicInSetupIsAnError(t *testing.T) {
 // What a child is forked from is not the thread, whatever that is in.
 func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 	home, err := os.Open("/proc/thread-self/ns/uts")
-	must(t, err)
+	proctest.Must(t, err)
 	defer home.Close()
 	thread, _ := startThread()
 	// Other tests look at all threads.
 	defer func() {
 		back := make(chan error)
 		thread.calls <- func() { back <- unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS) }
-		must(t, <-back)
+		proctest.Must(t, <-back)
 	}()
 	err = enterList(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
-	must(t, err)
-	must(t, thread.held[0].home.Close())
+	proctest.Must(t, err)
+	proctest.Must(t, thread.held[0].home.Close())
 	if err := thread.leave(); err == nil {
 		t.Fatal("the thread has left without knowing where to")
 	}
@@ -200,31 +202,31 @@ func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 func TestChildrenStayAtHome(t *testing.T) {
 	thread, _ := startThread()
 	err := enterList(thread, namespaceList(podKinds...), noSetup)
-	must(t, err)
+	proctest.Must(t, err)
 	for _, ns := range podNamespaceTypes {
-		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.proc), fmt.Sprint(inode(t, threadNS(unix.Gettid(), ns.proc))); got != want {
+		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.proc), fmt.Sprint(proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.proc))); got != want {
 			t.Errorf("a child is in %s namespace %s, want %s", ns.proc, got, want)
 		}
 	}
-	must(t, thread.leave())
+	proctest.Must(t, thread.leave())
 }
 
 func TestANamespaceTypeIsListedOnce(t *testing.T) {
-	must(t, checkNamespaceList(namespaceList(podKinds...)))
+	proctest.Must(t, checkNamespaceList(namespaceList(podKinds...)))
 	err := checkNamespaceList(append(namespaceList(podKinds...), specs.LinuxNamespace{Type: specs.IPCNamespace, Path: "/x"}))
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestPathsThatLeadToTheHost(t *testing.T) {
 	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID})
 	link := filepath.Join(t.TempDir(), "link")
-	must(t, os.Symlink(hostPath(t, "net"), link))
+	proctest.Must(t, os.Symlink(hostPath(t, "net"), link))
 	for path, want := range map[string]bool{
 		"":                                      false,
 		link:                                    true,
 		hostPath(t, "net"):                      true,
 		fmt.Sprintf("/proc/%d/ns/net", process): false,
-		bindNetwork(t):                          false,
+		proctest.BindNetwork(t):                 false,
 	} {
 		set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}})
 		if err != nil || set[0].host != want {
@@ -240,42 +242,42 @@ func TestPathsThatLeadToTheHost(t *testing.T) {
 		t.Errorf("got %v, want ENOENT", err)
 	}
 	_, err = resolveNamespaces([]specs.LinuxNamespace{{Type: "colour", Path: "/proc/self/ns/net"}})
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 // What has been checked is entered, wherever the path leads by then.
 func TestResolvedNamespacesDoNotChange(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	link := filepath.Join(t.TempDir(), "link")
-	checked := bindNetwork(t)
-	must(t, os.Symlink(checked, link))
+	checked := proctest.BindNetwork(t)
+	proctest.Must(t, os.Symlink(checked, link))
 	set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: link}})
-	must(t, err)
+	proctest.Must(t, err)
 	defer set.close()
-	must(t, os.Remove(link))
-	must(t, os.Symlink(hostPath(t, "net"), link))
+	proctest.Must(t, os.Remove(link))
+	proctest.Must(t, os.Symlink(hostPath(t, "net"), link))
 	thread, tid := startThread()
-	must(t, thread.enter(set, noSetup))
-	if got, want := inode(t, threadNS(tid, "net")), inode(t, checked); got != want {
+	proctest.Must(t, thread.enter(set, noSetup))
+	if got, want := proctest.Inode(t, proctest.ThreadNS(tid, "net")), proctest.Inode(t, checked); got != want {
 		t.Errorf("the thread is in namespace %d, want %d", got, want)
 	}
-	must(t, thread.leave())
+	proctest.Must(t, thread.leave())
 }
 
 // A thread that was made for a pod ends with it, and so does what it held.
 func TestThreadOfAPodEndsWithIt(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	for range 3 {
 		thread := StartThread()
 		tid, err := thread.id()
-		must(t, err)
-		must(t, enterList(thread, namespaceList(podKinds...), noSetup))
-		if atHome(t, tid) {
+		proctest.Must(t, err)
+		proctest.Must(t, enterList(thread, namespaceList(podKinds...), noSetup))
+		if proctest.AtHome(t, tid) {
 			t.Error("the thread is in the host's namespaces")
 		}
-		othersAtHome(t, tid)
-		must(t, thread.leave())
-		eventually(t, "the thread has ended", func() bool {
+		proctest.OthersAtHome(t, tid)
+		proctest.Must(t, thread.leave())
+		proctest.Eventually(t, "the thread has ended", func() bool {
 			_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid))
 			return errors.Is(err, os.ErrNotExist)
 		})

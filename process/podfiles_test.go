@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"errors"
 	"os"
 	"os/exec"
@@ -19,7 +21,7 @@ func podFiles(t *testing.T) *PodFiles {
 		Dir: filepath.Join(dir, "root", "pod"), ShmDir: filepath.Join(dir, "state", "pod", "shm"),
 		Hostname: "name", DNS: &DNS{Servers: []string{"192.0.2.1"}},
 	}
-	t.Cleanup(func() { must(t, f.remove()) })
+	t.Cleanup(func() { proctest.Must(t, f.remove()) })
 	return f
 }
 
@@ -36,7 +38,7 @@ func mounted(t *testing.T, path string) bool {
 func (f *PodFiles) wantFiles(t *testing.T) {
 	t.Helper()
 	hosts, err := os.ReadFile("/etc/hosts")
-	must(t, err)
+	proctest.Must(t, err)
 	for name, want := range map[string]string{"hostname": "name\n", "hosts": string(hosts), "resolv.conf": "nameserver 192.0.2.1\n"} {
 		got, err := os.ReadFile(filepath.Join(f.Dir, name))
 		if err != nil || string(got) != want {
@@ -67,28 +69,28 @@ func TestPodFilesAreRestored(t *testing.T) {
 		name   string
 		remove func(t *testing.T, f *PodFiles)
 	}{
-		{"mount", func(t *testing.T, f *PodFiles) { must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH)) }},
+		{"mount", func(t *testing.T, f *PodFiles) { proctest.Must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH)) }},
 		{"shm", func(t *testing.T, f *PodFiles) {
 			_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
-			must(t, os.Remove(f.ShmDir))
+			proctest.Must(t, os.Remove(f.ShmDir))
 		}},
 		{"state directory", func(t *testing.T, f *PodFiles) {
 			_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
-			must(t, os.RemoveAll(filepath.Dir(f.ShmDir)))
+			proctest.Must(t, os.RemoveAll(filepath.Dir(f.ShmDir)))
 		}},
-		{"hostname", func(t *testing.T, f *PodFiles) { must(t, os.Remove(filepath.Join(f.Dir, "hostname"))) }},
-		{"hosts", func(t *testing.T, f *PodFiles) { must(t, os.Remove(filepath.Join(f.Dir, "hosts"))) }},
-		{"resolv.conf", func(t *testing.T, f *PodFiles) { must(t, os.Remove(filepath.Join(f.Dir, "resolv.conf"))) }},
-		{"root directory", func(t *testing.T, f *PodFiles) { must(t, os.RemoveAll(f.Dir)) }},
-		{"directory of all", func(t *testing.T, f *PodFiles) { must(t, os.RemoveAll(filepath.Dir(f.Dir))) }},
+		{"hostname", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hostname"))) }},
+		{"hosts", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hosts"))) }},
+		{"resolv.conf", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "resolv.conf"))) }},
+		{"root directory", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.RemoveAll(f.Dir)) }},
+		{"directory of all", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.RemoveAll(filepath.Dir(f.Dir))) }},
 	}
 	for mask := range 1 << len(removals) {
 		name := "without"
 		f := podFiles(t)
-		must(t, f.make())
+		proctest.Must(t, f.make())
 		f.wantFiles(t)
 		inShm := filepath.Join(f.ShmDir, "file")
-		must(t, os.WriteFile(inShm, nil, 0o600))
+		proctest.Must(t, os.WriteFile(inShm, nil, 0o600))
 		for i, r := range removals {
 			if mask&(1<<i) != 0 {
 				name += ", " + r.name
@@ -102,7 +104,7 @@ func TestPodFilesAreRestored(t *testing.T) {
 		if _, err := os.Stat(inShm); err != nil {
 			t.Errorf("%s: another /dev/shm: %v", name, err)
 		}
-		must(t, f.remove())
+		proctest.Must(t, f.remove())
 		f.wantGone(t)
 		if t.Failed() {
 			t.Fatal(name)
@@ -112,11 +114,11 @@ func TestPodFilesAreRestored(t *testing.T) {
 
 func TestPodFilesThatAreThereAreLeftAlone(t *testing.T) {
 	f := podFiles(t)
-	must(t, f.make())
+	proctest.Must(t, f.make())
 	path := filepath.Join(f.Dir, "hosts")
-	must(t, os.WriteFile(path, []byte("changed"), 0o600))
-	must(t, os.Remove(filepath.Join(f.Dir, "hostname")))
-	must(t, f.restore())
+	proctest.Must(t, os.WriteFile(path, []byte("changed"), 0o600))
+	proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hostname")))
+	proctest.Must(t, f.restore())
 	if text, err := os.ReadFile(path); err != nil || string(text) != "changed" {
 		t.Errorf("got %q and error %v", text, err)
 	}
@@ -125,17 +127,17 @@ func TestPodFilesThatAreThereAreLeftAlone(t *testing.T) {
 // Nothing is to be written, or mounted, where a link leads to.
 func TestPodFilesAreNotRestoredThroughLinks(t *testing.T) {
 	f := podFiles(t)
-	must(t, f.make())
+	proctest.Must(t, f.make())
 	elsewhere := t.TempDir()
 	for _, path := range []string{f.Dir, filepath.Dir(f.ShmDir), f.ShmDir} {
-		must(t, f.restore())
+		proctest.Must(t, f.restore())
 		_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
-		must(t, os.RemoveAll(path))
-		must(t, os.Symlink(elsewhere, path))
+		proctest.Must(t, os.RemoveAll(path))
+		proctest.Must(t, os.Symlink(elsewhere, path))
 		if err := f.restore(); !errors.Is(err, unix.ENOTDIR) {
 			t.Errorf("%s: got %v", path, err)
 		}
-		must(t, os.Remove(path))
+		proctest.Must(t, os.Remove(path))
 	}
 	if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
 		t.Errorf("got %v and error %v", left, err)
@@ -158,23 +160,23 @@ func TestPodFilesWithoutOpenTree(t *testing.T) {
 		"no move_mount":         {unix.SYS_MOVE_MOUNT, unix.ENOSYS},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if !again(t, inOwnMountNamespace) {
+			if !proctest.Again(t, inOwnMountNamespace) {
 				return
 			}
-			must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
-			noLeakedFDs(t)
-			refuseSyscall(t, tc.number, tc.errno)
+			proctest.Must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+			proctest.NoLeakedFDs(t)
+			proctest.RefuseSyscall(t, tc.number, tc.errno)
 			f := podFiles(t)
 			for range 2 {
-				must(t, f.make())
+				proctest.Must(t, f.make())
 				f.wantFiles(t)
 				for range 2 {
-					must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH))
-					must(t, removeDirs(f.dirs()))
-					must(t, f.restore())
+					proctest.Must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH))
+					proctest.Must(t, removeDirs(f.dirs()))
+					proctest.Must(t, f.restore())
 					f.wantFiles(t)
 				}
-				must(t, f.remove())
+				proctest.Must(t, f.remove())
 				f.wantGone(t)
 			}
 		})
@@ -182,9 +184,9 @@ func TestPodFilesWithoutOpenTree(t *testing.T) {
 }
 
 func TestPodFilesThatCannotBeMadeLeaveNothing(t *testing.T) {
-	if again(t, nil) {
-		noLeakedFDs(t)
-		refuseSyscall(t, unix.SYS_MOUNT, unix.EPERM)
+	if proctest.Again(t, nil) {
+		proctest.NoLeakedFDs(t)
+		proctest.RefuseSyscall(t, unix.SYS_MOUNT, unix.EPERM)
 		f := podFiles(t)
 		if err := f.make(); !errors.Is(err, unix.EPERM) {
 			t.Errorf("got %v", err)

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,7 +42,7 @@ func (n *node) sharedPod(spec *specs.Spec) (pod *Task, init *podInit) {
 func namespaceIn(t *testing.T, bundle string, kind specs.LinuxNamespaceType) string {
 	t.Helper()
 	s, err := readSpec(bundle)
-	must(t, err)
+	proctest.Must(t, err)
 	ns, ok := namespaceOf(s, kind)
 	if !ok {
 		t.Fatalf("the spec lists no %s namespace", kind)
@@ -49,7 +51,7 @@ func namespaceIn(t *testing.T, bundle string, kind specs.LinuxNamespaceType) str
 }
 
 func TestSharedPIDNamespaceHasOneInit(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	pod := n.pod(sandboxSpec())
 	if strings.Contains(n.told("calls"), "run ") {
@@ -63,17 +65,17 @@ func TestSharedPIDNamespaceHasOneInit(t *testing.T) {
 	tasks := make([]*Task, len(requests))
 	errs := make([]error, len(requests))
 	for i, r := range requests {
-		made.Go(func() { tasks[i], errs[i] = n.Create(testContext(t), r) })
+		made.Go(func() { tasks[i], errs[i] = n.Create(proctest.Context(t), r) })
 	}
 	made.Wait()
 	for i, task := range tasks {
-		must(t, errs[i])
+		proctest.Must(t, errs[i])
 		n.adopt(task)
 	}
 	init := pod.body.(*sandbox).podInit()
-	want := inode(t, fmt.Sprintf("/proc/%d/ns/pid", init.child.pid))
+	want := proctest.Inode(t, fmt.Sprintf("/proc/%d/ns/pid", init.child.pid))
 	for _, r := range requests {
-		if got := inode(t, namespaceIn(t, r.Bundle, specs.PIDNamespace)); got != want {
+		if got := proctest.Inode(t, namespaceIn(t, r.Bundle, specs.PIDNamespace)); got != want {
 			t.Errorf("the PID namespace of %s is %d, not the init's %d", r.ID, got, want)
 		}
 	}
@@ -90,7 +92,7 @@ func TestSpecOfAMemberIsKeptButForItsNamespaces(t *testing.T) {
 	n.pod(sandboxSpec())
 	before := map[string]any{
 		"ociVersion": "9.9.9", "future": map[string]any{"x": []any{1.5, "<&>"}},
-		"process":     map[string]any{"args": []any{script(t, forever)}},
+		"process":     map[string]any{"args": []any{proctest.Script(t, forever)}},
 		"annotations": map[string]any{sandboxIDAnnotation: "pod"},
 		"linux": map[string]any{
 			"cgroupsPath": containerSpec(t, "c", "").Linux.CgroupsPath,
@@ -101,9 +103,9 @@ func TestSpecOfAMemberIsKeptButForItsNamespaces(t *testing.T) {
 	dir := bundle(t, before)
 	n.make(CreateRequest{ID: "c", Bundle: dir, Options: n.options})
 	data, err := os.ReadFile(filepath.Join(dir, "config.json"))
-	must(t, err)
+	proctest.Must(t, err)
 	var after map[string]any
-	must(t, json.Unmarshal(data, &after))
+	proctest.Must(t, json.Unmarshal(data, &after))
 	namespaces := after["linux"].(map[string]any)["namespaces"].([]any)
 	if path := namespaces[0].(map[string]any)["path"].(string); !strings.Contains(path, "/fd/") {
 		t.Errorf("the path is %s", path)
@@ -119,9 +121,9 @@ func TestSpecOfAMemberThatIsRightIsLeftAlone(t *testing.T) {
 	n.pod(sandboxSpec())
 	r := n.request("c", member(t, specs.NetworkNamespace, fmt.Sprintf("/proc/%d/ns/net", podTID)))
 	path := filepath.Join(r.Bundle, "config.json")
-	before := inode(t, path)
+	before := proctest.Inode(t, path)
 	n.make(r)
-	if inode(t, path) != before {
+	if proctest.Inode(t, path) != before {
 		t.Error("the file was replaced")
 	}
 }
@@ -134,10 +136,10 @@ func TestInitHasNoRights(t *testing.T) {
 	spec.Linux.MountLabel = "m"
 	pod, init := n.sharedPod(spec)
 	var got specs.Spec
-	must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	p := got.Process
 	read, err := readSpec(pod.Bundle)
-	must(t, err)
+	proctest.Must(t, err)
 	want := enabledLabels(read)
 	if !p.NoNewPrivileges || p.Capabilities == nil || !reflect.DeepEqual(*p.Capabilities, specs.LinuxCapabilities{}) {
 		t.Errorf("rights are %+v, no new privileges %t", p.Capabilities, p.NoNewPrivileges)
@@ -150,7 +152,7 @@ func TestInitHasNoRights(t *testing.T) {
 	}
 	var status strings.Builder
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", init.child.pid))
-	must(t, err)
+	proctest.Must(t, err)
 	status.Write(data)
 	if !strings.Contains(status.String(), "Name:\tpause\n") {
 		t.Errorf("its name is not pause: %s", status.String())
@@ -162,7 +164,7 @@ func TestRootOfTheInitHoldsNothingElse(t *testing.T) {
 	pod, _ := n.sharedPod(sandboxSpec())
 	root := filepath.Join(pod.Bundle, "rootfs")
 	entries, err := os.ReadDir(root)
-	must(t, err)
+	proctest.Must(t, err)
 	var names []string
 	for _, e := range entries {
 		names = append(names, e.Name())
@@ -174,7 +176,7 @@ func TestRootOfTheInitHoldsNothingElse(t *testing.T) {
 		t.Error("the program can be written to")
 	}
 	var st unix.Statfs_t
-	must(t, unix.Statfs(root, &st))
+	proctest.Must(t, unix.Statfs(root, &st))
 	if st.Type != unix.TMPFS_MAGIC || st.Flags&unix.ST_RDONLY == 0 || st.Flags&unix.ST_NODEV == 0 || st.Flags&unix.ST_NOSUID == 0 {
 		t.Errorf("it is a file system of type %x with flags %x", st.Type, st.Flags)
 	}
@@ -193,23 +195,23 @@ func TestSandboxEndsWithItsInit(t *testing.T) {
 		"killed after a pause": {func(t *Task, _ *podInit) error { return killPaused(t) }, 137},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			spec := sandboxSpec()
 			spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
 			pod, init := n.sharedPod(spec)
 			// Signals that it does not know do nothing.
-			must(t, pod.Kill("", unix.SIGUSR1, false))
-			must(t, pod.Kill("", unix.SIGHUP, false))
-			must(t, tc.end(pod, init))
+			proctest.Must(t, pod.Kill("", unix.SIGUSR1, false))
+			proctest.Must(t, pod.Kill("", unix.SIGHUP, false))
+			proctest.Must(t, tc.end(pod, init))
 			if status := exitOf(t, pod.init); status != tc.status {
 				t.Errorf("exit status %d, want %d", status, tc.status)
 			}
-			if !atHome(t, podTID) {
+			if !proctest.AtHome(t, podTID) {
 				t.Error("the thread has not come back")
 			}
-			_, err := pod.Delete(testContext(t), "")
-			must(t, err)
+			_, err := pod.Delete(proctest.Context(t), "")
+			proctest.Must(t, err)
 			nothingOfInit(t, n, pod)
 		})
 	}
@@ -239,7 +241,7 @@ func nothingOfInit(t *testing.T, n *node, pod *Task) {
 func TestInitThatCannotBeRun(t *testing.T) {
 	for _, kind := range []string{"fail-run", "late-run"} {
 		t.Run(kind, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			spec := sandboxSpec()
 			limit := int64(33)
@@ -247,7 +249,7 @@ func TestInitThatCannotBeRun(t *testing.T) {
 			spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
 			pod := n.pod(spec)
 			n.tell(kind, "no inits today")
-			_, err := n.Create(testContext(t), n.request("a", sharer(t)))
+			_, err := n.Create(proctest.Context(t), n.request("a", sharer(t)))
 			if err == nil || !strings.Contains(err.Error(), "no inits today") {
 				t.Errorf("got error %v", err)
 			}
@@ -272,7 +274,7 @@ func TestInitWithARuntimeWithoutSeccomp(t *testing.T) {
 	n.tell("no-seccomp", "")
 	pod, _ := n.sharedPod(sandboxSpec())
 	var got specs.Spec
-	must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	if got.Linux.Seccomp != nil {
 		t.Error("the spec has seccomp")
 	}
@@ -290,7 +292,7 @@ func TestInitIsInTheCgroupOfTheSandbox(t *testing.T) {
 		spec.Linux.CgroupsPath = path
 		pod, init := n.sharedPod(spec)
 		procs, err := pod.group().Pids()
-		must(t, err)
+		proctest.Must(t, err)
 		if !slices.Equal(procs, []int{init.child.pid}) {
 			t.Errorf("processes in the cgroup %s are %v, want %d", path, procs, init.child.pid)
 		}
@@ -305,17 +307,17 @@ func TestInitSharesThePodsNamespaces(t *testing.T) {
 	spec.Hostname = ""
 	pod, _ := n.sharedPod(spec)
 	var got specs.Spec
-	must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	want := map[specs.LinuxNamespaceType]uint64{
 		specs.PIDNamespace: 0, specs.MountNamespace: 0, specs.CgroupNamespace: 0, // new
-		specs.NetworkNamespace: inode(t, threadNS(podTID, "net")),
-		specs.IPCNamespace:     inode(t, threadNS(podTID, "ipc")),
+		specs.NetworkNamespace: proctest.Inode(t, proctest.ThreadNS(podTID, "net")),
+		specs.IPCNamespace:     proctest.Inode(t, proctest.ThreadNS(podTID, "ipc")),
 		specs.UserNamespace:    pod.body.(*sandbox).userns.id.ino,
 	}
 	for _, ns := range got.Linux.Namespaces {
 		var ino uint64
 		if ns.Path != "" {
-			ino = inode(t, ns.Path)
+			ino = proctest.Inode(t, ns.Path)
 		}
 		if number, ok := want[ns.Type]; !ok || ino != number {
 			t.Errorf("%s namespace %s is %d, want %d", ns.Type, ns.Path, ino, number)
@@ -334,18 +336,18 @@ func TestInitSharesThePodsNamespaces(t *testing.T) {
 func TestRootOfTheInitOfASandboxThatIsNoTask(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			r := n.request("pod", sandboxSpec())
 			state := t.TempDir()
 			bundle := filepath.Join(state, "io.containerd.sandbox.controller.v1.shim", "test", "pod")
-			must(t, os.MkdirAll(filepath.Dir(bundle), 0o700))
-			must(t, os.Rename(r.Bundle, bundle))
+			proctest.Must(t, os.MkdirAll(filepath.Dir(bundle), 0o700))
+			proctest.Must(t, os.Rename(r.Bundle, bundle))
 			r.Bundle, r.Sandbox = bundle, true
 			pod := n.make(r)
-			must(t, pod.body.(*sandbox).startInit(testContext(t)))
-			_, err := pod.init.Start(testContext(t))
-			must(t, err)
+			proctest.Must(t, pod.body.(*sandbox).startInit(proctest.Context(t)))
+			_, err := pod.init.Start(proctest.Context(t))
+			proctest.Must(t, err)
 			root := filepath.Join(state, "io.containerd.pause.v2", "test", "pod")
 			if mounted, err := mountinfo.Mounted(root); !mounted || err != nil {
 				t.Errorf("its root is mounted: %t, error %v", mounted, err)
@@ -357,13 +359,13 @@ func TestRootOfTheInitOfASandboxThatIsNoTask(t *testing.T) {
 			}
 			if dead {
 				_, err = cleanUp(t, bundle, "pod")
-				must(t, err)
+				proctest.Must(t, err)
 				exitOf(t, pod.init)
 			} else {
-				must(t, pod.Kill("", unix.SIGKILL, false))
+				proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 				exitOf(t, pod.init)
-				_, err = pod.Delete(testContext(t), "")
-				must(t, err)
+				_, err = pod.Delete(proctest.Context(t), "")
+				proctest.Must(t, err)
 			}
 			if _, err := os.Stat(root); !os.IsNotExist(err) {
 				t.Errorf("its root is left: %v", err)
@@ -373,42 +375,42 @@ func TestRootOfTheInitOfASandboxThatIsNoTask(t *testing.T) {
 }
 
 func TestSandboxIsKilledWhileItsInitStarts(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	pod := n.pod(sandboxSpec())
 	arrived := n.gate("run")
 	done := make(chan error, 1)
 	r := n.request("a", sharer(t))
 	go func() {
-		task, err := n.Create(testContext(t), r)
+		task, err := n.Create(proctest.Context(t), r)
 		if err == nil {
 			n.adopt(task)
 		}
 		done <- err
 	}()
 	open := arrived()
-	must(t, pod.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 	open()
 	<-done // whether the container was made in time or not
 	if status := exitOf(t, pod.init); status != 137 {
 		t.Errorf("exit status %d, want 137", status)
 	}
-	_, err := pod.Delete(testContext(t), "")
-	must(t, err)
+	_, err := pod.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 	nothingOfInit(t, n, pod)
 }
 
 func TestInitCanBeStartedBeforeItIsNeeded(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod(sandboxSpec())
-	must(t, pod.body.(*sandbox).startInit(testContext(t)))
-	must(t, pod.body.(*sandbox).startInit(testContext(t)))
+	proctest.Must(t, pod.body.(*sandbox).startInit(proctest.Context(t)))
+	proctest.Must(t, pod.body.(*sandbox).startInit(proctest.Context(t)))
 	if runs := strings.Count(n.told("calls"), "run pod"); runs != 1 {
 		t.Errorf("the init was run %d times", runs)
 	}
-	must(t, pod.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 	exitOf(t, pod.init)
-	wantKind(t, pod.body.(*sandbox).startInit(testContext(t)), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, pod.body.(*sandbox).startInit(proctest.Context(t)), errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestNoInitInThePIDNamespaceOfTheHost(t *testing.T) {
@@ -420,7 +422,7 @@ func TestNoInitInThePIDNamespaceOfTheHost(t *testing.T) {
 	if pod.body.(*sandbox).podInit() != nil {
 		t.Error("there is an init")
 	}
-	wantKind(t, pod.body.(*sandbox).startInit(testContext(t)), errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, pod.body.(*sandbox).startInit(proctest.Context(t)), errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestCleanUpOfAnInit(t *testing.T) {
@@ -428,13 +430,13 @@ func TestCleanUpOfAnInit(t *testing.T) {
 	spec := sandboxSpec()
 	spec.Linux.CgroupsPath = containerSpec(t, "pod", "").Linux.CgroupsPath
 	pod := n.pod(spec)
-	must(t, pod.body.(*sandbox).startInit(testContext(t)))
+	proctest.Must(t, pod.body.(*sandbox).startInit(proctest.Context(t)))
 	init := pod.body.(*sandbox).podInit()
 	st, err := cleanUp(t, pod.Bundle, "pod")
 	if err != nil || st.Exit.Status != 137 {
 		t.Errorf("got %+v and error %v", st, err)
 	}
-	eventually(t, "the init is gone", func() bool { return processState(init.child.pid) == "" })
+	proctest.Eventually(t, "the init is gone", func() bool { return proctest.ProcessState(init.child.pid) == "" })
 	if mounted, err := mountinfo.Mounted(filepath.Join(pod.Bundle, "rootfs")); mounted || err != nil {
 		t.Errorf("its root is mounted: %t, error %v", mounted, err)
 	}
@@ -444,5 +446,5 @@ func TestCleanUpOfAnInit(t *testing.T) {
 	}
 	exitOf(t, pod.init)
 	_, err = cleanUp(t, pod.Bundle, "pod")
-	must(t, err)
+	proctest.Must(t, err)
 }

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"errors"
 	"os"
 	"os/exec"
@@ -19,11 +21,11 @@ func podWithPrograms(t *testing.T, n *node) {
 	t.Helper()
 	spec := userSpec("")
 	pod := n.pod(spec)
-	must(t, pod.body.(*sandbox).startInit(testContext(t)))
-	must(t, pod.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, pod.body.(*sandbox).startInit(proctest.Context(t)))
+	proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 	exitOf(t, pod.init)
-	_, err := pod.Delete(testContext(t), "")
-	must(t, err)
+	_, err := pod.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
 }
 
 // inOwnPIDNamespace has a process begin in a PID and a mount namespace of its own.
@@ -35,25 +37,25 @@ func inOwnPIDNamespace(cmd *exec.Cmd) {
 // directory for temporary files with noexec.
 func refuseExecutables(t *testing.T) {
 	t.Helper()
-	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
-	must(t, unix.Mount("proc", "/proc", "proc", 0, ""))
+	proctest.Must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	proctest.Must(t, unix.Mount("proc", "/proc", "proc", 0, ""))
 	err := os.WriteFile("/proc/sys/vm/memfd_noexec", []byte("2"), 0)
 	if errors.Is(err, os.ErrNotExist) {
 		t.Skip("the kernel knows no vm.memfd_noexec (Linux 6.3)")
 	}
-	must(t, err)
+	proctest.Must(t, err)
 	if fd, err := unix.MemfdCreate("x", unix.MFD_CLOEXEC|unix.MFD_EXEC); err == nil {
 		unix.Close(fd)
 		t.Fatal("an executable memfd was made")
 	}
 	temp := t.TempDir()
-	must(t, unix.Mount("tmpfs", temp, "tmpfs", unix.MS_NOEXEC, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(temp, unix.MNT_DETACH)) })
+	proctest.Must(t, unix.Mount("tmpfs", temp, "tmpfs", unix.MS_NOEXEC, ""))
+	t.Cleanup(func() { proctest.Must(t, unix.Unmount(temp, unix.MNT_DETACH)) })
 	t.Setenv("TMPDIR", temp)
 }
 
 func TestUserNamespaceWithoutExecutableMemfds(t *testing.T) {
-	if again(t, inOwnPIDNamespace) {
+	if proctest.Again(t, inOwnPIDNamespace) {
 		n := newNode(t)
 		refuseExecutables(t)
 		podWithPrograms(t, n)
@@ -63,10 +65,10 @@ func TestUserNamespaceWithoutExecutableMemfds(t *testing.T) {
 func TestUserNamespaceWithoutDetachedMounts(t *testing.T) {
 	for name, errno := range map[string]unix.Errno{"the kernel has none": unix.ENOSYS, "they are refused": unix.EPERM} {
 		t.Run(name, func(t *testing.T) {
-			if again(t, inOwnPIDNamespace) {
+			if proctest.Again(t, inOwnPIDNamespace) {
 				n := newNode(t)
 				refuseExecutables(t)
-				refuseSyscall(t, unix.SYS_FSOPEN, errno)
+				proctest.RefuseSyscall(t, unix.SYS_FSOPEN, errno)
 				podWithPrograms(t, n)
 				left, err := os.ReadDir(os.TempDir())
 				if err != nil || len(left) > 0 {
@@ -78,12 +80,12 @@ func TestUserNamespaceWithoutDetachedMounts(t *testing.T) {
 }
 
 func TestProgramThatCannotBeMadeIsNamed(t *testing.T) {
-	if again(t, nil) {
+	if proctest.Again(t, nil) {
 		n := newNode(t)
 		r := n.request("pod", userSpec(""))
 		t.Setenv("TMPDIR", "/no/such/directory")
-		refuseSyscall(t, unix.SYS_FSOPEN, unix.EPERM)
-		_, err := n.Create(testContext(t), r)
+		proctest.RefuseSyscall(t, unix.SYS_FSOPEN, unix.EPERM)
+		_, err := n.Create(proctest.Context(t), r)
 		if err == nil || !strings.Contains(err.Error(), "program holder") || !errors.Is(err, unix.EPERM) || !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("got %v", err)
 		}
@@ -95,8 +97,8 @@ func TestProgramFileIsExecuted(t *testing.T) {
 	if errdefs.IsNotImplemented(err) {
 		t.Skip(err)
 	}
-	must(t, err)
-	noLeakedFDs(t)
+	proctest.Must(t, err)
+	proctest.NoLeakedFDs(t)
 	defer reaper.hold()()
 	// Programs that are made, and started, at the same time must not be in each other's way.
 	errs := make(chan error)

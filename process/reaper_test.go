@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"errors"
 	"fmt"
 	"os"
@@ -21,17 +23,8 @@ func fork(t *testing.T, command string) int {
 	t.Helper()
 	// Not os/exec: its processes have pidfds that keep them apart from others' children.
 	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", command}, &syscall.ProcAttr{Env: os.Environ()})
-	must(t, err)
+	proctest.Must(t, err)
 	return pid
-}
-
-func processState(pid int) string {
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return ""
-	}
-	after := string(status[strings.LastIndexByte(string(status), ')')+1:])
-	return strings.Fields(after)[0]
 }
 
 func TestExitOfAChild(t *testing.T) {
@@ -44,7 +37,7 @@ func TestExitOfAChild(t *testing.T) {
 		"kill -ABRT 0": 128 + 6,
 	} {
 		t.Run(command, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			release := reaper.hold()
 			// In a process group of its own, since one of the commands signals all of it.
 			child := reaper.claim(fork(t, "exec setsid sh -c '"+command+"'"))
@@ -53,8 +46,8 @@ func TestExitOfAChild(t *testing.T) {
 			if err != nil || got != want {
 				t.Errorf("got %d and error %v, want %d", got, err, want)
 			}
-			wantKind(t, child.signal(unix.SIGKILL), errdefs.IsNotFound, "not found")
-			if processState(child.pid) != "" {
+			proctest.WantKind(t, child.signal(unix.SIGKILL), errdefs.IsNotFound, "not found")
+			if proctest.ProcessState(child.pid) != "" {
 				t.Error("it is not reaped")
 			}
 		})
@@ -64,11 +57,11 @@ func TestExitOfAChild(t *testing.T) {
 func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
 	release := reaper.hold()
 	pid := fork(t, "exit 42")
-	eventually(t, "the child has ended", func() bool { return processState(pid) == "Z" })
+	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(pid) == "Z" })
 	child := reaper.claim(pid)
 	release()
 	// The signal goes to a zombie, as kill(2) allows.
-	must(t, child.signal(unix.SIGTERM))
+	proctest.Must(t, child.signal(unix.SIGTERM))
 	if status, err := child.wait(); err != nil || status != 42 {
 		t.Errorf("got %d and error %v", status, err)
 	}
@@ -76,32 +69,32 @@ func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
 
 // crun forks twice; its init becomes a child of the shim when the process between ends.
 func TestChildOfAnotherThatBecomesOne(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	defer reaper.hold()()
 	r, w, err := os.Pipe()
-	must(t, err)
+	proctest.Must(t, err)
 	defer r.Close()
 	between := exec.Command("sh", "-c", `sh -c 'sleep 0.4; exit 42' & echo $!; exec sleep 0.2`)
 	between.Stdout = w
-	must(t, between.Start())
+	proctest.Must(t, between.Start())
 	w.Close()
 	var pid int
 	_, err = fmt.Fscan(r, &pid)
-	must(t, err)
+	proctest.Must(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- between.Wait() }()
 	status, err := reaper.claim(pid).wait()
 	if err != nil || status != 42 {
 		t.Errorf("got %d and error %v", status, err)
 	}
-	must(t, <-ended)
+	proctest.Must(t, <-ended)
 }
 
 func TestSignalEndsAChild(t *testing.T) {
 	release := reaper.hold()
 	child := reaper.claim(fork(t, forever))
 	release()
-	must(t, child.signal(unix.SIGUSR1))
+	proctest.Must(t, child.signal(unix.SIGUSR1))
 	if status, err := child.wait(); err != nil || status != 128+int(unix.SIGUSR1) {
 		t.Errorf("got %d and error %v", status, err)
 	}
@@ -111,12 +104,12 @@ func TestSignalEndsAChild(t *testing.T) {
 func TestWaitForWhatIsNoChild(t *testing.T) {
 	parent := exec.Command("sh", "-c", `sleep 0.1 & echo $!; wait; exec sleep 10`)
 	out, err := parent.StdoutPipe()
-	must(t, err)
-	must(t, parent.Start())
-	defer func() { must(t, parent.Process.Kill()); _ = parent.Wait() }()
+	proctest.Must(t, err)
+	proctest.Must(t, parent.Start())
+	defer func() { proctest.Must(t, parent.Process.Kill()); _ = parent.Wait() }()
 	var pid int
 	_, err = fmt.Fscan(out, &pid)
-	must(t, err)
+	proctest.Must(t, err)
 	if status, err := reaper.claim(pid).wait(); err == nil || status != unknownStatus {
 		t.Errorf("got %d and error %v, want %d and an error", status, err, unknownStatus)
 	}
@@ -124,7 +117,7 @@ func TestWaitForWhatIsNoChild(t *testing.T) {
 
 func TestOrphansAreReaped(t *testing.T) {
 	orphan := fork(t, "exit 3")
-	eventually(t, "the child is reaped", func() bool { return processState(orphan) == "" })
+	proctest.Eventually(t, "the child is reaped", func() bool { return proctest.ProcessState(orphan) == "" })
 }
 
 func TestOrphansOfAChildAreReaped(t *testing.T) {
@@ -136,29 +129,29 @@ func TestOrphansOfAChildAreReaped(t *testing.T) {
 		t.Errorf("got %d and error %v", status, err)
 	}
 	text, err := os.ReadFile(file)
-	must(t, err)
+	proctest.Must(t, err)
 	orphan, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	must(t, err)
-	eventually(t, "the orphan has stopped", func() bool { return processState(orphan) == "T" })
-	must(t, unix.Kill(orphan, unix.SIGKILL))
-	eventually(t, "the orphan is reaped", func() bool { return processState(orphan) == "" })
+	proctest.Must(t, err)
+	proctest.Eventually(t, "the orphan has stopped", func() bool { return proctest.ProcessState(orphan) == "T" })
+	proctest.Must(t, unix.Kill(orphan, unix.SIGKILL))
+	proctest.Eventually(t, "the orphan is reaped", func() bool { return proctest.ProcessState(orphan) == "" })
 }
 
 func TestNothingIsReapedUnderHold(t *testing.T) {
 	release, releaseOther := reaper.hold(), reaper.hold()
 	first := fork(t, "exit 1")
-	eventually(t, "the child has ended", func() bool { return processState(first) == "Z" })
+	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(first) == "Z" })
 	// Another end makes the reaper look again, and a claimed one too.
 	child := reaper.claim(fork(t, "exit 2"))
 	if status, err := child.wait(); err != nil || status != 2 {
 		t.Errorf("got %d and error %v", status, err)
 	}
 	releaseOther()
-	if processState(first) != "Z" {
+	if proctest.ProcessState(first) != "Z" {
 		t.Error("a child was reaped although there is a hold")
 	}
 	release()
-	eventually(t, "the child is reaped", func() bool { return processState(first) == "" })
+	proctest.Eventually(t, "the child is reaped", func() bool { return proctest.ProcessState(first) == "" })
 }
 
 // Probes may be executed in containers at any time, so that some OCI runtime is always at work.
@@ -166,12 +159,12 @@ func TestOrphanIsReapedThoughThereAreAlwaysHolds(t *testing.T) {
 	release := reaper.hold()
 	defer func() { release() }()
 	orphan := fork(t, "exit 1")
-	eventually(t, "the orphan has ended", func() bool { return processState(orphan) == "Z" })
-	eventually(t, "the orphan is reaped", func() bool {
+	proctest.Eventually(t, "the orphan has ended", func() bool { return proctest.ProcessState(orphan) == "Z" })
+	proctest.Eventually(t, "the orphan is reaped", func() bool {
 		next := reaper.hold() // before the last one is over
 		release()
 		release = next
-		return processState(orphan) == ""
+		return proctest.ProcessState(orphan) == ""
 	})
 }
 
@@ -179,7 +172,7 @@ func TestOrphanIsReapedThoughThereAreAlwaysHolds(t *testing.T) {
 func TestChildOfAHoldThatLastsIsNotReaped(t *testing.T) {
 	defer reaper.hold()()
 	pid := fork(t, "exit 42")
-	eventually(t, "the child has ended", func() bool { return processState(pid) == "Z" })
+	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(pid) == "Z" })
 	for range 3 {
 		reaper.mu.Lock()
 		reaper.searched = time.Now().Add(-searchInterval) // it is time
@@ -211,9 +204,9 @@ func TestManyChildren(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	eventually(t, "all orphans are reaped", func() bool {
+	proctest.Eventually(t, "all orphans are reaped", func() bool {
 		for _, pid := range orphans {
-			if processState(pid) != "" {
+			if proctest.ProcessState(pid) != "" {
 				return false
 			}
 		}
@@ -225,15 +218,15 @@ func TestManyChildren(t *testing.T) {
 func TestOrphansBehindAClaimedZombie(t *testing.T) {
 	release := reaper.hold()
 	claimed := fork(t, "exit 5")
-	eventually(t, "the claimed child has ended", func() bool { return processState(claimed) == "Z" })
+	proctest.Eventually(t, "the claimed child has ended", func() bool { return proctest.ProcessState(claimed) == "Z" })
 	orphan := fork(t, "exit 6")
-	eventually(t, "the orphan has ended", func() bool { return processState(orphan) == "Z" })
+	proctest.Eventually(t, "the orphan has ended", func() bool { return proctest.ProcessState(orphan) == "Z" })
 	child := reaper.claim(claimed)
 	release()
 	if status, err := child.wait(); err != nil || status != 5 {
 		t.Errorf("got %d and error %v", status, err)
 	}
-	eventually(t, "the orphan is reaped", func() bool { return processState(orphan) == "" })
+	proctest.Eventually(t, "the orphan is reaped", func() bool { return proctest.ProcessState(orphan) == "" })
 }
 
 func TestChildrenOfPackageExecAreNotStolenUnderHold(t *testing.T) {

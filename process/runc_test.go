@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"bytes"
 	"context"
 	"debug/elf"
@@ -21,10 +23,10 @@ import (
 func waitingInit(t *testing.T, script string) (fifo string, init *child) {
 	t.Helper()
 	fifo = filepath.Join(t.TempDir(), "exec.fifo")
-	must(t, unix.Mkfifo(fifo, 0o622))
+	proctest.Must(t, unix.Mkfifo(fifo, 0o622))
 	cmd := exec.Command("/bin/sh", "-c", "printf 'runc:[2:INIT]' >/proc/$$/comm; "+script, "init", fifo)
 	defer reaper.hold()()
-	must(t, cmd.Start())
+	proctest.Must(t, cmd.Start())
 	init = reaper.claim(cmd.Process.Pid)
 	ended := make(chan struct{})
 	go func() {
@@ -35,8 +37,8 @@ func waitingInit(t *testing.T, script string) (fifo string, init *child) {
 		_ = init.signal(unix.SIGKILL)
 		<-ended
 	})
-	eventually(t, "it is called what runc's init is", func() bool {
-		return isInitOfRunc(init.pid) || processState(init.pid) == "Z" || processState(init.pid) == ""
+	proctest.Eventually(t, "it is called what runc's init is", func() bool {
+		return isInitOfRunc(init.pid) || proctest.ProcessState(init.pid) == "Z" || proctest.ProcessState(init.pid) == ""
 	})
 	return fifo, init
 }
@@ -52,7 +54,7 @@ func TestOpenExecFifo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			fifo, init := waitingInit(t, script)
-			if err := openExecFifo(testContext(t), fifo, init); err != nil {
+			if err := openExecFifo(proctest.Context(t), fifo, init); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Lstat(fifo); !errors.Is(err, os.ErrNotExist) {
@@ -65,9 +67,9 @@ func TestOpenExecFifo(t *testing.T) {
 func TestOpenExecFifoThatAnotherHoldsOpen(t *testing.T) {
 	fifo, init := waitingInit(t, `printf 0 >"$1"; sleep 0.3; exit 0`)
 	other, err := os.OpenFile(fifo, os.O_RDWR, 0)
-	must(t, err)
+	proctest.Must(t, err)
 	defer other.Close()
-	if err := openExecFifo(testContext(t), fifo, init); err != nil {
+	if err := openExecFifo(proctest.Context(t), fifo, init); err != nil {
 		t.Error(err)
 	}
 }
@@ -79,8 +81,8 @@ func TestOpenExecFifoOfADeadInit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			fifo, init := waitingInit(t, script)
-			err := openExecFifo(testContext(t), fifo, init)
-			wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+			err := openExecFifo(proctest.Context(t), fifo, init)
+			proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 			if err == nil || !strings.Contains(err.Error(), "already dead") {
 				t.Errorf("got %v", err)
 			}
@@ -90,7 +92,7 @@ func TestOpenExecFifoOfADeadInit(t *testing.T) {
 
 func TestOpenExecFifoEndsWithItsContext(t *testing.T) {
 	fifo, init := waitingInit(t, "kill -STOP $$")
-	ctx, cancel := context.WithTimeout(testContext(t), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(proctest.Context(t), 10*time.Millisecond)
 	defer cancel()
 	if err := openExecFifo(ctx, fifo, init); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
@@ -101,7 +103,7 @@ func TestOpenExecFifoEndsWithItsContext(t *testing.T) {
 func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 	told := filepath.Join(t.TempDir(), "told")
 	fifo, init := waitingInit(t, `exec 3>"$1"; printf 0 >&3; echo >`+told+`; sleep 0.3; exec 3>&-; exec sleep 1000`)
-	ctx, cancel := context.WithCancel(testContext(t))
+	ctx, cancel := context.WithCancel(proctest.Context(t))
 	go func() {
 		defer cancel()
 		for ctx.Err() == nil {
@@ -111,7 +113,7 @@ func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
-	must(t, openExecFifo(ctx, fifo, init))
+	proctest.Must(t, openExecFifo(ctx, fifo, init))
 	if ctx.Err() == nil {
 		t.Error("the client was still there")
 	}
@@ -123,15 +125,15 @@ func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 // The byte can be lost by a client that goes just when it is written.
 func TestOpenExecFifoOfAContainerThatRuns(t *testing.T) {
 	fifo, init := waitingInit(t, `while [ ! -e "$1.go" ]; do sleep 0.01; done; exec sleep 1000`)
-	must(t, os.WriteFile(fifo+".go", nil, 0o600))
-	eventually(t, "it has executed its program", func() bool { return !isInitOfRunc(init.pid) })
-	must(t, openExecFifo(testContext(t), fifo, init))
+	proctest.Must(t, os.WriteFile(fifo+".go", nil, 0o600))
+	proctest.Eventually(t, "it has executed its program", func() bool { return !isInitOfRunc(init.pid) })
+	proctest.Must(t, openExecFifo(proctest.Context(t), fifo, init))
 }
 
 func TestStartedProcessHasExecutedItsProgram(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
 	_, init := waitingInit(t, `echo >`+ready+`; sleep 0.3; exec sleep 1000`)
-	eventually(t, "it is ready", func() bool { _, err := os.Lstat(ready); return err == nil })
+	proctest.Eventually(t, "it is ready", func() bool { _, err := os.Lstat(ready); return err == nil })
 	r := &ociRuntime{options: Options{BinaryName: "/no/such/runtime"}}
 	awaitProgram(init.pid, r.isInit)
 	if r.isInit(init.pid) {
@@ -170,12 +172,12 @@ func goProgram(t *testing.T, name, module string) (path string) {
 		Off: start, Vaddr: 0x400000, Filesz: uint64(len(info)), Memsz: uint64(len(info)), Align: 16,
 	}
 	var file bytes.Buffer
-	must(t, binary.Write(&file, binary.LittleEndian, header))
-	must(t, binary.Write(&file, binary.LittleEndian, segment))
+	proctest.Must(t, binary.Write(&file, binary.LittleEndian, header))
+	proctest.Must(t, binary.Write(&file, binary.LittleEndian, segment))
 	file.Write(make([]byte, start-file.Len()))
 	file.Write(info)
 	path = filepath.Join(t.TempDir(), name)
-	must(t, os.WriteFile(path, file.Bytes(), 0o700))
+	proctest.Must(t, os.WriteFile(path, file.Bytes(), 0o700))
 	return path
 }
 
@@ -188,7 +190,7 @@ const (
 func wrapper(t *testing.T, name, runc string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), name)
-	must(t, os.WriteFile(path, []byte("#!/bin/sh\nexec "+runc+" \"$@\"\n"), 0o700))
+	proctest.Must(t, os.WriteFile(path, []byte("#!/bin/sh\nexec "+runc+" \"$@\"\n"), 0o700))
 	return path
 }
 
@@ -196,7 +198,7 @@ func wrapper(t *testing.T, name, runc string) (path string) {
 func TestRuncIsKnownByWhatItIs(t *testing.T) {
 	runc := goProgram(t, "runtime", runcModule)
 	link := filepath.Join(t.TempDir(), "runc")
-	must(t, os.Symlink(runc, link))
+	proctest.Must(t, os.Symlink(runc, link))
 	replaced := goProgram(t, "runc", runcModule)
 	for _, tc := range []struct {
 		path string
@@ -228,7 +230,7 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 	if installed, err := exec.LookPath("runc"); err == nil && !isRuncProgram(installed) {
 		t.Errorf("%s is not taken for runc", installed)
 	}
-	must(t, os.Rename(wrapper(t, "other", runc), replaced))
+	proctest.Must(t, os.Rename(wrapper(t, "other", runc), replaced))
 	if (&ociRuntime{options: Options{BinaryName: replaced}}).isRunc() {
 		t.Error("what runc was replaced with is taken for it")
 	}
@@ -241,7 +243,7 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 func TestExecFifoIsRuncsOnly(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "ns", "c")
-	must(t, os.MkdirAll(dir, 0o700))
+	proctest.Must(t, os.MkdirAll(dir, 0o700))
 	runc := goProgram(t, "runtime", runcModule)
 	fifoOf := func(binary string) string {
 		r := &ociRuntime{options: Options{BinaryName: binary, Root: root}, namespace: "ns"}
@@ -254,14 +256,14 @@ func TestExecFifoIsRuncsOnly(t *testing.T) {
 		}
 	}
 	want("no fifo", runc, false)
-	must(t, os.WriteFile(filepath.Join(dir, "exec.fifo"), nil, 0o600))
-	must(t, os.WriteFile(filepath.Join(dir, "state.json"), nil, 0o600))
+	proctest.Must(t, os.WriteFile(filepath.Join(dir, "exec.fifo"), nil, 0o600))
+	proctest.Must(t, os.WriteFile(filepath.Join(dir, "state.json"), nil, 0o600))
 	want("a file", runc, false)
-	must(t, os.Remove(filepath.Join(dir, "exec.fifo")))
-	must(t, unix.Mkfifo(filepath.Join(dir, "exec.fifo"), 0o622))
+	proctest.Must(t, os.Remove(filepath.Join(dir, "exec.fifo")))
+	proctest.Must(t, unix.Mkfifo(filepath.Join(dir, "exec.fifo"), 0o622))
 	want("created", runc, true)
 	want("created", wrapper(t, "runc", runc), false)
-	must(t, os.Remove(filepath.Join(dir, "state.json")))
+	proctest.Must(t, os.Remove(filepath.Join(dir, "state.json")))
 	want("no state", runc, false)
 }
 
@@ -272,20 +274,20 @@ func TestRemoveContainerOfRunc(t *testing.T) {
 	runc := goProgram(t, "runtime", runcModule)
 	try := func(o Options, state string) bool {
 		t.Helper()
-		must(t, os.MkdirAll(dir, 0o700))
-		must(t, os.MkdirAll(filepath.Join(cgroup, "made", "below"), 0o700))
+		proctest.Must(t, os.MkdirAll(dir, 0o700))
+		proctest.Must(t, os.MkdirAll(filepath.Join(cgroup, "made", "below"), 0o700))
 		if state != "" {
-			must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(state), 0o600))
+			proctest.Must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(state), 0o600))
 		}
 		o.Root = root
 		r := &ociRuntime{options: o, namespace: "ns"}
-		done := r.removeContainer(testContext(t), "c")
+		done := r.removeContainer(proctest.Context(t), "c")
 		for _, path := range []string{dir, filepath.Join(cgroup, "made")} {
 			if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) != done {
 				t.Errorf("%+v, %s: %v, and %s: %v", o, state, done, path, err)
 			}
 		}
-		must(t, os.RemoveAll(dir))
+		proctest.Must(t, os.RemoveAll(dir))
 		return done
 	}
 	usual := `{"cgroup_paths": {"memory": "` + filepath.Join(cgroup, "made") + `"}, "config": {"cgroups": {"Systemd": false}, "Hooks": {"poststop": null}}}`

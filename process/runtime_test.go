@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +24,7 @@ func TestLastErrorOfALog(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "log.json")
-			must(t, os.WriteFile(path, []byte(tc.before+tc.log), 0o600))
+			proctest.Must(t, os.WriteFile(path, []byte(tc.before+tc.log), 0o600))
 			if got := lastError(path, int64(len(tc.before))); got != tc.want {
 				t.Errorf("got %.100q, want %.100q", got, tc.want)
 			}
@@ -36,11 +38,11 @@ func TestLastErrorOfALog(t *testing.T) {
 func TestFeaturesOfTheRuntime(t *testing.T) {
 	n := newNode(t)
 	defer reaper.hold()()
-	f, err := Features(testContext(t), n.options.BinaryName)
+	f, err := Features(proctest.Context(t), n.options.BinaryName)
 	if err != nil || f.OCIVersionMin != "1.0.0" {
 		t.Errorf("got %+v and error %v", f, err)
 	}
-	if _, err := Features(testContext(t), "/nonexistent/runtime"); err == nil || !strings.Contains(err.Error(), "/nonexistent/runtime") {
+	if _, err := Features(proctest.Context(t), "/nonexistent/runtime"); err == nil || !strings.Contains(err.Error(), "/nonexistent/runtime") {
 		t.Errorf("got %v, want an error that names the runtime", err)
 	}
 }

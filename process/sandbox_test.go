@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"context"
 	"fmt"
 	"os"
@@ -34,8 +36,8 @@ func without(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) []specs
 func (n *node) pod(spec *specs.Spec) *Task {
 	n.t.Helper()
 	task := n.make(n.request("pod", spec))
-	pid, err := task.init.Start(testContext(n.t))
-	must(n.t, err)
+	pid, err := task.init.Start(proctest.Context(n.t))
+	proctest.Must(n.t, err)
 	if pid != podTID {
 		n.t.Errorf("the sandbox's pid is %d, want %d", pid, podTID)
 	}
@@ -52,40 +54,40 @@ func utsName(t *testing.T) (host, domain string) {
 }
 
 func TestLifeOfASandbox(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	task := n.make(n.request("pod", sandboxSpec()))
 	p := process(t, task, "")
 	if st := p.Status(); st != (Status{State: Created, Pid: podTID}) {
 		t.Errorf("after create it is %+v", st)
 	}
-	if atHome(t, podTID) {
+	if proctest.AtHome(t, podTID) {
 		t.Error("the thread is in the host's namespaces")
 	}
-	othersAtHome(t, podTID)
+	proctest.OthersAtHome(t, podTID)
 
 	pid, err := p.Start(ctx)
 	if err != nil || pid != podTID || p.Status().State != Running {
 		t.Errorf("start: pid %d, error %v, state %s", pid, err, p.Status().State)
 	}
 	_, err = p.Start(ctx)
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = task.Delete(ctx, "")
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if pids, err := task.Pids(); err != nil || !reflect.DeepEqual(pids, []Info{{Pid: podTID}}) {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
 
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	if status := exitOf(t, p); status != 137 {
 		t.Errorf("exit status %d, want 137", status)
 	}
-	if !atHome(t, podTID) {
+	if !proctest.AtHome(t, podTID) {
 		t.Error("the thread has not come back")
 	}
-	wantKind(t, task.Kill("", unix.SIGKILL, false), errdefs.IsNotFound, "not found")
-	wantKind(t, task.Kill("", unix.SIGTERM, true), errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, task.Kill("", unix.SIGKILL, false), errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, task.Kill("", unix.SIGTERM, true), errdefs.IsNotFound, "not found")
 	if pids, err := task.Pids(); err != nil || len(pids) != 1 {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
@@ -98,7 +100,7 @@ func TestLifeOfASandbox(t *testing.T) {
 		t.Errorf("delete: %+v, error %v", st, err)
 	}
 	_, err = task.Delete(ctx, "")
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if got, want := n.events.all(), []string{"started pod", "exited 137 pod"}; !slices.Equal(got, want) {
 		t.Errorf("events are %q, want %q", got, want)
 	}
@@ -110,7 +112,7 @@ func TestNamesOfASandbox(t *testing.T) {
 	spec := sandboxSpec()
 	spec.Hostname, spec.Domainname = "pod-host", "pod.domain"
 	n.make(n.request("pod", spec))
-	must(t, podThread.Do(func() error {
+	proctest.Must(t, podThread.Do(func() error {
 		if h, d := utsName(t); h != "pod-host" || d != "pod.domain" {
 			t.Errorf("names inside are %q and %q", h, d)
 		}
@@ -145,9 +147,9 @@ func TestSignalsToASandbox(t *testing.T) {
 			}
 			task := n.pod(spec)
 			for _, sig := range tc.ignored {
-				must(t, task.Kill("", sig, false))
+				proctest.Must(t, task.Kill("", sig, false))
 			}
-			must(t, task.Kill("", tc.sig, true))
+			proctest.Must(t, task.Kill("", tc.sig, true))
 			// If one that must be ignored was not, that one's status would show.
 			if status := exitOf(t, task.init); status != tc.want {
 				t.Errorf("exit status %d, want %d", status, tc.want)
@@ -160,10 +162,10 @@ func TestSignalsThatDoNotExist(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
 	for _, sig := range []unix.Signal{-1, 0, 65, 1 << 30} {
-		wantKind(t, task.Kill("", sig, false), errdefs.IsInvalidArgument, "an invalid argument")
-		wantKind(t, task.Kill("", sig, true), errdefs.IsInvalidArgument, "an invalid argument")
+		proctest.WantKind(t, task.Kill("", sig, false), errdefs.IsInvalidArgument, "an invalid argument")
+		proctest.WantKind(t, task.Kill("", sig, true), errdefs.IsInvalidArgument, "an invalid argument")
 	}
-	wantKind(t, task.Kill("nobody", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, task.Kill("nobody", unix.SIGTERM, false), errdefs.IsNotFound, "not found")
 	if task.init.Status().State != Running {
 		t.Error("it does not run any more")
 	}
@@ -172,67 +174,67 @@ func TestSignalsThatDoNotExist(t *testing.T) {
 func TestWhatASandboxCannotDo(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
-	ctx := testContext(t)
-	wantKind(t, task.Exec("e", Stdio{}, []byte("{}")), errdefs.IsNotImplemented, "not implemented")
-	wantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
+	ctx := proctest.Context(t)
+	proctest.WantKind(t, task.Exec("e", Stdio{}, []byte("{}")), errdefs.IsNotImplemented, "not implemented")
+	proctest.WantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
 	_, err := task.Process("e")
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = task.Stats()
-	wantKind(t, err, errdefs.IsNotFound, "not found")
-	wantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
 	if task.init.Status().State != Running {
 		t.Error("it does not run any more")
 	}
-	must(t, task.init.Resize(80, 25))
+	proctest.Must(t, task.init.Resize(80, 25))
 	task.init.CloseStdin()
 
 	r := n.request("restored", sandboxSpec())
 	r.Checkpoint = "/images"
 	_, err = n.Create(ctx, r)
-	wantKind(t, err, errdefs.IsNotImplemented, "not implemented")
+	proctest.WantKind(t, err, errdefs.IsNotImplemented, "not implemented")
 }
 
 func TestUpdateOfASandboxWithoutCgroup(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
-	err := task.Update(testContext(t), &specs.LinuxResources{})
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition, as pause has it")
+	err := task.Update(proctest.Context(t), &specs.LinuxResources{})
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition, as pause has it")
 }
 
 func TestOneSandboxAtATime(t *testing.T) {
 	n := newNode(t)
 	first := n.pod(sandboxSpec())
-	before := inode(t, threadNS(podTID, "net"))
-	_, err := n.Create(testContext(t), n.request("second", sandboxSpec()))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
-	_, err = n.Create(testContext(t), n.request("pod", sandboxSpec()))
-	wantKind(t, err, errdefs.IsAlreadyExists, "that it exists")
-	if inode(t, threadNS(podTID, "net")) != before {
+	before := proctest.Inode(t, proctest.ThreadNS(podTID, "net"))
+	_, err := n.Create(proctest.Context(t), n.request("second", sandboxSpec()))
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	_, err = n.Create(proctest.Context(t), n.request("pod", sandboxSpec()))
+	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "that it exists")
+	if proctest.Inode(t, proctest.ThreadNS(podTID, "net")) != before {
 		t.Error("the first one's namespaces are gone")
 	}
-	must(t, first.Kill("", unix.SIGTERM, false))
+	proctest.Must(t, first.Kill("", unix.SIGTERM, false))
 	exitOf(t, first.init)
 
 	second := n.make(n.request("second", sandboxSpec()))
 	// The delete of the first does not touch the second.
-	_, err = first.Delete(testContext(t), "")
-	must(t, err)
-	if atHome(t, podTID) {
+	_, err = first.Delete(proctest.Context(t), "")
+	proctest.Must(t, err)
+	if proctest.AtHome(t, podTID) {
 		t.Error("the second one's namespaces are gone")
 	}
-	_, err = second.init.Start(testContext(t))
-	must(t, err)
+	_, err = second.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
 }
 
 func TestDeleteOfACreatedSandbox(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.make(n.request("pod", sandboxSpec()))
-	st, err := task.Delete(testContext(t), "")
+	st, err := task.Delete(proctest.Context(t), "")
 	if err != nil || st.Exit.Status != 137 {
 		t.Errorf("got %+v and error %v", st, err)
 	}
-	if !atHome(t, podTID) {
+	if !proctest.AtHome(t, podTID) {
 		t.Error("the thread has not come back")
 	}
 	if got, want := n.events.all(), []string{"exited 137 pod"}; !slices.Equal(got, want) {
@@ -252,24 +254,24 @@ func TestReleaseEndsTheSandbox(t *testing.T) {
 }
 
 func TestOutputOfASandboxEndsWithIt(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("pod", sandboxSpec())
-	r.Stdio = Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
-	stdout, stderr := readFifo(t, r.Stdio.Stdout), readFifo(t, r.Stdio.Stderr)
+	r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	stdout, stderr := proctest.ReadFifo(t, r.Stdio.Stdout), proctest.ReadFifo(t, r.Stdio.Stderr)
 	task := n.make(r)
 	if got := task.init.Stdio(); got != r.Stdio {
 		t.Errorf("stdio is %+v", got)
 	}
-	<-stdout.open
-	<-stderr.open
+	<-stdout.Open
+	<-stderr.Open
 	select {
-	case <-stdout.done:
+	case <-stdout.Done:
 		t.Error("the output has ended before the sandbox")
 	default:
 	}
-	must(t, task.Kill("", unix.SIGTERM, false))
-	if out, err := stdout.all(), stderr.all(); out != "" || err != "" {
+	proctest.Must(t, task.Kill("", unix.SIGTERM, false))
+	if out, err := stdout.All(), stderr.All(); out != "" || err != "" {
 		t.Errorf("output is %q and %q", out, err)
 	}
 }
@@ -338,17 +340,17 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 		}, errdefs.IsInvalidArgument, "kernel.panic"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			spec := sandboxSpec()
 			tc.change(spec)
 			spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "refused"
 			r := n.request("pod", spec)
-			task, err := n.Create(testContext(t), r)
+			task, err := n.Create(proctest.Context(t), r)
 			if task != nil || !tc.kind(err) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "task pod") {
 				t.Errorf("got %v and error %v", task, err)
 			}
-			if !atHome(t, podTID) {
+			if !proctest.AtHome(t, podTID) {
 				t.Error("the thread has not come back")
 			}
 			if left := cgroupsLeft(); len(left) > 0 {
@@ -367,19 +369,19 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 func TestSpecsThatCannotBeRead(t *testing.T) {
 	n := newNode(t)
 	for _, text := range []string{"", "{", `{"linux":[]}`, `{"hostname":7}`} {
-		_, err := n.Create(testContext(t), CreateRequest{ID: "x", Bundle: rawBundle(t, text), Options: n.options})
-		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		_, err := n.Create(proctest.Context(t), CreateRequest{ID: "x", Bundle: rawBundle(t, text), Options: n.options})
+		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
-	_, err := n.Create(testContext(t), CreateRequest{ID: "x", Bundle: t.TempDir(), Options: n.options})
+	_, err := n.Create(proctest.Context(t), CreateRequest{ID: "x", Bundle: t.TempDir(), Options: n.options})
 	if err == nil || !strings.Contains(err.Error(), "config.json") {
 		t.Errorf("got %v, want an error that names config.json", err)
 	}
 }
 
 func TestCgroupOfASandbox(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	shares, limit := uint64(512), int64(64<<20)
 	spec := sandboxSpec()
 	spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "pod"
@@ -394,7 +396,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 	memoryLimit := func() uint64 {
 		t.Helper()
 		m, err := task.Stats()
-		must(t, err)
+		proctest.Must(t, err)
 		switch m := m.(type) {
 		case *stats.Metrics:
 			return m.Memory.Usage.Limit
@@ -408,18 +410,18 @@ func TestCgroupOfASandbox(t *testing.T) {
 		t.Errorf("memory limit is %d, want %d", got, limit)
 	}
 	limit = 32 << 20
-	must(t, task.Update(ctx, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}))
+	proctest.Must(t, task.Update(ctx, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}))
 	if got := memoryLimit(); got != uint64(limit) {
 		t.Errorf("memory limit is %d, want %d", got, limit)
 	}
 
-	must(t, task.Pause(ctx))
+	proctest.Must(t, task.Pause(ctx))
 	if st := task.init.Status(); st.State != Paused {
 		t.Errorf("it is %s", st.State)
 	}
-	wantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
-	must(t, task.Resume(ctx))
-	wantKind(t, task.Resume(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Pause(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.Must(t, task.Resume(ctx))
+	proctest.WantKind(t, task.Resume(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
 
 	// The shim itself is not in it.
 	for _, dir := range task.cgroup.Paths() {
@@ -429,7 +431,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 		}
 	}
 
-	must(t, task.Kill("", unix.SIGTERM, false))
+	proctest.Must(t, task.Kill("", unix.SIGTERM, false))
 	exitOf(t, task.init)
 	// Not only after the delete: who watches cgroups takes the shim's pid for the pod's
 	// as long as it is there.
@@ -437,7 +439,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 		t.Errorf("cgroups are left at the exit: %v", left)
 	}
 	_, err := task.Delete(ctx, "")
-	must(t, err)
+	proctest.Must(t, err)
 	if left := cgroupsLeft(); len(left) > 0 {
 		t.Errorf("cgroups are left: %v", left)
 	}
@@ -447,7 +449,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 func pidsLimit(t *testing.T, task *Task) uint64 {
 	t.Helper()
 	m, err := task.Stats()
-	must(t, err)
+	proctest.Must(t, err)
 	switch m := m.(type) {
 	case *stats.Metrics:
 		return m.Pids.Limit
@@ -481,7 +483,7 @@ func TestFormOfTheCgroupsPath(t *testing.T) {
 		}
 		// The clean-up after a dead shim finds it as well.
 		_, err := cleanUp(t, task.Bundle, "pod")
-		must(t, err)
+		proctest.Must(t, err)
 		if left := cgroupsLeft(); len(left) > 0 {
 			t.Errorf("%s, systemd %t: cgroups are left: %v", c.path, c.systemd, left)
 		}
@@ -494,21 +496,21 @@ func TestKillOfAPausedSandbox(t *testing.T) {
 	spec := sandboxSpec()
 	spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "pod"
 	task := n.pod(spec)
-	must(t, task.Pause(testContext(t)))
-	must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Must(t, task.Pause(proctest.Context(t)))
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	if status := exitOf(t, task.init); status != 137 {
 		t.Errorf("exit status %d", status)
 	}
 }
 
 func TestCgroupThatCannotBeMade(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	spec := sandboxSpec()
 	spec.Linux.CgroupsPath = "/" + cgroupPrefix() + "pod"
 	limit := int64(1)
 	spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}, Unified: map[string]string{"no.such": "1"}}
-	if _, err := n.Create(testContext(t), n.request("pod", spec)); err == nil || !strings.Contains(err.Error(), "no.such") {
+	if _, err := n.Create(proctest.Context(t), n.request("pod", spec)); err == nil || !strings.Contains(err.Error(), "no.such") {
 		t.Errorf("got %v", err)
 	}
 	if left := cgroupsLeft(); len(left) > 0 {
@@ -535,8 +537,8 @@ func (c panicking) Done() <-chan struct{} {
 func TestPanicWhileCreating(t *testing.T) {
 	create := func(n *node, r CreateRequest, at int) (panicked bool) {
 		defer func() { panicked = recover() != nil }()
-		task, err := n.Create(panicking{testContext(t), &at}, r)
-		must(t, err)
+		task, err := n.Create(panicking{proctest.Context(t), &at}, r)
+		proctest.Must(t, err)
 		n.adopt(task)
 		return false
 	}
@@ -548,7 +550,7 @@ func TestPanicWhileCreating(t *testing.T) {
 			break
 		}
 		sandboxes++
-		if !atHome(t, podTID) {
+		if !proctest.AtHome(t, podTID) {
 			t.Fatal("the thread has not come back")
 		}
 	}
@@ -561,10 +563,10 @@ func TestPanicWhileCreating(t *testing.T) {
 			members++
 			n.make(n.request("member", member(t, specs.NetworkNamespace, "")))
 		}
-		must(t, pod.Kill("", unix.SIGKILL, false))
+		proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
 		exitOf(t, pod.init)
-		_, err := pod.Delete(testContext(t), "")
-		must(t, err)
+		_, err := pod.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 		if !panicked {
 			break
 		}

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,16 +14,16 @@ import (
 func TestSpecWithoutSections(t *testing.T) {
 	for _, text := range []string{`{}`, `null`, `{"process": null, "linux": null}`} {
 		bundle := t.TempDir()
-		must(t, os.WriteFile(filepath.Join(bundle, "config.json"), []byte(text), 0o600))
+		proctest.Must(t, os.WriteFile(filepath.Join(bundle, "config.json"), []byte(text), 0o600))
 		s, err := readSpec(bundle)
-		must(t, err)
+		proctest.Must(t, err)
 		if s.Process == nil || s.Linux == nil {
 			t.Errorf("%s: a section is missing", text)
 		}
 	}
 	given := &specs.Spec{Hostname: "pod"}
 	s, err := specOf(CreateRequest{Spec: given})
-	must(t, err)
+	proctest.Must(t, err)
 	if s.Process == nil || s.Linux == nil || s.Hostname != "pod" {
 		t.Errorf("got %+v", s)
 	}

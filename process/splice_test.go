@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -18,14 +20,14 @@ import (
 )
 
 func TestSpliceIsForPipes(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	r, w, err := os.Pipe()
-	must(t, err)
+	proctest.Must(t, err)
 	defer closeAll(r, w)
 	_, err = w.WriteString("output")
-	must(t, err)
+	proctest.Must(t, err)
 	file, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	must(t, err)
+	proctest.Must(t, err)
 	defer file.Close()
 	if spliceStream(file, r) {
 		t.Error("a file was taken for a pipe")
@@ -38,11 +40,11 @@ func TestSpliceIsForPipes(t *testing.T) {
 
 // The client has stopped to read, and the pipes are full.
 func TestSpliceEndsWithItsFiles(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	r, w, err := os.Pipe()
-	must(t, err)
-	dst, err := os.OpenFile(mkfifo(t), os.O_RDWR|unix.O_NONBLOCK, 0)
-	must(t, err)
+	proctest.Must(t, err)
+	dst, err := os.OpenFile(proctest.Mkfifo(t), os.O_RDWR|unix.O_NONBLOCK, 0)
+	proctest.Must(t, err)
 	written := make(chan error, 1)
 	go func() {
 		_, err := w.Write(make([]byte, 1<<20))
@@ -65,13 +67,13 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 
 // The container has read it back itself.
 func TestSpliceOfNothing(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	src, _ := newPipe(t)
 	_, dst := newPipe(t)
 	in, err := src.SyscallConn()
-	must(t, err)
+	proctest.Must(t, err)
 	out, err := dst.SyscallConn()
-	must(t, err)
+	proctest.Must(t, err)
 	if n, err := splice(out, in); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("it moved %d bytes, error %v", n, err)
 	}
@@ -80,7 +82,7 @@ func TestSpliceOfNothing(t *testing.T) {
 // Nothing gets lost or mixed up on the way to a reader who lags behind. The pipes become
 // larger for it, and smaller again when there is nothing to move.
 func TestSpliceToASlowReader(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	src, w := newPipe(t)
 	r, dst := newPipe(t)
 	done := make(chan bool, 1)
@@ -101,23 +103,23 @@ func TestSpliceToASlowReader(t *testing.T) {
 	enlarged := false
 	for buf := make([]byte, 4<<10); len(got) < len(want); {
 		n, err := r.Read(buf)
-		must(t, err)
+		proctest.Must(t, err)
 		got = append(got, buf[:n]...)
 		if len(got) < len(want)/2 {
 			time.Sleep(200 * time.Microsecond) // then the pipes are full
 			enlarged = enlarged || pipeCapacity(t, w) == largeSize && pipeCapacity(t, r) == largeSize
 		}
 	}
-	must(t, <-written)
+	proctest.Must(t, <-written)
 	if !enlarged {
 		t.Error("the pipes have kept their size")
 	}
 	for pipeCapacity(t, w) != pipeSize || pipeCapacity(t, r) != pipeSize {
 		// They may have had too much in them; so there is a next time.
 		_, err := w.WriteString("x")
-		must(t, err)
+		proctest.Must(t, err)
 		_, err = r.Read(make([]byte, 1))
-		must(t, err)
+		proctest.Must(t, err)
 		time.Sleep(time.Millisecond)
 	}
 	w.Close()
@@ -134,16 +136,16 @@ func TestSpliceToASlowReader(t *testing.T) {
 // only the thread that moves its output waits, though Go has no other P to run the rest.
 func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	src, w := newPipe(t)
 	r, dst := newPipe(t)
 	in, err := src.SyscallConn()
-	must(t, err)
+	proctest.Must(t, err)
 	out, err := dst.SyscallConn()
-	must(t, err)
+	proctest.Must(t, err)
 	memory := newUnservedMemory(t)
 	_, err = w.WriteString("output")
-	must(t, err)
+	proctest.Must(t, err)
 	written, pipe := make(chan error), int(w.Fd())
 	go func() {
 		_, err := unix.Write(pipe, memory.page)
@@ -161,7 +163,7 @@ func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	call, inSplice := fmt.Sprintf("/proc/self/task/%d/syscall", <-tid), fmt.Sprintf("%d ", unix.SYS_SPLICE)
 	for {
 		text, err := os.ReadFile(call)
-		must(t, err)
+		proctest.Must(t, err)
 		if strings.HasPrefix(string(text), inSplice) {
 			break
 		}
@@ -173,15 +175,15 @@ func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	default:
 	}
 	memory.serve(t)
-	must(t, <-written)
-	must(t, <-moved)
+	proctest.Must(t, <-written)
+	proctest.Must(t, <-moved)
 	w.Close()
 	if !spliceStream(dst, src) {
 		t.Error("it says that there are no pipes")
 	}
 	dst.Close()
 	got, err := io.ReadAll(r)
-	must(t, err)
+	proctest.Must(t, err)
 	if want := append([]byte("output"), make([]byte, len(memory.page))...); !bytes.Equal(got, want) {
 		t.Errorf("got %d bytes, want %d", len(got), len(want))
 	}
@@ -207,11 +209,11 @@ func newUnservedMemory(t *testing.T) *unservedMemory {
 		t.Fatalf("userfaultfd: %v", errno)
 	}
 	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	must(t, err)
+	proctest.Must(t, err)
 	m := &unservedMemory{int(fd), page}
 	t.Cleanup(func() {
-		must(t, unix.Close(m.fd)) // which lets those go on who wait
-		must(t, unix.Munmap(m.page))
+		proctest.Must(t, unix.Close(m.fd)) // which lets those go on who wait
+		proctest.Must(t, unix.Munmap(m.page))
 	})
 	m.ioctl(t, uffdAPI, &[3]uint64{0xaa})
 	m.ioctl(t, uffdRegister, &[4]uint64{m.address(), uint64(len(m.page)), 1 /* missing pages */})
@@ -237,7 +239,7 @@ func (m *unservedMemory) ioctl(t *testing.T, request uintptr, arg any) {
 // awaitAccess waits until somebody waits for the page.
 func (m *unservedMemory) awaitAccess(t *testing.T) {
 	t.Helper()
-	must(t, ignoringEINTR(func() error {
+	proctest.Must(t, ignoringEINTR(func() error {
 		_, err := unix.Read(m.fd, make([]byte, 32))
 		return err
 	}))
@@ -252,7 +254,7 @@ func (m *unservedMemory) serve(t *testing.T) {
 func newPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() { closeAll(r, w) })
 	return r, w
 }
@@ -261,9 +263,9 @@ func newPipe(t *testing.T) (r, w *os.File) {
 func pipeCapacity(t *testing.T, f *os.File) (n int) {
 	t.Helper()
 	conn, err := f.SyscallConn()
-	must(t, err)
-	must(t, conn.Control(func(fd uintptr) { n, err = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0) }))
-	must(t, err)
+	proctest.Must(t, err)
+	proctest.Must(t, conn.Control(func(fd uintptr) { n, err = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0) }))
+	proctest.Must(t, err)
 	return n
 }
 
@@ -271,9 +273,9 @@ func pipeCapacity(t *testing.T, f *os.File) (n int) {
 func unread(t *testing.T, f *os.File) int {
 	t.Helper()
 	conn, err := f.SyscallConn()
-	must(t, err)
+	proctest.Must(t, err)
 	n := 0
-	must(t, conn.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }))
-	must(t, err)
+	proctest.Must(t, conn.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }))
+	proctest.Must(t, err)
 	return n
 }

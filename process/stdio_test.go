@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"context"
 	"errors"
 	"fmt"
@@ -22,53 +24,53 @@ func (n *node) with(sio Stdio, command string) *Task {
 	r := n.request("c", containerSpec(n.t, "c", command))
 	r.Stdio = sio
 	task := n.make(r)
-	_, err := task.init.Start(testContext(n.t))
-	must(n.t, err)
+	_, err := task.init.Start(proctest.Context(n.t))
+	proctest.Must(n.t, err)
 	return task
 }
 
 func (n *node) remove(task *Task) {
 	n.t.Helper()
 	exitOf(n.t, task.init)
-	_, err := task.Delete(testContext(n.t), "")
-	must(n.t, err)
+	_, err := task.Delete(proctest.Context(n.t), "")
+	proctest.Must(n.t, err)
 }
 
 func fileText(t *testing.T, path ...string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(path...))
-	must(t, err)
+	proctest.Must(t, err)
 	return string(text)
 }
 
 func openFifo(t *testing.T, path string) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() { f.Close() })
 	return f
 }
 
 func TestFifos(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
-	stdout, stderr := readFifo(t, sio.Stdout), readFifo(t, sio.Stderr)
+	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	stdout, stderr := proctest.ReadFifo(t, sio.Stdout), proctest.ReadFifo(t, sio.Stderr)
 	task := n.with(sio, "echo problem >&2; cat; echo end")
 	in := openFifo(t, sio.Stdin)
 	_, err := in.WriteString("hello\n")
-	must(t, err)
-	must(t, in.Close())
+	proctest.Must(t, err)
+	proctest.Must(t, in.Close())
 	// The input goes on until it is closed through the API.
 	in = openFifo(t, sio.Stdin)
 	_, err = in.WriteString("again\n")
-	must(t, err)
-	must(t, in.Close())
+	proctest.Must(t, err)
+	proctest.Must(t, in.Close())
 	task.init.CloseStdin()
-	if got, want := stdout.all(), "hello\nagain\nend\n"; got != want {
+	if got, want := stdout.All(), "hello\nagain\nend\n"; got != want {
 		t.Errorf("output is %q, want %q", got, want)
 	}
-	if got := stderr.all(); got != "problem\n" {
+	if got := stderr.All(); got != "problem\n" {
 		t.Errorf("error output is %q", got)
 	}
 	task.init.CloseStdin()
@@ -77,31 +79,31 @@ func TestFifos(t *testing.T) {
 
 func TestCloseOfStdinWaitsForWhatIsWritten(t *testing.T) {
 	n := newNode(t)
-	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
-	stdout := readFifo(t, sio.Stdout)
+	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
+	stdout := proctest.ReadFifo(t, sio.Stdout)
 	task := n.with(sio, "sleep 0.1; cat")
 	in := openFifo(t, sio.Stdin)
 	text := strings.Repeat("0123456789abcde\n", 3000)
 	_, err := in.WriteString(text)
-	must(t, err)
+	proctest.Must(t, err)
 	task.init.CloseStdin()
-	must(t, in.Close())
-	if got := stdout.all(); got != text {
+	proctest.Must(t, in.Close())
+	if got := stdout.All(); got != text {
 		t.Errorf("got %d bytes, want %d", len(got), len(text))
 	}
 	n.remove(task)
 }
 
 func TestReaderThatComesLate(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", "echo hello"))
-	r.Stdio.Stdout = mkfifo(t)
+	r.Stdio.Stdout = proctest.Mkfifo(t)
 	done := make(chan error)
 	var task *Task
 	go func() {
 		var err error
-		task, err = n.Create(testContext(t), r)
+		task, err = n.Create(proctest.Context(t), r)
 		done <- err
 	}()
 	select {
@@ -112,46 +114,46 @@ func TestReaderThatComesLate(t *testing.T) {
 	if calls := n.told("calls"); calls != "" {
 		t.Errorf("calls are %q", calls)
 	}
-	stdout := readFifo(t, r.Stdio.Stdout)
-	must(t, <-done)
+	stdout := proctest.ReadFifo(t, r.Stdio.Stdout)
+	proctest.Must(t, <-done)
 	n.adopt(task)
-	_, err := task.init.Start(testContext(t))
-	must(t, err)
-	if got := stdout.all(); got != "hello\n" {
+	_, err := task.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
+	if got := stdout.All(); got != "hello\n" {
 		t.Errorf("output is %q", got)
 	}
 }
 
 // A reader that waits in open(2) must not see the end before the output.
 func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
-	path := mkfifo(t)
+	path := proctest.Mkfifo(t)
 	for range 300 {
-		reading := readFifo(t, path)
-		out, err := openSink(testContext(t), path)
-		must(t, err)
+		reading := proctest.ReadFifo(t, path)
+		out, err := openSink(proctest.Context(t), path)
+		proctest.Must(t, err)
 		_, err = out.dst.WriteString("x")
-		must(t, err)
+		proctest.Must(t, err)
 		select {
-		case <-reading.done:
+		case <-reading.Done:
 			t.Fatal("the reader has seen the end")
 		default:
 		}
 		// What the reader has not taken yet would be lost with the last writer.
-		eventually(t, "the fifo is empty", func() bool {
+		proctest.Eventually(t, "the fifo is empty", func() bool {
 			return bytesIn(out.dst) == 0
 		})
 		out.close()
-		if got := reading.all(); got != "x" {
+		if got := reading.All(); got != "x" {
 			t.Fatalf("got %q", got)
 		}
 	}
 }
 
 func TestNoReader(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
-	r.Stdio = Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t), Stderr: mkfifo(t)}
+	r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	_, err := n.Create(ctx, r)
@@ -164,13 +166,13 @@ func TestNoReader(t *testing.T) {
 }
 
 func TestStreamsThatDoNotExist(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	missing := filepath.Join(t.TempDir(), "missing")
-	for _, sio := range []Stdio{{Stdin: missing}, {Stdout: missing}, {Stderr: missing}, {Stdin: mkfifo(t), Stdout: missing}} {
+	for _, sio := range []Stdio{{Stdin: missing}, {Stdout: missing}, {Stderr: missing}, {Stdin: proctest.Mkfifo(t), Stdout: missing}} {
 		n := newNode(t)
 		r := n.request("c", containerSpec(t, "c", forever))
 		r.Stdio = sio
-		if _, err := n.Create(testContext(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), missing) {
+		if _, err := n.Create(proctest.Context(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), missing) {
 			t.Errorf("%+v: got %v", sio, err)
 		}
 	}
@@ -181,7 +183,7 @@ func TestUnknownSchemes(t *testing.T) {
 	for _, stdout := range []string{"http://example.com/", "npipe:///x", "ftp:x", "%zz"} {
 		r := n.request("c", containerSpec(t, "c", forever))
 		r.Stdio.Stdout = stdout
-		_, err := n.Create(testContext(t), r)
+		_, err := n.Create(proctest.Context(t), r)
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), stdout) {
 			t.Errorf("%s: got %v, want an invalid argument that names it", stdout, err)
 		}
@@ -189,7 +191,7 @@ func TestUnknownSchemes(t *testing.T) {
 }
 
 func TestNoStreams(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	where := filepath.Join(t.TempDir(), "where")
 	task := n.with(Stdio{}, "text=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo \"$text\" >"+where)
@@ -201,19 +203,19 @@ func TestNoStreams(t *testing.T) {
 }
 
 func TestSomeStreams(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	sio := Stdio{Stderr: mkfifo(t)}
-	stderr := readFifo(t, sio.Stderr)
+	sio := Stdio{Stderr: proctest.Mkfifo(t)}
+	stderr := proctest.ReadFifo(t, sio.Stderr)
 	task := n.with(sio, "echo lost; cat; echo problem >&2")
-	if got := stderr.all(); got != "problem\n" {
+	if got := stderr.All(); got != "problem\n" {
 		t.Errorf("error output is %q", got)
 	}
 	n.remove(task)
 }
 
 func TestOutputToAFile(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "deep", "er", "log")
@@ -228,7 +230,7 @@ func TestOutputToAFile(t *testing.T) {
 
 	// A file that exists may be given by its path as well.
 	plain := filepath.Join(dir, "plain")
-	must(t, os.WriteFile(plain, []byte("first\n"), 0o600))
+	proctest.Must(t, os.WriteFile(plain, []byte("first\n"), 0o600))
 	n.remove(n.with(Stdio{Stdout: plain}, "echo second"))
 	if got := fileText(t, plain); got != "first\nsecond\n" {
 		t.Errorf("the file is %q", got)
@@ -236,21 +238,21 @@ func TestOutputToAFile(t *testing.T) {
 }
 
 func TestInputFromAFile(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	// Nobody can open this one for writing.
 	busy, err := os.Executable()
-	must(t, err)
+	proctest.Must(t, err)
 	plain := filepath.Join(t.TempDir(), "plain")
-	must(t, os.WriteFile(plain, []byte("hello\n"), 0o400))
+	proctest.Must(t, os.WriteFile(plain, []byte("hello\n"), 0o400))
 	for _, path := range []string{plain, busy} {
 		n := newNode(t)
-		sio := Stdio{Stdin: path, Stdout: mkfifo(t)}
-		stdout := readFifo(t, sio.Stdout)
+		sio := Stdio{Stdin: path, Stdout: proctest.Mkfifo(t)}
+		stdout := proctest.ReadFifo(t, sio.Stdout)
 		task := n.with(sio, "wc -c")
 		task.init.CloseStdin() // whose end comes by itself
 		st, err := os.Stat(path)
-		must(t, err)
-		if got, want := stdout.all(), fmt.Sprintln(st.Size()); got != want {
+		proctest.Must(t, err)
+		if got, want := stdout.All(), fmt.Sprintln(st.Size()); got != want {
 			t.Errorf("%s: it has read %q bytes, want %q", path, got, want)
 		}
 		n.remove(task)
@@ -259,7 +261,7 @@ func TestInputFromAFile(t *testing.T) {
 		n := newNode(t)
 		r := n.request("c", containerSpec(t, "c", forever))
 		r.Stdio = sio
-		if _, err := n.Create(testContext(t), r); !errors.Is(err, unix.EISDIR) {
+		if _, err := n.Create(proctest.Context(t), r); !errors.Is(err, unix.EISDIR) {
 			t.Errorf("%+v: got %v", sio, err)
 		}
 	}
@@ -267,7 +269,7 @@ func TestInputFromAFile(t *testing.T) {
 
 // The shim does not ask whether such a file is ready: who serves it may never answer.
 func TestStreamsThatAProcessServes(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	file := serveFile(t, "hello\n")
 	for _, sio := range []Stdio{{Stdin: file.path, Stdout: file.path}, {Stdin: file.path, Stdout: "file://" + file.path}} {
@@ -283,11 +285,11 @@ func TestStreamsThatAProcessServes(t *testing.T) {
 
 // A log that is a fifo has nobody who reads it yet.
 func TestLogFileThatIsAFifo(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
-	r.Stdio.Stdout = "file://" + mkfifo(t)
-	if _, err := n.Create(testContext(t), r); !errors.Is(err, unix.ENXIO) {
+	r.Stdio.Stdout = "file://" + proctest.Mkfifo(t)
+	if _, err := n.Create(proctest.Context(t), r); !errors.Is(err, unix.ENXIO) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -295,7 +297,7 @@ func TestLogFileThatIsAFifo(t *testing.T) {
 func loggerURI(t *testing.T, scheme string, query ...string) (uri, dir string) {
 	t.Helper()
 	script, err := filepath.Abs("testdata/logger.sh")
-	must(t, err)
+	proctest.Must(t, err)
 	dir = t.TempDir()
 	values := url.Values{"dir": {dir}}
 	for i := 0; i < len(query); i += 2 {
@@ -307,7 +309,7 @@ func loggerURI(t *testing.T, scheme string, query ...string) (uri, dir string) {
 func TestLoggingPrograms(t *testing.T) {
 	for _, scheme := range []string{"binary", "binary-v2"} {
 		t.Run(scheme, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			uri, dir := loggerURI(t, scheme)
 			task := n.with(Stdio{Stdout: uri, Stderr: uri}, "echo out; echo err >&2")
@@ -323,8 +325,8 @@ func TestLoggingPrograms(t *testing.T) {
 			task = n.container("d", forever)
 			p := execute(t, task, "e", "echo out", Stdio{Stdout: execURI})
 			exitOf(t, p)
-			_, err := task.Delete(testContext(t), "e")
-			must(t, err)
+			_, err := task.Delete(proctest.Context(t), "e")
+			proctest.Must(t, err)
 			if id, out := fileText(t, execDir, "id"), fileText(t, execDir, "out"); id != "test/e\n" || out != "out\n" {
 				t.Errorf("an exec's: id is %q, out is %q", id, out)
 			}
@@ -344,13 +346,13 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 		{"gives no sign, of the first version", "binary", []string{"sign", "no"}, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			r := n.request("c", containerSpec(t, "c", "echo out"))
 			r.Stdio.Stdout, _ = loggerURI(t, tc.scheme, tc.query...)
-			task, err := n.Create(testContext(t), r)
+			task, err := n.Create(proctest.Context(t), r)
 			if tc.ok {
-				must(t, err)
+				proctest.Must(t, err)
 				n.adopt(task)
 				return
 			}
@@ -363,16 +365,16 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 		})
 	}
 	t.Run("does not exist", func(t *testing.T) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		n := newNode(t)
 		r := n.request("c", containerSpec(t, "c", "echo out"))
 		r.Stdio.Stdout = "binary:///nonexistent/logger"
-		if _, err := n.Create(testContext(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonexistent/logger") {
+		if _, err := n.Create(proctest.Context(t), r); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "/nonexistent/logger") {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("hangs", func(t *testing.T) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		n := newNode(t)
 		r := n.request("c", containerSpec(t, "c", "echo out"))
 		r.Stdio.Stdout = "binary:///bin/sleep?100000=0"
@@ -385,10 +387,10 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 }
 
 func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	before := claims()
 	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
-	_, err := startLogger(testContext(t), uri, &loggerRequest{reaper: reaper, readyTimeout: 50 * time.Millisecond})
+	_, err := startLogger(proctest.Context(t), uri, &loggerRequest{reaper: reaper, readyTimeout: 50 * time.Millisecond})
 	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got error %v", err)
 	}
@@ -405,16 +407,16 @@ func claims() int {
 }
 
 func TestLargeOutput(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	var want strings.Builder
 	for i := range 600_000 {
 		fmt.Fprintln(&want, i+1)
 	}
-	fifo, err := mkfifo(t), mkfifo(t)
-	stdout, stderr := readFifo(t, fifo), readFifo(t, err)
+	fifo, err := proctest.Mkfifo(t), proctest.Mkfifo(t)
+	stdout, stderr := proctest.ReadFifo(t, fifo), proctest.ReadFifo(t, err)
 	task := n.with(Stdio{Stdout: fifo, Stderr: err}, "seq 600000 & seq 600000 >&2; wait")
-	for name, got := range map[string]string{"output": stdout.all(), "error output": stderr.all()} {
+	for name, got := range map[string]string{"output": stdout.All(), "error output": stderr.All()} {
 		if got != want.String() {
 			t.Errorf("%s differs: %d bytes, want %d", name, len(got), want.Len())
 		}
@@ -424,16 +426,16 @@ func TestLargeOutput(t *testing.T) {
 
 // What the process has written when it ends still goes its way, even if the client reads late.
 func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	path := mkfifo(t)
+	path := proctest.Mkfifo(t)
 	reader := openPage(t, path)
 	// More than the fifo holds, no more than it and the pipe do.
 	task := n.with(Stdio{Stdout: path}, "head -c 50000 /dev/zero")
 	exitOf(t, task.init)
 	done := make(chan error, 1)
 	go func() {
-		_, err := task.Delete(testContext(t), "")
+		_, err := task.Delete(proctest.Context(t), "")
 		done <- err
 	}()
 	got, buf := 0, make([]byte, 4096)
@@ -444,7 +446,7 @@ func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 			break
 		}
 	}
-	must(t, <-done)
+	proctest.Must(t, <-done)
 	if got != 50_000 {
 		t.Errorf("got %d bytes, want 50000", got)
 	}
@@ -459,20 +461,20 @@ func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
-			sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+			proctest.NoLeakedFDs(t)
+			sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 			reader, err := os.OpenFile(sio.Stdout, os.O_RDONLY|unix.O_NONBLOCK, 0)
-			must(t, err)
+			proctest.Must(t, err)
 			defer reader.Close()
 			p := start(newNode(t), sio, fmt.Sprintf("read go; head -c %d /dev/zero", maxInFlight+40_000))
 			p.mu.Lock()
-			p.streams.patience = 2 * deadline
+			p.streams.patience = 2 * proctest.Deadline
 			p.mu.Unlock()
 			_, err = openFifo(t, sio.Stdin).WriteString("go\n")
-			must(t, err)
-			eventually(t, "it is reaped", func() bool { return processState(p.Status().Pid) == "" })
+			proctest.Must(t, err)
+			proctest.Eventually(t, "it is reaped", func() bool { return proctest.ProcessState(p.Status().Pid) == "" })
 			_, err = io.ReadFull(reader, make([]byte, 39_999))
-			must(t, err)
+			proctest.Must(t, err)
 			time.Sleep(20 * time.Millisecond) // or the test tests less
 			select {
 			case <-p.exited:
@@ -480,7 +482,7 @@ func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
 			default:
 			}
 			_, err = io.ReadFull(reader, make([]byte, 1))
-			must(t, err)
+			proctest.Must(t, err)
 			exitOf(t, p)
 		})
 	}
@@ -497,15 +499,15 @@ func TestDeleteWaitsForNobodyWhoHasGone(t *testing.T) {
 		"a child goes on with its output": {"while :; do echo y; done &", 50_000},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
-			sio := Stdio{Stdout: mkfifo(t)}
+			sio := Stdio{Stdout: proctest.Mkfifo(t)}
 			reader := openPage(t, sio.Stdout)
 			p := execute(t, n.container("c", forever), "e", tc.command, sio)
 			exitOf(t, p)
-			eventually(t, "the output is there", func() bool { return p.streams.outputs[0].inFlight() >= tc.unread })
-			must(t, reader.Close())
-			must(t, p.closeStreams(testContext(t)))
+			proctest.Eventually(t, "the output is there", func() bool { return p.streams.outputs[0].inFlight() >= tc.unread })
+			proctest.Must(t, reader.Close())
+			proctest.Must(t, p.closeStreams(proctest.Context(t)))
 		})
 	}
 }
@@ -514,32 +516,32 @@ func TestDeleteWaitsForNobodyWhoHasGone(t *testing.T) {
 func openPage(t *testing.T, path string) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() { f.Close() })
 	_, err = unix.FcntlInt(f.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
-	must(t, err)
+	proctest.Must(t, err)
 	return f
 }
 
 // As containerd does when it is started again: what was written meanwhile is not lost.
 func TestReaderWhoComesBack(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 	reader, err := os.OpenFile(sio.Stdout, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	must(t, err)
+	proctest.Must(t, err)
 	task := n.with(sio, "read go; seq 50000; read go")
-	must(t, reader.Close())
+	proctest.Must(t, reader.Close())
 	in := openFifo(t, sio.Stdin)
 	_, err = in.WriteString("go\n")
-	must(t, err)
+	proctest.Must(t, err)
 	out := task.init.streams.outputs[0]
-	eventually(t, "the pipes are full", func() bool { return out.inFlight() == 2*pipeSize })
-	stdout := readFifo(t, sio.Stdout)
+	proctest.Eventually(t, "the pipes are full", func() bool { return out.inFlight() == 2*pipeSize })
+	stdout := proctest.ReadFifo(t, sio.Stdout)
 	_, err = in.WriteString("go\n")
-	must(t, err)
+	proctest.Must(t, err)
 	want := run(t, "seq", "50000") + "\n"
-	if got := stdout.all(); got != want {
+	if got := stdout.All(); got != want {
 		t.Errorf("got %d bytes, want %d", len(got), len(want))
 	}
 	n.remove(task)
@@ -549,12 +551,12 @@ func TestPipesBelongToTheUserOfTheOptions(t *testing.T) {
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", "stat -Lc %u:%g /proc/self/fd/0 /proc/self/fd/2 >&2"))
 	r.Options.IoUID, r.Options.IoGID = 1234, 5678
-	r.Stdio = Stdio{Stdin: mkfifo(t), Stderr: mkfifo(t)}
-	stderr := readFifo(t, r.Stdio.Stderr)
+	r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	stderr := proctest.ReadFifo(t, r.Stdio.Stderr)
 	task := n.make(r)
-	_, err := task.init.Start(testContext(t))
-	must(t, err)
-	if got, want := stderr.all(), "1234:5678\n1234:5678\n"; got != want {
+	_, err := task.init.Start(proctest.Context(t))
+	proctest.Must(t, err)
+	if got, want := stderr.All(), "1234:5678\n1234:5678\n"; got != want {
 		t.Errorf("owners are %q, want %q", got, want)
 	}
 }

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,7 +101,7 @@ func TestSysctlValuesAreKeptAsTheyAre(t *testing.T) {
 		"kernel/sem":                "250\t32000 32  128",
 	}
 	list, err := sandboxSysctls(want, own)
-	must(t, err)
+	proctest.Must(t, err)
 	if len(list) != len(want) {
 		t.Errorf("got %v", list)
 	}
@@ -139,7 +141,7 @@ func TestSysctlsAreWrittenInsideOnly(t *testing.T) {
 	spec := sandboxSpec()
 	spec.Linux.Sysctl = values
 	n.make(n.request("pod", spec))
-	must(t, podThread.Do(func() error {
+	proctest.Must(t, podThread.Do(func() error {
 		for key, want := range values {
 			if got := read(key); got != want {
 				t.Errorf("%s is %q inside, want %q", key, got, want)
@@ -162,11 +164,11 @@ func TestSysctlThatTheKernelRefusesIsNamed(t *testing.T) {
 		n := newNode(t)
 		spec := sandboxSpec()
 		spec.Linux.Sysctl = map[string]string{key: value}
-		_, err := n.Create(testContext(t), n.request("pod", spec))
+		_, err := n.Create(proctest.Context(t), n.request("pod", spec))
 		if err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("got %v, want an error that names %s", err, key)
 		}
-		if !atHome(t, podTID) {
+		if !proctest.AtHome(t, podTID) {
 			t.Error("the thread has not come back")
 		}
 	}

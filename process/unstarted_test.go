@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"encoding/json"
 	"fmt"
 	"os"
@@ -19,7 +21,7 @@ func TestCloseOfStdinBeforeStart(t *testing.T) {
 	}{
 		{"exec", func(n *node, sio Stdio, command string) *Process {
 			task := n.container("c", forever)
-			must(t, task.Exec("e", sio, execSpec(t, command)))
+			proctest.Must(t, task.Exec("e", sio, execSpec(t, command)))
 			return process(t, task, "e")
 		}},
 		{"restored container", func(n *node, sio Stdio, command string) *Process {
@@ -30,21 +32,21 @@ func TestCloseOfStdinBeforeStart(t *testing.T) {
 	} {
 		for _, text := range []string{"", "hello\n"} {
 			t.Run(fmt.Sprintf("%s, input %q", tc.name, text), func(t *testing.T) {
-				noLeakedFDs(t)
-				sio := Stdio{Stdin: mkfifo(t), Stdout: mkfifo(t)}
+				proctest.NoLeakedFDs(t)
+				sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 				p := tc.create(newNode(t), sio, "cat; echo end")
 				// What is in the fifo stays there while somebody has it open.
 				in, err := os.OpenFile(sio.Stdin, os.O_RDWR, 0)
-				must(t, err)
+				proctest.Must(t, err)
 				defer in.Close()
 				_, err = in.WriteString(text)
-				must(t, err)
+				proctest.Must(t, err)
 				p.CloseStdin()
-				stdout := readFifo(t, sio.Stdout)
-				_, err = p.Start(testContext(t))
-				must(t, err)
-				must(t, in.Close())
-				if got, want := stdout.all(), text+"end\n"; got != want {
+				stdout := proctest.ReadFifo(t, sio.Stdout)
+				_, err = p.Start(proctest.Context(t))
+				proctest.Must(t, err)
+				proctest.Must(t, in.Close())
+				if got, want := stdout.All(), text+"end\n"; got != want {
 					t.Errorf("output is %q, want %q", got, want)
 				}
 				if status := exitOf(t, p); status != 0 {
@@ -74,22 +76,22 @@ func TestSizeOfATerminalBeforeStart(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			spec, err := json.Marshal(tc.spec)
-			must(t, err)
-			must(t, task.Exec("e", Stdio{Terminal: tc.terminal}, spec))
+			proctest.Must(t, err)
+			proctest.Must(t, task.Exec("e", Stdio{Terminal: tc.terminal}, spec))
 			p := process(t, task, "e")
 			if tc.resize {
-				must(t, p.Resize(80, 24))
-				must(t, p.Resize(120, 30))
+				proctest.Must(t, p.Resize(80, 24))
+				proctest.Must(t, p.Resize(120, 30))
 			}
 			path := filepath.Join(t.TempDir(), "spec")
-			must(t, p.runner.(*execution).writeSpec(p, path))
+			proctest.Must(t, p.runner.(*execution).writeSpec(p, path))
 			var got specs.Process
-			must(t, readJSON(path, &got))
+			proctest.Must(t, readJSON(path, &got))
 			if (got.ConsoleSize == nil) != (tc.want == nil) || tc.want != nil && *got.ConsoleSize != *tc.want {
 				t.Errorf("the size is %v, want %v", got.ConsoleSize, tc.want)
 			}
-			_, err = task.Delete(testContext(t), "e")
-			must(t, err)
+			_, err = task.Delete(proctest.Context(t), "e")
+			proctest.Must(t, err)
 		})
 	}
 }
@@ -97,18 +99,18 @@ func TestSizeOfATerminalBeforeStart(t *testing.T) {
 // Not every terminal comes from a spec that could say its size: not that of a container
 // which is restored, and a client may ask while the OCI runtime is at work.
 func TestSizeOfATerminalBeforeItIsThere(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	p := newProcess("c", "", Stdio{Terminal: true}, silence{}, nil)
-	must(t, p.Resize(120, 30))
+	proctest.Must(t, p.Resize(120, 30))
 	s := terminalStreams(t)
 	p.setStreams(s)
 	if got, want := sizeOf(t, s.tty), (terminalSize{120, 30}); got != want {
 		t.Errorf("the size is %v, want %v", got, want)
 	}
-	must(t, p.Resize(80, 24))
+	proctest.Must(t, p.Resize(80, 24))
 	if got, want := sizeOf(t, s.tty), (terminalSize{80, 24}); got != want {
 		t.Errorf("the size is %v, want %v", got, want)
 	}
 	s.close()
-	must(t, p.Resize(120, 30)) // as a client does that has not heard of the end yet
+	proctest.Must(t, p.Resize(120, 30)) // as a client does that has not heard of the end yet
 }

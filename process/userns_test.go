@@ -1,6 +1,8 @@
 package process
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
+
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,12 +32,12 @@ func userSpec(path string) *specs.Spec {
 func ownerOf(t *testing.T, path string) uint64 {
 	t.Helper()
 	f, err := os.Open(path)
-	must(t, err)
+	proctest.Must(t, err)
 	defer f.Close()
 	fd, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_USERNS)
-	must(t, err)
+	proctest.Must(t, err)
 	defer unix.Close(fd)
-	return inode(t, fmt.Sprintf("/proc/self/fd/%d", fd))
+	return proctest.Inode(t, fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // sleeperInUserNamespace starts a process in a user namespace of its own, with a
@@ -73,17 +75,17 @@ func TestNamespacesBelongToTheUserNamespaceOfThePod(t *testing.T) {
 		"with the network of the host's": {onHostNetwork, false, []string{"ipc", "uts"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			before := children(t)
 			pod := n.pod(tc.spec)
 			noMoreChildren(t, before)
 			held := pod.body.(*sandbox).userns.id.ino
-			if tc.given != (held == inode(t, userns)) {
+			if tc.given != (held == proctest.Inode(t, userns)) {
 				t.Errorf("the user namespace is the given one: %t", !tc.given)
 			}
 			for _, kind := range tc.kinds {
-				if owner := ownerOf(t, threadNS(podTID, kind)); owner != held {
+				if owner := ownerOf(t, proctest.ThreadNS(podTID, kind)); owner != held {
 					t.Errorf("the owner of %s is %d, not the pod's %d", kind, owner, held)
 				}
 			}
@@ -96,7 +98,7 @@ func TestNamespacesBelongToTheUserNamespaceOfThePod(t *testing.T) {
 func children(t *testing.T) (pids []string) {
 	t.Helper()
 	names, err := filepath.Glob("/proc/[0-9]*/status")
-	must(t, err)
+	proctest.Must(t, err)
 	for _, name := range names {
 		status, err := os.ReadFile(name)
 		if err == nil && strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", os.Getpid())) {
@@ -120,7 +122,7 @@ func noMoreChildren(t *testing.T, before []string) {
 func sameUser(t *testing.T) {
 	t.Helper()
 	names, err := filepath.Glob("/proc/self/task/*/status")
-	must(t, err)
+	proctest.Must(t, err)
 	for _, name := range names {
 		status, err := os.ReadFile(name)
 		if err == nil && !strings.Contains(string(status), "Uid:\t0\t0\t0\t0\n") {
@@ -138,20 +140,20 @@ func TestMembersGetTheUserNamespaceOfThePod(t *testing.T) {
 		spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 5, Size: 5}}
 		r := n.request("member", spec)
 		task := n.make(r)
-		if got := inode(t, namespaceIn(t, r.Bundle, specs.UserNamespace)); got != held {
+		if got := proctest.Inode(t, namespaceIn(t, r.Bundle, specs.UserNamespace)); got != held {
 			t.Errorf("path %q leads to %d, not the pod's %d", path, got, held)
 		}
 		got, err := readSpec(r.Bundle)
-		must(t, err)
+		proctest.Must(t, err)
 		if path == "" && got.Linux.UIDMappings[0].HostID != rootUID {
 			t.Errorf("the mappings are %+v", got.Linux.UIDMappings)
 		}
-		_, err = task.Delete(testContext(t), "")
-		must(t, err)
+		_, err = task.Delete(proctest.Context(t), "")
+		proctest.Must(t, err)
 	}
 	other := fmt.Sprintf("/proc/%d/ns/user", sleeperInUserNamespace(t))
-	_, err := n.Create(testContext(t), n.request("member", member(t, specs.UserNamespace, other)))
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	_, err := n.Create(proctest.Context(t), n.request("member", member(t, specs.UserNamespace, other)))
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestSysctlsInAUserNamespace(t *testing.T) {
@@ -171,7 +173,7 @@ func TestSysctlsInAUserNamespace(t *testing.T) {
 	spec := userSpec("")
 	spec.Linux.Sysctl = values
 	n.pod(spec)
-	must(t, podThread.Do(func() error {
+	proctest.Must(t, podThread.Do(func() error {
 		for key, want := range values {
 			if key == "net.ipv4.ping_group_range" { // read in the host's user namespace
 				want = fmt.Sprintf("%d\t%d", rootGID+7, rootGID+1007)
@@ -212,15 +214,15 @@ func TestUserNamespacesThatCannotBe(t *testing.T) {
 		}(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeakedFDs(t)
+			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			before := children(t)
-			task, err := n.Create(testContext(t), n.request("pod", spec))
+			task, err := n.Create(proctest.Context(t), n.request("pod", spec))
 			if err == nil {
 				n.adopt(task)
 				t.Error("no error")
 			}
-			if !atHome(t, podTID) {
+			if !proctest.AtHome(t, podTID) {
 				t.Error("the thread is not at home")
 			}
 			noMoreChildren(t, before)

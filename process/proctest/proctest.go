@@ -1,0 +1,315 @@
+package proctest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// deadline is how long a test waits for what must happen; it is never what a test measures. PAUSE_TEST_PATIENCE says
+// by how much the machine may be slower than usual.
+var Deadline = patience() * time.Minute
+
+func patience() time.Duration {
+	if factor, err := strconv.Atoi(os.Getenv("PAUSE_TEST_PATIENCE")); err == nil {
+		return time.Duration(factor)
+	}
+	return 1
+}
+
+func Context(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func Must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func WantKind(t *testing.T, err error, is func(error) bool, what string) {
+	t.Helper()
+	if !is(err) {
+		t.Errorf("got error %v, want %s", err, what)
+	}
+}
+
+// eventually fails the test if a condition does not come true.
+func Eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(Deadline); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not so after %v: %s", Deadline, what)
+		}
+	}
+}
+
+// noLeakedFDs fails the test if descriptors are open at its end that were not at its start.
+func NoLeakedFDs(t *testing.T) {
+	t.Helper()
+	before := OpenFDs()
+	t.Cleanup(func() {
+		var leaked []string
+		for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			leaked = nil
+			for fd, name := range OpenFDs() {
+				if before[fd] != name {
+					leaked = append(leaked, fd+" "+name)
+				}
+			}
+			if len(leaked) == 0 {
+				return
+			}
+		}
+		t.Errorf("leaked descriptors: %v", leaked)
+	})
+}
+
+func OpenFDs() map[string]string {
+	fds := make(map[string]string)
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		// The descriptor that ReadDir itself used is gone by now.
+		if name, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
+			fds[e.Name()] = name
+		}
+	}
+	return fds
+}
+
+// script writes a shell script, as the OCI runtime for tests runs them.
+func Script(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "script")
+	Must(t, os.WriteFile(path, []byte(text+"\n"), 0o600))
+	return path
+}
+
+func Mkfifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	Must(t, unix.Mkfifo(path, 0o600))
+	return path
+}
+
+// inode returns the number of a namespace.
+func Inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	Must(t, unix.Stat(path, &st))
+	return st.Ino
+}
+
+// threadNS is the path of a namespace of a thread of this process.
+func ThreadNS(tid int, name string) string {
+	return fmt.Sprintf("/proc/%d/task/%d/ns/%s", os.Getpid(), tid, name)
+}
+
+func AtHome(t *testing.T, tid int) bool {
+	t.Helper()
+	for _, name := range []string{"net", "ipc", "uts"} {
+		if Inode(t, ThreadNS(tid, name)) != Inode(t, ThreadNS(unix.Gettid(), name)) {
+			return false
+		}
+	}
+	return true
+}
+
+// othersAtHome fails the test if any thread but one is not in the test's namespaces.
+func OthersAtHome(t *testing.T, except int) {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	Must(t, err)
+	for _, task := range tasks {
+		if task.Name() == fmt.Sprint(except) {
+			continue
+		}
+		for _, name := range []string{"net", "ipc", "uts"} {
+			var st unix.Stat_t
+			path := filepath.Join("/proc/self/task", task.Name(), "ns", name)
+			if err := unix.Stat(path, &st); errors.Is(err, unix.ENOENT) {
+				continue // the thread has ended
+			}
+			if st.Ino != Inode(t, ThreadNS(unix.Gettid(), name)) {
+				t.Errorf("thread %s is not in the host's %s namespace", task.Name(), name)
+			}
+		}
+	}
+}
+
+// bindNetwork makes a new network namespace that is held by a bind mount.
+func BindNetwork(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "net")
+	Must(t, os.WriteFile(path, nil, 0o600))
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	Must(t, <-done)
+	t.Cleanup(func() { Must(t, unix.Unmount(path, unix.MNT_DETACH)) })
+	return path
+}
+
+// reading is what comes out of a fifo, to its end.
+type Reading struct {
+	t    *testing.T
+	Open chan struct{} // closed when there is a writer
+	Done chan struct{}
+	text []byte
+	err  error
+}
+
+// readFifo opens the fifo, which waits for a writer, and reads it to its end.
+func ReadFifo(t *testing.T, path string) *Reading {
+	t.Helper()
+	r := &Reading{t: t, Open: make(chan struct{}), Done: make(chan struct{})}
+	go func() {
+		defer close(r.Done)
+		f, err := os.Open(path)
+		if err != nil {
+			r.err = err
+			return
+		}
+		close(r.Open)
+		defer f.Close()
+		r.text, r.err = io.ReadAll(f)
+	}()
+	return r
+}
+
+func (r *Reading) All() string {
+	r.t.Helper()
+	select {
+	case <-r.Done:
+	case <-time.After(Deadline):
+		r.t.Fatalf("the fifo has not ended after %v", Deadline)
+	}
+	Must(r.t, r.err)
+	return string(r.text)
+}
+
+// useUpDescriptors lets no more than so many descriptors be had, until release is called.
+func UseUpDescriptors(t *testing.T, free int) (release func()) {
+	t.Helper()
+	var before unix.Rlimit
+	Must(t, unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &before))
+	taken := []int{openNull(t)}
+	release = sync.OnceFunc(func() {
+		Must(t, unix.Prlimit(0, unix.RLIMIT_NOFILE, &before, nil))
+		for _, fd := range taken {
+			unix.Close(fd)
+		}
+	})
+	t.Cleanup(release)
+	highest := 0
+	for fd := range OpenFDs() {
+		n, err := strconv.Atoi(fd)
+		Must(t, err)
+		highest = max(highest, n)
+	}
+	Must(t, unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(highest + free + 1), Max: before.Max}, nil))
+	for {
+		fd, err := unix.FcntlInt(uintptr(taken[0]), unix.F_DUPFD_CLOEXEC, 0)
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.EINVAL) {
+			break
+		}
+		Must(t, err)
+		taken = append(taken, fd)
+	}
+	for range free {
+		last := len(taken) - 1
+		unix.Close(taken[last])
+		taken = taken[:last]
+	}
+	return release
+}
+
+func openNull(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	Must(t, err)
+	return fd
+}
+
+// again runs the test that calls it in another process, which the caller may have changed, and fails the test
+// with it. It returns true in that process.
+func Again(t *testing.T, change func(*exec.Cmd)) (inside bool) {
+	t.Helper()
+	const variable = "PAUSE_TEST_AGAIN"
+	if os.Getenv(variable) == t.Name() {
+		return true
+	}
+	var names []string
+	for name := range strings.SplitSeq(t.Name(), "/") {
+		names = append(names, "^"+regexp.QuoteMeta(name)+"$")
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run="+strings.Join(names, "/"), "-test.count=1", "-test.timeout="+Deadline.String())
+	cmd.Env = append(os.Environ(), variable+"="+t.Name())
+	if change != nil {
+		change(cmd)
+	}
+	defer HoldReaper()()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("in a process of its own: %v\n%s", err, out)
+	}
+	if strings.Contains(string(out), "\nno tests to run") || strings.Contains(string(out), "testing: warning") {
+		t.Errorf("it has not run: %s", out)
+	}
+	return false
+}
+
+// refuseSyscall makes a system call fail in this process from now on, as a seccomp filter around a shim may.
+func RefuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
+	t.Helper()
+	const allow, fail = 0x7fff0000, 0x00050000 // SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // seccomp_data.nr
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 0, Jf: 1, K: number},
+		{Code: unix.BPF_RET | unix.BPF_K, K: fail | uint32(errno)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: allow},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, err := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
+	runtime.KeepAlive(filter)
+	if err != 0 {
+		t.Fatalf("cannot set a seccomp filter: %v", err)
+	}
+}
+
+func ProcessState(pid int) string {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	after := string(status[strings.LastIndexByte(string(status), ')')+1:])
+	return strings.Fields(after)[0]
+}
+
+// HoldReaper keeps a reaper in this process from the children that a test starts, until the
+// function that it returns is called. It is set by packages that have one.
+var HoldReaper = func() (release func()) { return func() {} }
