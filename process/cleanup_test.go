@@ -1,13 +1,13 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/sys/mountinfo"
@@ -17,7 +17,7 @@ import (
 // cleanUp is what a shim does that is called to clean up after another. That one reaps nothing.
 func cleanUp(t *testing.T, bundle, id string) (Status, error) {
 	t.Helper()
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	return CleanUp(proctest.Context(t), "test", bundle, id)
 }
 

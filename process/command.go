@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -94,11 +96,11 @@ func await(ctx context.Context, pid int) (status unix.WaitStatus, err error) {
 		defer close(killed)
 		_ = unix.Kill(pid, unix.SIGKILL) // it is not reaped before this has returned
 	})
-	_ = awaitExit(pid) // wait4 says the same, that there is no such child
+	_ = reap.AwaitExit(pid) // wait4 says the same, that there is no such child
 	if !stop() {
 		<-killed
 	}
-	err = ignoringEINTR(func() error {
+	err = reap.IgnoringEINTR(func() error {
 		_, err := unix.Wait4(pid, &status, 0, nil)
 		return err
 	})

@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"context"
 	"errors"
 	"os"
@@ -10,11 +8,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
 )
 
 func sh(ctx context.Context, t *testing.T, command string, stdio [3]*os.File) (string, error) {
 	t.Helper()
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	return runToEnd(ctx, []string{"sh", "-c", command}, stdio, nil)
 }
 

@@ -1,12 +1,12 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"bufio"
 	"os"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"golang.org/x/sys/unix"
 )

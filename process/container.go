@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -32,7 +33,7 @@ type container struct {
 	image                 checkpointImage
 	// spec is the client's of a container that is to be restored; else nil.
 	spec  *specs.Spec
-	child *child // the init; nil before there is one
+	child *reap.Child // the init; nil before there is one
 	// patience is how long the OCI runtime may be at work after the init's end on what holds
 	// back the init's exit.
 	patience time.Duration
@@ -123,7 +124,7 @@ func (c *container) mountRootfs(mounts []mount.Mount) error {
 	}
 	c.rootfs = rootfs
 	// Mounting may need helper processes, which must not be reaped as orphans.
-	defer c.host.reaper.hold()()
+	defer c.host.reaper.Hold()()
 	if err := mount.All(mounts, rootfs); err != nil {
 		return fmt.Errorf("cannot mount the root file system of %s: %w", c.task.ID, err)
 	}
@@ -157,14 +158,14 @@ func (c *container) create(ctx context.Context) error {
 
 // adopt makes the child the container's init. The pid comes last: by it others
 // know that the rest is there.
-func (c *container) adopt(child *child) {
+func (c *container) adopt(child *reap.Child) {
 	c.child = child
-	defer c.task.init.setPID(child.pid)
+	defer c.task.init.setPID(child.Pid)
 	if c.shared {
 		c.host.addSharer(c)
 	}
 	logger := log.L.WithField("id", c.task.ID)
-	cg, err := cgroups.OfProcess(child.pid)
+	cg, err := cgroups.OfProcess(child.Pid)
 	if err != nil {
 		logger.WithError(err).Error("the cgroup of the container is not known: no metrics, no pause, no OOM events")
 		return
@@ -185,7 +186,7 @@ func (c *container) watch() {
 // awaitEnd waits for the init's end and tells it when all other processes of
 // the container have ended and been told of.
 func (c *container) awaitEnd() {
-	status, err := c.child.wait()
+	status, err := c.child.Wait()
 	exit := Exit{Status: uint32(status), At: time.Now()}
 	if err != nil {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status of the container is not known")
@@ -287,7 +288,7 @@ func (c *container) restore(ctx context.Context, p *Process) (err error) {
 }
 
 func (c *container) signal(sig unix.Signal) error {
-	if err := c.child.signal(sig); err != nil {
+	if err := c.child.Signal(sig); err != nil {
 		return err
 	}
 	if sig == unix.SIGKILL {

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -89,39 +88,11 @@ func (r *ociRuntime) openInit(id string) *os.File {
 		return nil
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	if start, err := startTime(state.InitPid); err != nil || start != state.InitStart {
+	if start, err := reap.StartTime(state.InitPid); err != nil || start != state.InitStart {
 		f.Close()
 		return nil
 	}
 	return f
-}
-
-// startTime returns when a process has begun, in clock ticks since the boot
-// (proc_pid_stat(5), field 22). Together with its pid this identifies it.
-func startTime(pid int) (uint64, error) {
-	const field = 22
-	path := "/proc/" + strconv.Itoa(pid) + "/stat"
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	text := string(data)
-	// The second field is the program's name in brackets, and may have any characters.
-	rest := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(rest) <= field-3 {
-		return 0, fmt.Errorf("cannot decode %s", path)
-	}
-	return strconv.ParseUint(rest[field-3], 10, 64)
-}
-
-// now returns what startTime would of a process that began now.
-func now() uint64 {
-	const perSecond = 100 // USER_HZ, on all architectures that Go has
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return 0 // Linux before 2.6.39: nothing is older
-	}
-	return uint64(t.Nano()) / (uint64(time.Second) / perSecond)
 }
 
 // sendSignal sends a signal to the process of a pidfd, which may have ended.
@@ -141,7 +112,7 @@ func awaitDeath(ctx context.Context, pidfd *os.File) error {
 	}
 	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	var n int
-	err := ignoringEINTR(func() (err error) {
+	err := reap.IgnoringEINTR(func() (err error) {
 		n, err = unix.Poll(fds, int(max(0, time.Until(deadline).Milliseconds())))
 		return err
 	})

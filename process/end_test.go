@@ -2,6 +2,7 @@ package process
 
 import (
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"encoding/json"
 	"errors"
@@ -49,7 +50,7 @@ func leave(t *testing.T, processes int, namespaces ...specs.LinuxNamespace) *kil
 		proctest.Must(t, l.cgroup.Add(pid))
 		l.pids = append(l.pids, pid)
 	}
-	start, err := startTime(l.pids[0])
+	start, err := reap.StartTime(l.pids[0])
 	proctest.Must(t, err)
 	l.writeState(start)
 	return l
@@ -186,7 +187,7 @@ func TestCleanUpSparesWhoHasThePidOfTheInit(t *testing.T) {
 	other := sleeper(t, nil)
 	proctest.Must(t, unix.Kill(l.pids[0], unix.SIGKILL))
 	l.wantEnded(l.pids[0])
-	start, err := startTime(other)
+	start, err := reap.StartTime(other)
 	proctest.Must(t, err)
 	ended := l.pids[0]
 	l.pids[0] = other
@@ -250,17 +251,5 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 				t.Error("the root file system is mounted")
 			}
 		})
-	}
-}
-
-func TestStartTimeOfAProcess(t *testing.T) {
-	first, err := startTime(os.Getpid())
-	proctest.Must(t, err)
-	second, err := startTime(sleeper(t, nil))
-	if err != nil || first == 0 || second < first {
-		t.Errorf("got %d, then %d and error %v", first, second, err)
-	}
-	if _, err := startTime(1 << 30); err == nil {
-		t.Error("no error for what does not exist")
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
@@ -20,7 +22,7 @@ type execution struct {
 	// spec is a specs.Process; its fields are the OCI runtime's, known to us or not. It is
 	// nil after start.
 	spec  map[string]json.RawMessage
-	child *child // nil before start
+	child *reap.Child // nil before start
 }
 
 func (c *container) newExec(t *Task, id string, sio Stdio, spec []byte) (*Process, error) {
@@ -84,21 +86,21 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 		return err
 	}
 	e.spec = nil // it is not needed any more, and may be long
-	p.setPID(e.child.pid)
+	p.setPID(e.child.Pid)
 	go e.awaitEnd(p)
 	return nil
 }
 
 func (e *execution) awaitEnd(p *Process) {
 	defer e.container.task.running.Done()
-	status, err := e.child.wait()
+	status, err := e.child.Wait()
 	if err != nil {
 		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("the exit status of the process is not known")
 	}
 	p.stop(Exit{Status: uint32(status), At: time.Now()}, nil)
 }
 
-func (e *execution) signal(sig unix.Signal) error { return e.child.signal(sig) }
+func (e *execution) signal(sig unix.Signal) error { return e.child.Signal(sig) }
 
 func (e *execution) remove(ctx context.Context, p *Process) error {
 	if err := p.closeStreams(ctx); err != nil {

@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -60,7 +62,7 @@ func openFile(path string, flags int) (_ *os.File, err error) {
 		}
 	}()
 	var fd int
-	err = ignoringEINTR(func() error {
+	err = reap.IgnoringEINTR(func() error {
 		fd, err = unix.Open(path, flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o644)
 		return err
 	})

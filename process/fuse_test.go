@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"golang.org/x/sys/unix"
 )

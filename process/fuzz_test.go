@@ -1,14 +1,14 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )

@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -46,7 +47,7 @@ func (c *container) letDie() {
 // that share it.
 func (s *sandbox) killPodInit(i *podInit) error {
 	groups := append(s.host.sharersOf(i.ns.id), s.task.group())
-	if err := i.child.signal(unix.SIGKILL); err != nil {
+	if err := i.child.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	letDie(s.task.ID, groups...)
@@ -55,7 +56,7 @@ func (s *sandbox) killPodInit(i *podInit) error {
 
 // addSharer remembers a container that lives in a PID namespace which is not its own.
 func (h *Supervisor) addSharer(c *container) {
-	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", c.child.pid))
+	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", c.child.Pid))
 	if err != nil {
 		return // it has ended
 	}
@@ -89,12 +90,12 @@ func (h *Supervisor) sharersOf(pidns nsID) (groups []*cgroups.Cgroup) {
 
 // sharersWith is sharersOf for an init, which may have been killed, but has not
 // been reaped.
-func (h *Supervisor) sharersWith(init *child) []*cgroups.Cgroup {
+func (h *Supervisor) sharersWith(init *reap.Child) []*cgroups.Cgroup {
 	if !h.hasSharers() {
 		return nil
 	}
-	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.pid))
-	if err != nil || errdefs.IsNotFound(init.signal(0)) {
+	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.Pid))
+	if err != nil || errdefs.IsNotFound(init.Signal(0)) {
 		return nil // with the init, all others have ended
 	}
 	return h.sharersOf(id)

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"time"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +26,7 @@ const loggerReadyTimeout = 30 * time.Second
 // loggerRequest is what a logging program is told, and asked.
 type loggerRequest struct {
 	id, namespace string
-	reaper        *Reaper
+	reaper        *reap.Reaper
 	readyTimeout  time.Duration // how long it may take to become ready
 }
 
@@ -35,7 +37,7 @@ type loggerRequest struct {
 // ready, with binary-v2 after a byte has been written to it; arguments are the
 // keys and values of the URI's query.
 type logger struct {
-	child    *child
+	child    *reap.Child
 	out, err *os.File // the write ends, until take
 	ended    chan struct{}
 }
@@ -73,15 +75,15 @@ func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger
 	cmd.Env = append(cmd.Env, "CONTAINER_ID="+r.id, "CONTAINER_NAMESPACE="+r.namespace)
 	cmd.ExtraFiles = []*os.File{outR, errR, readyW}
 
-	defer r.reaper.hold()()
+	defer r.reaper.Hold()()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start the logging program: %w", err)
 	}
-	l := &logger{child: r.reaper.claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
+	l := &logger{child: r.reaper.Claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
 	// From here on the process is the reaper's; os.Process would keep a pidfd.
 	err = cmd.Process.Release()
 	go func() {
-		_, _ = l.child.wait()
+		_, _ = l.child.Wait()
 		close(l.ended)
 	}()
 	if err != nil {
@@ -124,7 +126,7 @@ func (l *logger) take() (stdout, stderr *os.File) {
 // stop asks the program to end and waits until it has.
 func (l *logger) stop() {
 	closeAll(l.out, l.err)
-	if l.child.signal(unix.SIGTERM) != nil {
+	if l.child.Signal(unix.SIGTERM) != nil {
 		return
 	}
 	select {
@@ -137,6 +139,6 @@ func (l *logger) stop() {
 // kill ends the program at once.
 func (l *logger) kill() {
 	closeAll(l.out, l.err)
-	_ = l.child.signal(unix.SIGKILL) // it may have ended just now
+	_ = l.child.Signal(unix.SIGKILL) // it may have ended just now
 	<-l.ended
 }

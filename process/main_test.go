@@ -2,6 +2,7 @@ package process
 
 import (
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"context"
 	"encoding/json"
@@ -23,7 +24,7 @@ import (
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
-	reaper *Reaper
+	reaper *reap.Reaper
 	// podThread is where sandboxes live. It is not the main thread, so paths to its namespaces contain its tid.
 	podThread *Thread
 	podTID    int
@@ -41,8 +42,8 @@ func TestMain(m *testing.M) {
 	r, w, _ := os.Pipe()
 	r.Close()
 	w.Close()
-	reaper = NewReaper(context.Background())
-	proctest.HoldReaper = reaper.hold
+	reaper = reap.NewReaper(context.Background())
+	proctest.HoldReaper = reaper.Hold
 	podThread, podTID = startThread()
 	code := m.Run()
 	if left := cgroupsLeft(); len(left) > 0 {
@@ -272,13 +273,13 @@ func sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 	t.Helper()
 	cmd := exec.Command("sleep", "100000")
 	cmd.SysProcAttr = attr
-	release := reaper.hold()
+	release := reaper.Hold()
 	err := cmd.Start()
 	if err == nil {
-		child := reaper.claim(cmd.Process.Pid)
+		child := reaper.Claim(cmd.Process.Pid)
 		t.Cleanup(func() {
-			_ = child.signal(unix.SIGKILL)
-			_, _ = child.wait()
+			_ = child.Signal(unix.SIGKILL)
+			_, _ = child.Wait()
 			_ = cmd.Process.Release()
 		})
 	}
@@ -290,7 +291,7 @@ func sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 // run runs a program to its end. The reaper is kept from it.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %v: %v: %s", name, args, err, out)

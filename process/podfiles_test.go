@@ -1,14 +1,14 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"

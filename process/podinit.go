@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -19,7 +21,7 @@ import (
 // PID namespace have one. It lives as long as the sandbox, and the sandbox as
 // long as it: the kernel kills all processes of a PID namespace without init.
 type podInit struct {
-	child *child
+	child *reap.Child
 	ns    *nsFile       // the PID namespace
 	ended chan struct{} // closed when it has been reaped
 }
@@ -121,7 +123,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := makePodInitRoot(s.initRoot, enabledLabels(spec).mount); err != nil {
 		return nil, err
 	}
-	defer s.host.reaper.hold()()
+	defer s.host.reaper.Hold()()
 	pidFile := filepath.Join(bundle, "init.pid")
 	if err := s.runPodInit(ctx, spec, bundle, pidFile); err != nil {
 		return nil, err
@@ -130,7 +132,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &podInit{child: s.host.reaper.claim(pid), ended: make(chan struct{})}
+	i := &podInit{child: s.host.reaper.Claim(pid), ended: make(chan struct{})}
 	if i.ns, err = openPodNamespace(fmt.Sprintf("/proc/%d/ns/pid", pid), specs.PIDNamespace); err != nil {
 		s.host.abandon(i.child)
 		return nil, err
@@ -177,7 +179,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 
 // awaitPodInit lets the sandbox end with its init.
 func (s *sandbox) awaitPodInit(i *podInit) {
-	status, err := i.child.wait()
+	status, err := i.child.Wait()
 	if err != nil {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("the exit status of the pod's init is not known")
 	}

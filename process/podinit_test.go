@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -73,7 +73,7 @@ func TestSharedPIDNamespaceHasOneInit(t *testing.T) {
 		n.adopt(task)
 	}
 	init := pod.body.(*sandbox).podInit()
-	want := proctest.Inode(t, fmt.Sprintf("/proc/%d/ns/pid", init.child.pid))
+	want := proctest.Inode(t, fmt.Sprintf("/proc/%d/ns/pid", init.child.Pid))
 	for _, r := range requests {
 		if got := proctest.Inode(t, namespaceIn(t, r.Bundle, specs.PIDNamespace)); got != want {
 			t.Errorf("the PID namespace of %s is %d, not the init's %d", r.ID, got, want)
@@ -82,7 +82,7 @@ func TestSharedPIDNamespaceHasOneInit(t *testing.T) {
 	if runs := strings.Count(n.told("calls"), "run pod"); runs != 1 {
 		t.Errorf("the init was run %d times", runs)
 	}
-	if pids, err := pod.Pids(); err != nil || !reflect.DeepEqual(pids, []Info{{Pid: podTID}, {Pid: init.child.pid}}) {
+	if pids, err := pod.Pids(); err != nil || !reflect.DeepEqual(pids, []Info{{Pid: podTID}, {Pid: init.child.Pid}}) {
 		t.Errorf("pids are %v, error %v", pids, err)
 	}
 }
@@ -151,7 +151,7 @@ func TestInitHasNoRights(t *testing.T) {
 		t.Errorf("seccomp %+v, root %+v", got.Linux.Seccomp, got.Root)
 	}
 	var status strings.Builder
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", init.child.pid))
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", init.child.Pid))
 	proctest.Must(t, err)
 	status.Write(data)
 	if !strings.Contains(status.String(), "Name:\tpause\n") {
@@ -187,8 +187,8 @@ func TestSandboxEndsWithItsInit(t *testing.T) {
 		end    func(*Task, *podInit) error
 		status uint32
 	}{
-		"killed by itself":     {func(_ *Task, i *podInit) error { return unix.Kill(i.child.pid, unix.SIGKILL) }, 137},
-		"told to end":          {func(_ *Task, i *podInit) error { return unix.Kill(i.child.pid, unix.SIGTERM) }, 0},
+		"killed by itself":     {func(_ *Task, i *podInit) error { return unix.Kill(i.child.Pid, unix.SIGKILL) }, 137},
+		"told to end":          {func(_ *Task, i *podInit) error { return unix.Kill(i.child.Pid, unix.SIGTERM) }, 0},
 		"sandbox told to end":  {func(t *Task, _ *podInit) error { return t.Kill("", unix.SIGTERM, false) }, 0},
 		"sandbox killed":       {func(t *Task, _ *podInit) error { return t.Kill("", unix.SIGKILL, false) }, 137},
 		"all killed":           {func(t *Task, _ *podInit) error { return t.Kill("", unix.SIGKILL, true) }, 137},
@@ -293,8 +293,8 @@ func TestInitIsInTheCgroupOfTheSandbox(t *testing.T) {
 		pod, init := n.sharedPod(spec)
 		procs, err := pod.group().Pids()
 		proctest.Must(t, err)
-		if !slices.Equal(procs, []int{init.child.pid}) {
-			t.Errorf("processes in the cgroup %s are %v, want %d", path, procs, init.child.pid)
+		if !slices.Equal(procs, []int{init.child.Pid}) {
+			t.Errorf("processes in the cgroup %s are %v, want %d", path, procs, init.child.Pid)
 		}
 		n.Release() // the thread serves the next one
 	}
@@ -436,7 +436,7 @@ func TestCleanUpOfAnInit(t *testing.T) {
 	if err != nil || st.Exit.Status != 137 {
 		t.Errorf("got %+v and error %v", st, err)
 	}
-	proctest.Eventually(t, "the init is gone", func() bool { return proctest.ProcessState(init.child.pid) == "" })
+	proctest.Eventually(t, "the init is gone", func() bool { return proctest.ProcessState(init.child.Pid) == "" })
 	if mounted, err := mountinfo.Mounted(filepath.Join(pod.Bundle, "rootfs")); mounted || err != nil {
 		t.Errorf("its root is mounted: %t, error %v", mounted, err)
 	}

@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"errors"
 	"os"
 	"os/exec"
@@ -10,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/program"
 
 	"github.com/containerd/errdefs"
@@ -99,7 +98,7 @@ func TestProgramFileIsExecuted(t *testing.T) {
 	}
 	proctest.Must(t, err)
 	proctest.NoLeakedFDs(t)
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	// Programs that are made, and started, at the same time must not be in each other's way.
 	errs := make(chan error)
 	const many = 16

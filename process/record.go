@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -85,7 +87,7 @@ func readExit(bundle string) (Status, error) {
 		return Status{}, err
 	}
 	pid, _ := readPidFile(filepath.Join(bundle, "init.pid")) // there is none without a container
-	return Status{Stopped, max(pid, 0), Exit{Status: exitSignalBase + uint32(unix.SIGKILL), At: time.Now()}}, nil
+	return Status{Stopped, max(pid, 0), Exit{Status: reap.ExitSignalBase + uint32(unix.SIGKILL), At: time.Now()}}, nil
 }
 
 // writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not

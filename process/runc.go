@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -146,7 +147,7 @@ const (
 // openExecFifo lets the init behind a fifo go on, and returns when it has executed the
 // container's program. Once it goes on, that the client has gone changes nothing: the
 // container runs, and nobody could start it a second time.
-func openExecFifo(ctx context.Context, path string, init *child) error {
+func openExecFifo(ctx context.Context, path string, init *reap.Child) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -170,7 +171,7 @@ func openExecFifo(ctx context.Context, path string, init *child) error {
 		case reader.err != nil:
 			return os.NewSyscallError("read", reader.err)
 		case err == nil:
-			awaitProgram(init.pid, isInitOfRunc)
+			awaitProgram(init.Pid, isInitOfRunc)
 			return removeFifo(path)
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
@@ -186,8 +187,8 @@ func openExecFifo(ctx context.Context, path string, init *child) error {
 		}
 		// What it has written before can still be read, once more. Whether it is dead is
 		// looked at last: then it is not its own program, either.
-		gone, executed = ctx.Err() != nil, !isInitOfRunc(init.pid)
-		dead = errdefs.IsNotFound(init.signal(0))
+		gone, executed = ctx.Err() != nil, !isInitOfRunc(init.Pid)
+		dead = errdefs.IsNotFound(init.Signal(0))
 	}
 }
 

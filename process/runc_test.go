@@ -2,6 +2,7 @@ package process
 
 import (
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"bytes"
 	"context"
@@ -20,25 +21,25 @@ import (
 )
 
 // waitingInit is a child that does with a fifo what the init of runc's containers does.
-func waitingInit(t *testing.T, script string) (fifo string, init *child) {
+func waitingInit(t *testing.T, script string) (fifo string, init *reap.Child) {
 	t.Helper()
 	fifo = filepath.Join(t.TempDir(), "exec.fifo")
 	proctest.Must(t, unix.Mkfifo(fifo, 0o622))
 	cmd := exec.Command("/bin/sh", "-c", "printf 'runc:[2:INIT]' >/proc/$$/comm; "+script, "init", fifo)
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	proctest.Must(t, cmd.Start())
-	init = reaper.claim(cmd.Process.Pid)
+	init = reaper.Claim(cmd.Process.Pid)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _ = init.wait()
+		_, _ = init.Wait()
 	}()
 	t.Cleanup(func() {
-		_ = init.signal(unix.SIGKILL)
+		_ = init.Signal(unix.SIGKILL)
 		<-ended
 	})
 	proctest.Eventually(t, "it is called what runc's init is", func() bool {
-		return isInitOfRunc(init.pid) || proctest.ProcessState(init.pid) == "Z" || proctest.ProcessState(init.pid) == ""
+		return isInitOfRunc(init.Pid) || proctest.ProcessState(init.Pid) == "Z" || proctest.ProcessState(init.Pid) == ""
 	})
 	return fifo, init
 }
@@ -117,7 +118,7 @@ func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 	if ctx.Err() == nil {
 		t.Error("the client was still there")
 	}
-	if isInitOfRunc(init.pid) {
+	if isInitOfRunc(init.Pid) {
 		t.Error("it has not executed its program")
 	}
 }
@@ -126,7 +127,7 @@ func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 func TestOpenExecFifoOfAContainerThatRuns(t *testing.T) {
 	fifo, init := waitingInit(t, `while [ ! -e "$1.go" ]; do sleep 0.01; done; exec sleep 1000`)
 	proctest.Must(t, os.WriteFile(fifo+".go", nil, 0o600))
-	proctest.Eventually(t, "it has executed its program", func() bool { return !isInitOfRunc(init.pid) })
+	proctest.Eventually(t, "it has executed its program", func() bool { return !isInitOfRunc(init.Pid) })
 	proctest.Must(t, openExecFifo(proctest.Context(t), fifo, init))
 }
 
@@ -135,17 +136,17 @@ func TestStartedProcessHasExecutedItsProgram(t *testing.T) {
 	_, init := waitingInit(t, `echo >`+ready+`; sleep 0.3; exec sleep 1000`)
 	proctest.Eventually(t, "it is ready", func() bool { _, err := os.Lstat(ready); return err == nil })
 	r := &ociRuntime{options: Options{BinaryName: "/no/such/runtime"}}
-	awaitProgram(init.pid, r.isInit)
-	if r.isInit(init.pid) {
+	awaitProgram(init.Pid, r.isInit)
+	if r.isInit(init.Pid) {
 		t.Error("it has not executed its program")
 	}
 	// crun's init is executed from its own file.
 	r.options.BinaryName = "/bin/sleep"
-	if !r.isInit(init.pid) {
+	if !r.isInit(init.Pid) {
 		t.Error("the program of the OCI runtime itself is not known")
 	}
 	start := time.Now()
-	awaitProgram(init.pid, r.isInit) // it ends all the same
+	awaitProgram(init.Pid, r.isInit) // it ends all the same
 	if took := time.Since(start); took < programTimeout {
 		t.Errorf("it gave up after %v", took)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -49,7 +50,7 @@ type ociRuntime struct {
 	options   Options
 	namespace string // containerd's
 	bundle    string
-	reaper    *Reaper // nil in a process that does not reap
+	reaper    *reap.Reaper // nil in a process that does not reap
 }
 
 // root is the directory in which the OCI runtime keeps its state.
@@ -89,7 +90,7 @@ type call struct {
 // like the stock shim's; another one keeps calls that run at the same time apart.
 func (r *ociRuntime) run(ctx context.Context, c call) error {
 	if r.reaper != nil {
-		defer r.reaper.hold()()
+		defer r.reaper.Hold()()
 	}
 	if c.log == "" {
 		c.log = runtimeLog

@@ -1,12 +1,12 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 )
 
 func TestLastErrorOfALog(t *testing.T) {
@@ -37,7 +37,7 @@ func TestLastErrorOfALog(t *testing.T) {
 
 func TestFeaturesOfTheRuntime(t *testing.T) {
 	n := newNode(t)
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	f, err := Features(proctest.Context(t), n.options.BinaryName)
 	if err != nil || f.OCIVersionMin != "1.0.0" {
 		t.Errorf("got %+v and error %v", f, err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -189,7 +190,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 	if err := s.makeNamespaces(spec, set, sysctls); err != nil {
 		return err
 	}
-	defer s.host.reaper.hold()()
+	defer s.host.reaper.Hold()()
 	if err := s.hooks.created(ctx, s.host.thread); err != nil {
 		return err
 	}
@@ -200,7 +201,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 // sets in them.
 func (s *sandbox) makeNamespaces(spec *specs.Spec, set namespaceSet, sysctls []sysctl) (err error) {
 	if s.own[specs.UserNamespace] {
-		defer s.host.reaper.hold()()
+		defer s.host.reaper.Hold()()
 		holder, err := startHolder(spec, set)
 		if err != nil {
 			return err
@@ -299,10 +300,10 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
-	defer s.host.reaper.hold()()
+	defer s.host.reaper.Hold()()
 	err := s.hooks.started(ctx)
 	if err != nil {
-		go s.end(exitSignalBase + int(unix.SIGKILL))
+		go s.end(reap.ExitSignalBase + int(unix.SIGKILL))
 	}
 	return err
 }
@@ -318,15 +319,15 @@ func (s *sandbox) signal(sig unix.Signal) error {
 		if sig == unix.SIGKILL {
 			return s.killPodInit(i)
 		}
-		return i.child.signal(sig)
+		return i.child.Signal(sig)
 	}
 	switch {
 	case sig == unix.SIGKILL:
-		go s.end(exitSignalBase + int(sig))
+		go s.end(reap.ExitSignalBase + int(sig))
 	case sig == unix.SIGINT, sig == unix.SIGTERM:
 		go s.end(0)
 	case !s.initPID && endsByDefault(sig):
-		go s.end(exitSignalBase + int(sig))
+		go s.end(reap.ExitSignalBase + int(sig))
 	}
 	return nil
 }
@@ -428,7 +429,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
-	defer s.host.reaper.hold()()
+	defer s.host.reaper.Hold()()
 	// They run once, and so even if the client has gone.
 	if err := s.hooks.stopped(context.WithoutCancel(ctx)); err != nil {
 		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")
@@ -475,7 +476,7 @@ func (s *sandbox) signalAll(sig unix.Signal) error { return s.signal(sig) }
 func (s *sandbox) pids() ([]int, error) {
 	pids := []int{s.pid}
 	if i := s.podInit(); i != nil {
-		pids = append(pids, i.child.pid)
+		pids = append(pids, i.child.Pid)
 	}
 	return pids, nil
 }

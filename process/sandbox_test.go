@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"context"
 	"fmt"
 	"os"
@@ -11,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/cgroups/v3/cgroup1/stats"
 	statsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"

@@ -3,15 +3,17 @@ package process
 import (
 	"context"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
 // spawn has the OCI runtime make a process: it opens the streams, lets run call
 // the runtime, and returns the process as a claimed child. After an error nothing
 // is open, but what the runtime may have made is the caller's to undo.
-func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile string, run func(*streams, *consoleSocket) error) (_ *child, err error) {
+func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile string, run func(*streams, *consoleSocket) error) (_ *reap.Child, err error) {
 	// Until the process is claimed, its exit must wait for us.
-	defer h.reaper.hold()()
+	defer h.reaper.Hold()()
 
 	s, console, err := h.openStdio(ctx, p, o)
 	if err != nil {
@@ -32,7 +34,7 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 	if err != nil {
 		return nil, err
 	}
-	child := h.reaper.claim(pid)
+	child := h.reaper.Claim(pid)
 	if console != nil {
 		if err := h.attachConsole(ctx, s, console); err != nil {
 			h.abandon(child)
@@ -74,7 +76,7 @@ func (h *Supervisor) attachConsole(ctx context.Context, s *streams, console *con
 }
 
 // abandon kills a claimed child that cannot be used, and reaps it.
-func (h *Supervisor) abandon(c *child) {
-	_ = c.signal(unix.SIGKILL) // it may have ended
-	_, _ = c.wait()
+func (h *Supervisor) abandon(c *reap.Child) {
+	_ = c.Signal(unix.SIGKILL) // it may have ended
+	_, _ = c.Wait()
 }

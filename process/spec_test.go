@@ -1,11 +1,11 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"os"
 	"path/filepath"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )

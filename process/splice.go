@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"time"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -44,7 +46,7 @@ func splice(out, in syscall.RawConn) (n int64, err error) {
 	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
 	closed := out.Control(func(to uintptr) {
 		closed := in.Control(func(from uintptr) {
-			err = ignoringEINTR(func() (err error) {
+			err = reap.IgnoringEINTR(func() (err error) {
 				n, err = unix.Splice(int(from), nil, int(to), nil, all, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 				return err
 			})
@@ -86,7 +88,7 @@ const (
 // awaitRoom waits until there is room in the destination. It returns false if that was closed.
 func (p *pace) awaitRoom() bool {
 	hasRoom := false
-	if p.out.Control(func(fd uintptr) { hasRoom = isReady(int(fd), unix.POLLOUT) }) != nil {
+	if p.out.Control(func(fd uintptr) { hasRoom = reap.IsReady(int(fd), unix.POLLOUT) }) != nil {
 		return false
 	}
 	if hasRoom {
@@ -100,7 +102,7 @@ func (p *pace) awaitRoom() bool {
 		time.Sleep(nap + beyond)
 		return true
 	}
-	return p.out.Write(func(fd uintptr) bool { return isReady(int(fd), unix.POLLOUT) }) == nil
+	return p.out.Write(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLOUT) }) == nil
 }
 
 // nap returns how long to sleep for the reader of a pipe that is full now. It is zero if

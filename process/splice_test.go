@@ -2,6 +2,7 @@ package process
 
 import (
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"bytes"
 	"encoding/binary"
@@ -239,7 +240,7 @@ func (m *unservedMemory) ioctl(t *testing.T, request uintptr, arg any) {
 // awaitAccess waits until somebody waits for the page.
 func (m *unservedMemory) awaitAccess(t *testing.T) {
 	t.Helper()
-	proctest.Must(t, ignoringEINTR(func() error {
+	proctest.Must(t, reap.IgnoringEINTR(func() error {
 		_, err := unix.Read(m.fd, make([]byte, 32))
 		return err
 	}))

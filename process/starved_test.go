@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"context"
 	"errors"
 	"fmt"
@@ -11,71 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"containerd-shim-pause-v2/process/proctest"
 )
-
-func TestChildIsAwaitedWithoutDescriptors(t *testing.T) {
-	await := func(t *testing.T) {
-		release := reaper.hold()
-		child := reaper.claim(fork(t, "sleep 0.2; exit 42"))
-		release()
-		if status, err := child.wait(); err != nil || status != 42 {
-			t.Errorf("got %d and error %v, want 42", status, err)
-		}
-		if proctest.ProcessState(child.pid) != "" {
-			t.Error("it is not reaped")
-		}
-	}
-	t.Run("none is left", func(t *testing.T) {
-		proctest.NoLeakedFDs(t)
-		release := reaper.hold()
-		child := reaper.claim(fork(t, "sleep 0.2; exit 42"))
-		release()
-		defer proctest.UseUpDescriptors(t, 0)()
-		status, err := child.wait()
-		if err != nil || status != 42 {
-			t.Errorf("got %d and error %v, want 42", status, err)
-		}
-	})
-	for name, tc := range map[string]struct {
-		number uint32
-		errno  unix.Errno
-	}{
-		"pidfd_open is refused":       {unix.SYS_PIDFD_OPEN, unix.EPERM},
-		"the host has no more files":  {unix.SYS_PIDFD_OPEN, unix.ENFILE},
-		"no memory for a descriptor":  {unix.SYS_PIDFD_OPEN, unix.ENOMEM},
-		"the kernel knows no pidfds":  {unix.SYS_PIDFD_OPEN, unix.ENOSYS},
-		"the poller has no more room": {unix.SYS_EPOLL_CTL, unix.ENOSPC},
-		"no memory for the poller":    {unix.SYS_EPOLL_CTL, unix.ENOMEM},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if proctest.Again(t, nil) {
-				proctest.RefuseSyscall(t, tc.number, tc.errno)
-				await(t)
-			}
-		})
-	}
-}
-
-// A child that becomes one only later is awaited in the same way without pidfds.
-func TestChildOfAnotherIsAwaitedWithoutDescriptors(t *testing.T) {
-	defer reaper.hold()()
-	file := filepath.Join(t.TempDir(), "pid")
-	between := fork(t, `sh -c 'sleep 0.4; exit 42' & echo $! >`+file+`.new; mv `+file+`.new `+file+`; exec sleep 0.2`)
-	var pid int
-	proctest.Eventually(t, "the child is there", func() bool {
-		text, _ := os.ReadFile(file)
-		_, err := fmt.Sscan(string(text), &pid)
-		return err == nil
-	})
-	child := reaper.claim(pid)
-	defer proctest.UseUpDescriptors(t, 0)()
-	go func() { _, _ = unix.Wait4(between, nil, 0, nil) }()
-	status, err := child.wait()
-	if err != nil || status != 42 {
-		t.Errorf("got %d and error %v, want 42", status, err)
-	}
-}
 
 // Whatever the number of descriptors that are left, an OCI runtime has ended when the call of it returns.
 func TestRunToEndWithoutDescriptors(t *testing.T) {
@@ -85,7 +20,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
 			before := children(t)
-			defer reaper.hold()()
+			defer reaper.Hold()()
 			release := proctest.UseUpDescriptors(t, free)
 			defer release()
 			started := func() {
@@ -116,7 +51,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 		before := children(t)
 		ctx, cancel := context.WithCancel(proctest.Context(t))
 		defer cancel()
-		defer reaper.hold()()
+		defer reaper.Hold()()
 		_, err := runToEnd(ctx, []string{"sleep", "100000"}, [3]*os.File{}, func() {
 			t.Cleanup(proctest.UseUpDescriptors(t, 0))
 			cancel()

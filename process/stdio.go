@@ -10,7 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
-	"unsafe"
+
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -75,7 +76,7 @@ func (o *output) isAbandoned() bool {
 		return true
 	}
 	abandoned := false
-	closed := conn.Control(func(fd uintptr) { abandoned = isReady(int(fd), 0) })
+	closed := conn.Control(func(fd uintptr) { abandoned = reap.IsReady(int(fd), 0) })
 	return closed != nil || abandoned
 }
 
@@ -365,20 +366,5 @@ func waitReadable(f *os.File) bool {
 	if err != nil {
 		return false
 	}
-	return conn.Read(func(fd uintptr) bool { return isReady(int(fd), unix.POLLIN) }) == nil
-}
-
-// isReady says whether a file is ready for the events, has failed or is at its end
-// (poll(2)).
-//
-// It is a raw system call, as it waits for nothing: for one that might, Go wakes up a
-// thread of its own to watch it, which takes as much time as moving 64 kB of output.
-func isReady(fd int, events int16) bool {
-	fds, timeout := unix.PollFd{Fd: int32(fd), Events: events}, unix.Timespec{}
-	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), 1, uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
-		if errno != unix.EINTR {
-			return n > 0 || errno != 0
-		}
-	}
+	return conn.Read(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLIN) }) == nil
 }

@@ -1,8 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -388,22 +388,15 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 
 func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
 	proctest.NoLeakedFDs(t)
-	before := claims()
+	before := len(children(t))
 	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
 	_, err := startLogger(proctest.Context(t), uri, &loggerRequest{reaper: reaper, readyTimeout: 50 * time.Millisecond})
 	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got error %v", err)
 	}
-	if left := claims() - before; left != 0 {
+	if left := len(children(t)) - before; left != 0 {
 		t.Errorf("%d processes are left", left)
 	}
-}
-
-// claims returns how many children have an owner.
-func claims() int {
-	reaper.mu.Lock()
-	defer reaper.mu.Unlock()
-	return len(reaper.claimed)
 }
 
 func TestLargeOutput(t *testing.T) {

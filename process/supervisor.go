@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"containerd-shim-pause-v2/process/reap"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -15,7 +17,7 @@ import (
 type Supervisor struct {
 	namespace string // containerd's
 	thread    *Thread
-	reaper    *Reaper
+	reaper    *reap.Reaper
 	events    Events
 
 	mu      sync.Mutex
@@ -34,7 +36,7 @@ type entry struct {
 
 // NewSupervisor returns a supervisor for the tasks of one of containerd's
 // namespaces. The thread is the one that a sandbox will live in.
-func NewSupervisor(namespace string, thread *Thread, reaper *Reaper, events Events) *Supervisor {
+func NewSupervisor(namespace string, thread *Thread, reaper *reap.Reaper, events Events) *Supervisor {
 	return &Supervisor{
 		namespace: namespace,
 		thread:    thread,
@@ -106,7 +108,7 @@ func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {
 func (h *Supervisor) Release() {
 	late := time.After(releaseTimeout)
 	for _, pod := range h.pods() {
-		go pod.end(exitSignalBase + int(unix.SIGKILL))
+		go pod.end(reap.ExitSignalBase + int(unix.SIGKILL))
 		select {
 		case <-pod.freed:
 		case <-late:

@@ -1,12 +1,12 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"

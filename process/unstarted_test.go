@@ -1,13 +1,13 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )

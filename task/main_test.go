@@ -16,6 +16,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/reap"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -37,7 +38,7 @@ const deadline = 60 * time.Second
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
-	reaper   *process.Reaper
+	reaper   *reap.Reaper
 	thread   *process.Thread
 	threadID uint32 // under which the sandbox is seen
 )
@@ -50,7 +51,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	reaper, thread = process.NewReaper(context.Background()), process.NewMainThread()
+	reaper, thread = reap.NewReaper(context.Background()), process.NewMainThread()
 	tid := make(chan int)
 	go func() {
 		runtime.LockOSThread()

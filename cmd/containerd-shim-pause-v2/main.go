@@ -10,6 +10,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/shim"
 	"containerd-shim-pause-v2/task"
 
@@ -53,7 +54,7 @@ func main() {
 // serve registers the services of a shim process.
 func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
-	supervisor := process.NewSupervisor(p.Namespace, thread, process.NewReaper(ctx), events)
+	supervisor := process.NewSupervisor(p.Namespace, thread, reap.NewReaper(ctx), events)
 	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
 	service := task.NewService(supervisor, events, decodeOptions, p.ID, (*task.HandlerOptions)(p.Options), p.Shutdown, removed)
 	service.Register(p.Server)

@@ -1,4 +1,4 @@
-package process
+package reap
 
 import (
 	"context"
@@ -62,7 +62,7 @@ func NewReaper(ctx context.Context) *Reaper {
 }
 
 // hold keeps unclaimed children unreaped that begin before release is called.
-func (r *Reaper) hold() (release func()) {
+func (r *Reaper) Hold() (release func()) {
 	h := &hold{since: now()}
 	r.mu.Lock()
 	if len(r.holds) == 0 {
@@ -79,9 +79,9 @@ func (r *Reaper) hold() (release func()) {
 }
 
 // child is a child of the shim that has an owner.
-type child struct {
+type Child struct {
 	reaper *Reaper
-	pid    int
+	Pid    int
 
 	mu     sync.Mutex
 	reaped bool // guarded by mu: the pid may belong to another process by now
@@ -89,11 +89,11 @@ type child struct {
 
 // claim makes the caller the owner of the child pid: it must call wait, once. A
 // child can be claimed only while it cannot be reaped: under hold.
-func (r *Reaper) claim(pid int) *child {
+func (r *Reaper) Claim(pid int) *Child {
 	r.mu.Lock()
 	r.claimed[pid] = struct{}{}
 	r.mu.Unlock()
-	return &child{reaper: r, pid: pid}
+	return &Child{reaper: r, Pid: pid}
 }
 
 // reapOrphans reaps the zombies that nobody owns, under hold no more than the old ones.
@@ -118,7 +118,7 @@ func (r *Reaper) reapOrphans() {
 func (r *Reaper) reapAll() {
 	for {
 		var info unix.Siginfo
-		err := ignoringEINTR(func() error {
+		err := IgnoringEINTR(func() error {
 			return unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 		})
 		pid := siginfoPid(&info)
@@ -149,7 +149,7 @@ func (r *Reaper) reapOld() {
 		if _, ok := r.claimed[pid]; ok {
 			continue
 		}
-		if start, err := startTime(pid); err == nil && start < oldest {
+		if start, err := StartTime(pid); err == nil && start < oldest {
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // nothing happens to one that lives
 		}
 	}
@@ -172,38 +172,38 @@ func childrenOfAll() (pids []int) {
 
 // wait blocks until the child has ended, reaps it and returns its exit status as
 // a shell would: 128 plus the signal if one ended it.
-func (c *child) wait() (int, error) {
-	err := awaitExit(c.pid)
+func (c *Child) Wait() (int, error) {
+	err := AwaitExit(c.Pid)
 	var status unix.WaitStatus
 	c.mu.Lock()
 	c.reaped = true
 	if err == nil {
-		err = ignoringEINTR(func() error {
-			_, err := unix.Wait4(c.pid, &status, 0, nil)
+		err = IgnoringEINTR(func() error {
+			_, err := unix.Wait4(c.Pid, &status, 0, nil)
 			return err
 		})
 	}
 	c.mu.Unlock()
-	c.reaper.disown(c.pid)
+	c.reaper.disown(c.Pid)
 	if err != nil {
-		return unknownStatus, fmt.Errorf("cannot wait for process %d: %w", c.pid, err)
+		return unknownStatus, fmt.Errorf("cannot wait for process %d: %w", c.Pid, err)
 	}
 	if status.Signaled() {
-		return exitSignalBase + int(status.Signal()), nil
+		return ExitSignalBase + int(status.Signal()), nil
 	}
 	return status.ExitStatus(), nil
 }
 
 // signal sends a signal to the child. Its pid cannot be another process's,
 // because it is not reaped meanwhile.
-func (c *child) signal(sig unix.Signal) error {
+func (c *Child) Signal(sig unix.Signal) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.reaped {
 		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
 	}
-	if err := unix.Kill(c.pid, sig); err != nil {
-		return fmt.Errorf("cannot send signal %d to process %d: %w", int(sig), c.pid, err)
+	if err := unix.Kill(c.Pid, sig); err != nil {
+		return fmt.Errorf("cannot send signal %d to process %d: %w", int(sig), c.Pid, err)
 	}
 	return nil
 }
@@ -219,14 +219,14 @@ const (
 	// unknownStatus is what containerd calls containerd.UnknownExitStatus.
 	unknownStatus = 255
 	// exitSignalBase is added to the signal that ended a process, as sh(1) does.
-	exitSignalBase = 128
+	ExitSignalBase = 128
 )
 
 // awaitExit blocks until the child pid is a zombie. Its error says that there is no such
 // child. A goroutine parked on a pidfd costs no thread; where there is none to be had, a
 // thread waits: kernels before 5.10 know no non-blocking pidfd, descriptors may be used up,
 // memory or the poller's room as well, and a seccomp filter may know no pidfd_open(2).
-func awaitExit(pid int) error {
+func AwaitExit(pid int) error {
 	if err := awaitPidfd(pid); err == nil {
 		return nil
 	}
@@ -253,7 +253,7 @@ func awaitPidfd(pid int) error {
 		case errors.Is(werr, unix.ECHILD):
 			// It may not be a child yet: an OCI runtime has forked twice, and what is
 			// between outlives the runtime for a moment.
-			return isReady(int(fd), unix.POLLIN) // it has ended (pidfd_open(2))
+			return IsReady(int(fd), unix.POLLIN) // it has ended (pidfd_open(2))
 		case errors.Is(werr, unix.EAGAIN), errors.Is(werr, unix.EINTR):
 			return false
 		}
@@ -272,7 +272,7 @@ const notYetAChild = 10 * time.Millisecond
 func awaitPid(pid int) error {
 	for {
 		exists := !errors.Is(unix.Kill(pid, 0), unix.ESRCH) // before waitid: it may become a child, and end, after that
-		err := ignoringEINTR(func() error {
+		err := IgnoringEINTR(func() error {
 			return unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		})
 		if !errors.Is(err, unix.ECHILD) || !exists {
@@ -282,7 +282,7 @@ func awaitPid(pid int) error {
 	}
 }
 
-func ignoringEINTR(f func() error) error {
+func IgnoringEINTR(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, syscall.EINTR) {
 			return err

@@ -1,8 +1,6 @@
-package process
+package reap
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -38,16 +38,16 @@ func TestExitOfAChild(t *testing.T) {
 	} {
 		t.Run(command, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
-			release := reaper.hold()
+			release := reaper.Hold()
 			// In a process group of its own, since one of the commands signals all of it.
-			child := reaper.claim(fork(t, "exec setsid sh -c '"+command+"'"))
+			child := reaper.Claim(fork(t, "exec setsid sh -c '"+command+"'"))
 			release()
-			got, err := child.wait()
+			got, err := child.Wait()
 			if err != nil || got != want {
 				t.Errorf("got %d and error %v, want %d", got, err, want)
 			}
-			proctest.WantKind(t, child.signal(unix.SIGKILL), errdefs.IsNotFound, "not found")
-			if proctest.ProcessState(child.pid) != "" {
+			proctest.WantKind(t, child.Signal(unix.SIGKILL), errdefs.IsNotFound, "not found")
+			if proctest.ProcessState(child.Pid) != "" {
 				t.Error("it is not reaped")
 			}
 		})
@@ -55,14 +55,14 @@ func TestExitOfAChild(t *testing.T) {
 }
 
 func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
-	release := reaper.hold()
+	release := reaper.Hold()
 	pid := fork(t, "exit 42")
 	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(pid) == "Z" })
-	child := reaper.claim(pid)
+	child := reaper.Claim(pid)
 	release()
 	// The signal goes to a zombie, as kill(2) allows.
-	proctest.Must(t, child.signal(unix.SIGTERM))
-	if status, err := child.wait(); err != nil || status != 42 {
+	proctest.Must(t, child.Signal(unix.SIGTERM))
+	if status, err := child.Wait(); err != nil || status != 42 {
 		t.Errorf("got %d and error %v", status, err)
 	}
 }
@@ -70,7 +70,7 @@ func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
 // crun forks twice; its init becomes a child of the shim when the process between ends.
 func TestChildOfAnotherThatBecomesOne(t *testing.T) {
 	proctest.NoLeakedFDs(t)
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	r, w, err := os.Pipe()
 	proctest.Must(t, err)
 	defer r.Close()
@@ -83,7 +83,7 @@ func TestChildOfAnotherThatBecomesOne(t *testing.T) {
 	proctest.Must(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- between.Wait() }()
-	status, err := reaper.claim(pid).wait()
+	status, err := reaper.Claim(pid).Wait()
 	if err != nil || status != 42 {
 		t.Errorf("got %d and error %v", status, err)
 	}
@@ -91,11 +91,11 @@ func TestChildOfAnotherThatBecomesOne(t *testing.T) {
 }
 
 func TestSignalEndsAChild(t *testing.T) {
-	release := reaper.hold()
-	child := reaper.claim(fork(t, forever))
+	release := reaper.Hold()
+	child := reaper.Claim(fork(t, "exec sleep 100000"))
 	release()
-	proctest.Must(t, child.signal(unix.SIGUSR1))
-	if status, err := child.wait(); err != nil || status != 128+int(unix.SIGUSR1) {
+	proctest.Must(t, child.Signal(unix.SIGUSR1))
+	if status, err := child.Wait(); err != nil || status != 128+int(unix.SIGUSR1) {
 		t.Errorf("got %d and error %v", status, err)
 	}
 }
@@ -110,7 +110,7 @@ func TestWaitForWhatIsNoChild(t *testing.T) {
 	var pid int
 	_, err = fmt.Fscan(out, &pid)
 	proctest.Must(t, err)
-	if status, err := reaper.claim(pid).wait(); err == nil || status != unknownStatus {
+	if status, err := reaper.Claim(pid).Wait(); err == nil || status != unknownStatus {
 		t.Errorf("got %d and error %v, want %d and an error", status, err, unknownStatus)
 	}
 }
@@ -122,10 +122,10 @@ func TestOrphansAreReaped(t *testing.T) {
 
 func TestOrphansOfAChildAreReaped(t *testing.T) {
 	file := t.TempDir() + "/pid"
-	release := reaper.hold()
-	child := reaper.claim(fork(t, "sh -c 'kill -STOP $$' & echo $! >"+file+"; exit 4"))
+	release := reaper.Hold()
+	child := reaper.Claim(fork(t, "sh -c 'kill -STOP $$' & echo $! >"+file+"; exit 4"))
 	release()
-	if status, err := child.wait(); err != nil || status != 4 {
+	if status, err := child.Wait(); err != nil || status != 4 {
 		t.Errorf("got %d and error %v", status, err)
 	}
 	text, err := os.ReadFile(file)
@@ -138,12 +138,12 @@ func TestOrphansOfAChildAreReaped(t *testing.T) {
 }
 
 func TestNothingIsReapedUnderHold(t *testing.T) {
-	release, releaseOther := reaper.hold(), reaper.hold()
+	release, releaseOther := reaper.Hold(), reaper.Hold()
 	first := fork(t, "exit 1")
 	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(first) == "Z" })
 	// Another end makes the reaper look again, and a claimed one too.
-	child := reaper.claim(fork(t, "exit 2"))
-	if status, err := child.wait(); err != nil || status != 2 {
+	child := reaper.Claim(fork(t, "exit 2"))
+	if status, err := child.Wait(); err != nil || status != 2 {
 		t.Errorf("got %d and error %v", status, err)
 	}
 	releaseOther()
@@ -156,12 +156,12 @@ func TestNothingIsReapedUnderHold(t *testing.T) {
 
 // Probes may be executed in containers at any time, so that some OCI runtime is always at work.
 func TestOrphanIsReapedThoughThereAreAlwaysHolds(t *testing.T) {
-	release := reaper.hold()
+	release := reaper.Hold()
 	defer func() { release() }()
 	orphan := fork(t, "exit 1")
 	proctest.Eventually(t, "the orphan has ended", func() bool { return proctest.ProcessState(orphan) == "Z" })
 	proctest.Eventually(t, "the orphan is reaped", func() bool {
-		next := reaper.hold() // before the last one is over
+		next := reaper.Hold() // before the last one is over
 		release()
 		release = next
 		return proctest.ProcessState(orphan) == ""
@@ -170,16 +170,16 @@ func TestOrphanIsReapedThoughThereAreAlwaysHolds(t *testing.T) {
 
 // An OCI runtime may be at work for long; what it makes is its own.
 func TestChildOfAHoldThatLastsIsNotReaped(t *testing.T) {
-	defer reaper.hold()()
+	defer reaper.Hold()()
 	pid := fork(t, "exit 42")
 	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(pid) == "Z" })
 	for range 3 {
 		reaper.mu.Lock()
 		reaper.searched = time.Now().Add(-searchInterval) // it is time
 		reaper.mu.Unlock()
-		reaper.hold()()
+		reaper.Hold()()
 	}
-	if status, err := reaper.claim(pid).wait(); err != nil || status != 42 {
+	if status, err := reaper.Claim(pid).Wait(); err != nil || status != 42 {
 		t.Errorf("got %d and error %v", status, err)
 	}
 }
@@ -188,17 +188,17 @@ func TestManyChildren(t *testing.T) {
 	var wg sync.WaitGroup
 	var orphans []int
 	for i := range 100 {
-		release := reaper.hold()
+		release := reaper.Hold()
 		pid := fork(t, "exit "+strconv.Itoa(i))
 		if i%2 == 0 {
 			orphans = append(orphans, pid)
 			release()
 			continue
 		}
-		child := reaper.claim(pid)
+		child := reaper.Claim(pid)
 		release()
 		wg.Go(func() {
-			if status, err := child.wait(); err != nil || status != i {
+			if status, err := child.Wait(); err != nil || status != i {
 				t.Errorf("child %d: got %d and error %v", i, status, err)
 			}
 		})
@@ -216,14 +216,14 @@ func TestManyChildren(t *testing.T) {
 
 // An owned zombie that nobody waits for yet hides the others from the reaper; they must go with it.
 func TestOrphansBehindAClaimedZombie(t *testing.T) {
-	release := reaper.hold()
+	release := reaper.Hold()
 	claimed := fork(t, "exit 5")
 	proctest.Eventually(t, "the claimed child has ended", func() bool { return proctest.ProcessState(claimed) == "Z" })
 	orphan := fork(t, "exit 6")
 	proctest.Eventually(t, "the orphan has ended", func() bool { return proctest.ProcessState(orphan) == "Z" })
-	child := reaper.claim(claimed)
+	child := reaper.Claim(claimed)
 	release()
-	if status, err := child.wait(); err != nil || status != 5 {
+	if status, err := child.Wait(); err != nil || status != 5 {
 		t.Errorf("got %d and error %v", status, err)
 	}
 	proctest.Eventually(t, "the orphan is reaped", func() bool { return proctest.ProcessState(orphan) == "" })
@@ -235,7 +235,7 @@ func TestChildrenOfPackageExecAreNotStolenUnderHold(t *testing.T) {
 		wg.Go(func() {
 			for range 10 {
 				fork(t, "exit 7") // makes the reaper look
-				release := reaper.hold()
+				release := reaper.Hold()
 				err := exec.Command("/bin/sh", "-c", "exit 8").Run()
 				release()
 				var exit *exec.ExitError
