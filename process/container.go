@@ -10,6 +10,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/reap"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -146,7 +147,7 @@ func (c *container) unmountRootfs() error {
 func (c *container) create(ctx context.Context) error {
 	p := c.task.init
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
-	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
+	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
 		return c.runtime.create(ctx, c.task.ID, pidFile, s, console)
 	})
 	if err != nil {
@@ -274,7 +275,7 @@ func (c *container) restore(ctx context.Context, p *Process) (err error) {
 	defer leave()
 	defer func() { err = whyEnded(ctx, err) }()
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
-	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *streams, console *consoleSocket) error {
+	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
 		return c.runtime.restore(ctx, c.task.ID, c.image, pidFile, s, console)
 	})
 	if err != nil {
@@ -336,7 +337,7 @@ func (c *container) discard(ctx context.Context) error {
 	c.task.unwatchOOM()
 	err := c.runtime.delete(ctx, c.task.ID, true)
 	if s := c.task.init.openStreams(); s != nil {
-		s.close()
+		s.Close()
 	}
 	return errors.Join(err, c.unmountRootfs(), restoreSpec(c.task.Bundle))
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -146,7 +147,7 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 			n := newNode(t)
 			n.tell(tc.file, "no more bananas")
 			r := n.request("c", containerSpec(t, "c", forever))
-			r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+			r.Stdio = stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 			stdout, stderr := proctest.ReadFifo(t, r.Stdio.Stdout), proctest.ReadFifo(t, r.Stdio.Stderr)
 			r.Rootfs = []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}
 			task, err := n.Create(proctest.Context(t), r)
@@ -167,7 +168,7 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 			}
 
 			n.untell(tc.file)
-			r.Stdio = Stdio{}
+			r.Stdio = stdio.Config{}
 			n.make(r) // the id is free
 		})
 	}
@@ -330,7 +331,7 @@ func TestPause(t *testing.T) {
 	if frozen, err := task.cgroup.Frozen(); !frozen || err != nil {
 		t.Errorf("frozen: %t, error %v", frozen, err)
 	}
-	proctest.WantKind(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Exec("e", stdio.Config{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
 	proctest.Must(t, task.Resume(ctx))
 	if frozen, err := task.cgroup.Frozen(); frozen || err != nil {
 		t.Errorf("frozen: %t, error %v", frozen, err)

@@ -9,6 +9,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/reap"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -49,7 +50,7 @@ func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	init := r.openInit(id)
-	defer closeAll(init)
+	defer stdio.CloseAll(init)
 	if init != nil {
 		err = sendSignal(init, unix.SIGKILL)
 	}

@@ -1,9 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-	"containerd-shim-pause-v2/process/reap"
-
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +10,8 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"

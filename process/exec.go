@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/reap"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -25,7 +26,7 @@ type execution struct {
 	child *reap.Child // nil before start
 }
 
-func (c *container) newExec(t *Task, id string, sio Stdio, spec []byte) (*Process, error) {
+func (c *container) newExec(t *Task, id string, sio stdio.Config, spec []byte) (*Process, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(spec, &fields); err != nil {
 		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", id, t.ID, err, errdefs.ErrInvalidArgument)
@@ -79,7 +80,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 		return err
 	}
 	rt := e.container.runtime
-	e.child, err = e.container.host.spawn(ctx, p, rt.options, pidFile, func(s *streams, console *consoleSocket) error {
+	e.child, err = e.container.host.spawn(ctx, p, rt.options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
 		return rt.exec(ctx, t.ID, spec, pidFile, logFile, s, console)
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -18,7 +19,7 @@ import (
 )
 
 // execute adds a process to a container and starts it.
-func execute(t *testing.T, task *Task, id, command string, sio Stdio) *Process {
+func execute(t *testing.T, task *Task, id, command string, sio stdio.Config) *Process {
 	t.Helper()
 	proctest.Must(t, task.Exec(id, sio, execSpec(t, command)))
 	p := process(t, task, id)
@@ -32,7 +33,7 @@ func TestLifeOfAnExec(t *testing.T) {
 	n := newNode(t)
 	ctx := proctest.Context(t)
 	task := n.container("c", forever)
-	proctest.Must(t, task.Exec("e", Stdio{}, execSpec(t, "exec sleep 100000")))
+	proctest.Must(t, task.Exec("e", stdio.Config{}, execSpec(t, "exec sleep 100000")))
 	p := process(t, task, "e")
 	if st := p.Status(); st != (Status{}) || p.ID() != "e" {
 		t.Errorf("it is %+v", st)
@@ -67,26 +68,26 @@ func TestLifeOfAnExec(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("files are left: %v", left)
 	}
-	execute(t, task, "e", "exit 0", Stdio{}) // the id is free
+	execute(t, task, "e", "exit 0", stdio.Config{}) // the id is free
 }
 
 func TestIDsOfExecs(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
 	for _, id := range []string{"", "/", "a/b", "../x", "..", "a/../b", "/a"} {
-		proctest.WantKind(t, task.Exec(id, Stdio{}, execSpec(t, "exit 0")), errdefs.IsInvalidArgument, "an invalid argument for "+id)
+		proctest.WantKind(t, task.Exec(id, stdio.Config{}, execSpec(t, "exit 0")), errdefs.IsInvalidArgument, "an invalid argument for "+id)
 	}
-	proctest.Must(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")))
-	proctest.WantKind(t, task.Exec("a", Stdio{}, execSpec(t, "exit 0")), errdefs.IsAlreadyExists, "already exists")
-	proctest.Must(t, task.Exec("a.b", Stdio{}, execSpec(t, "exit 0")))
-	proctest.Must(t, task.Exec("..x", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("a", stdio.Config{}, execSpec(t, "exit 0")))
+	proctest.WantKind(t, task.Exec("a", stdio.Config{}, execSpec(t, "exit 0")), errdefs.IsAlreadyExists, "already exists")
+	proctest.Must(t, task.Exec("a.b", stdio.Config{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("..x", stdio.Config{}, execSpec(t, "exit 0")))
 }
 
 // While an exec starts, others come and go whose ids are what its files might be called.
 func TestFilesOfExecsAreTheirOwn(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
-	proctest.Must(t, task.Exec("x.log", Stdio{}, execSpec(t, "exit 4")))
+	proctest.Must(t, task.Exec("x.log", stdio.Config{}, execSpec(t, "exit 4")))
 	x := process(t, task, "x.log")
 	arrived := n.gate("exec")
 	done := make(chan error, 1)
@@ -97,7 +98,7 @@ func TestFilesOfExecsAreTheirOwn(t *testing.T) {
 	open := arrived()
 	long := strings.Repeat("l", 255) // NAME_MAX
 	for _, id := range []string{"x", "x.pid", "x.json", "x.log.json", ".x", long} {
-		if status := exitOf(t, execute(t, task, id, "exit 3", Stdio{})); status != 3 {
+		if status := exitOf(t, execute(t, task, id, "exit 3", stdio.Config{})); status != 3 {
 			t.Errorf("exec %s: exit status %d", id, status)
 		}
 	}
@@ -115,7 +116,7 @@ func TestExecThatEndsBeforeStartReturns(t *testing.T) {
 	n := newNode(t)
 	n.tell("slow-exec", "")
 	task := n.container("c", forever)
-	p := execute(t, task, "e", "exit 5", Stdio{})
+	p := execute(t, task, "e", "exit 5", stdio.Config{})
 	if status := exitOf(t, p); status != 5 {
 		t.Errorf("exit status %d", status)
 	}
@@ -131,7 +132,7 @@ func TestExecThatFails(t *testing.T) {
 			n := newNode(t)
 			task := n.container("c", forever)
 			n.tell(file, "no more bananas")
-			sio := Stdio{Stdout: proctest.Mkfifo(t)}
+			sio := stdio.Config{Stdout: proctest.Mkfifo(t)}
 			stdout := proctest.ReadFifo(t, sio.Stdout)
 			proctest.Must(t, task.Exec("e", sio, execSpec(t, "exit 6")))
 			p := process(t, task, "e")
@@ -162,10 +163,10 @@ func TestExecThatFails(t *testing.T) {
 func TestExecAfterTheEndOfTheInit(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
-	proctest.Must(t, task.Exec("early", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("early", stdio.Config{}, execSpec(t, "exit 0")))
 	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
-	proctest.WantKind(t, task.Exec("late", Stdio{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Exec("late", stdio.Config{}, execSpec(t, "exit 0")), errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err := process(t, task, "early").Start(proctest.Context(t))
 	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	if calls := n.told("calls"); strings.Contains(calls, "exec") {
@@ -179,7 +180,7 @@ func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
 	for i := range 5 {
-		execute(t, task, fmt.Sprintf("e%d", i), forever, Stdio{})
+		execute(t, task, fmt.Sprintf("e%d", i), forever, stdio.Config{})
 	}
 	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
@@ -198,7 +199,7 @@ func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
 func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
-	proctest.Must(t, task.Exec("e", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("e", stdio.Config{}, execSpec(t, "exit 0")))
 	arrived := n.gate("exec")
 	done := make(chan error)
 	go func() {
@@ -225,11 +226,11 @@ func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
 // by a client that never reads.
 func TestExecThatHangsWhenItsContainerEnds(t *testing.T) {
 	for name, tc := range map[string]struct {
-		prepare func(*node) Stdio
+		prepare func(*node) stdio.Config
 		err     string
 	}{
-		"in the OCI runtime": {func(n *node) Stdio { n.tell("hang-exec", ""); return Stdio{} }, "runtime.sh was killed"},
-		"for a reader":       {func(*node) Stdio { return Stdio{Stdout: proctest.Mkfifo(t)} }, "nobody reads"},
+		"in the OCI runtime": {func(n *node) stdio.Config { n.tell("hang-exec", ""); return stdio.Config{} }, "runtime.sh was killed"},
+		"for a reader":       {func(*node) stdio.Config { return stdio.Config{Stdout: proctest.Mkfifo(t)} }, "nobody reads"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
@@ -286,7 +287,7 @@ func TestManyExecsAtTheSameTime(t *testing.T) {
 		id := fmt.Sprintf("e%d", i)
 		spec := execSpec(t, fmt.Sprintf("exit %d", i))
 		wg.Go(func() {
-			if err := task.Exec(id, Stdio{}, spec); err != nil {
+			if err := task.Exec(id, stdio.Config{}, spec); err != nil {
 				t.Error(err)
 				return
 			}
@@ -331,7 +332,7 @@ func TestDuplicateExecsAtTheSameTime(t *testing.T) {
 	errs := make(chan error)
 	for range 8 {
 		spec := execSpec(t, "exit 0")
-		go func() { errs <- task.Exec("e", Stdio{}, spec) }()
+		go func() { errs <- task.Exec("e", stdio.Config{}, spec) }()
 	}
 	added := 0
 	for range 8 {
@@ -351,10 +352,10 @@ func TestDeleteOfATaskWithExecs(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	task := n.container("c", forever)
-	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	sio := stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 	stdout, stderr := proctest.ReadFifo(t, sio.Stdout), proctest.ReadFifo(t, sio.Stderr)
 	execute(t, task, "e", "echo out; echo err >&2; exec cat", sio)
-	proctest.Must(t, task.Exec("never-started", Stdio{}, execSpec(t, "exit 0")))
+	proctest.Must(t, task.Exec("never-started", stdio.Config{}, execSpec(t, "exit 0")))
 	neverStarted := process(t, task, "never-started")
 	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
@@ -374,7 +375,7 @@ func TestSpecOfAnExecReachesTheRuntime(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
 	file := filepath.Join(t.TempDir(), "ran")
-	p := execute(t, task, "e", "touch "+file, Stdio{})
+	p := execute(t, task, "e", "touch "+file, stdio.Config{})
 	exitOf(t, p)
 	if _, err := os.Stat(file); err != nil {
 		t.Error(err)

@@ -1,9 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-	"containerd-shim-pause-v2/process/reap"
-
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +14,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"containerd-shim-pause-v2/process/stdio"
+
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/log"
 	"github.com/moby/sys/mountinfo"
@@ -154,7 +156,7 @@ func (f *PodFiles) mountShm() error {
 // holdShm keeps a mount of the pod's /dev/shm for moveShm. It does without where there is
 // none at no path: Linux before 5.2 knows no such, and a seccomp filter may not.
 func (f *PodFiles) holdShm() {
-	closeAll(f.shm)
+	stdio.CloseAll(f.shm)
 	f.shm = nil
 	fd, err := unix.OpenTree(unix.AT_FDCWD, f.ShmDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -230,7 +232,7 @@ func (f *PodFiles) unmount() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	closeAll(f.shm)
+	stdio.CloseAll(f.shm)
 	f.shm = nil
 	err := mount.UnmountAll(f.ShmDir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"containerd-shim-pause-v2/process/stdio"
+
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
@@ -46,7 +48,7 @@ func (silence) OOM(string)                       {}
 // held only briefly, so that Status, Signal and Wait never wait for a runtime.
 type Process struct {
 	taskID, id string
-	stdio      Stdio
+	stdio      stdio.Config
 	runner     runner
 	events     Events
 
@@ -57,11 +59,11 @@ type Process struct {
 	pid     int
 	started time.Time // zero before
 	exit    Exit
-	streams *streams // nil if there are none (yet)
+	streams *stdio.Streams // nil if there are none (yet)
 	// inputClosed and size are what clients have asked of the streams so far. They may ask
 	// before the streams exist: those of an exec come when it is started.
 	inputClosed bool
-	size        *terminalSize // nil if nobody has asked for one
+	size        *stdio.Size // nil if nobody has asked for one
 	// exited is closed when the process has stopped and its exit has been told.
 	exited chan struct{}
 }
@@ -79,7 +81,7 @@ type runner interface {
 	remove(ctx context.Context, p *Process) error
 }
 
-func newProcess(taskID, id string, sio Stdio, events Events, r runner) *Process {
+func newProcess(taskID, id string, sio stdio.Config, events Events, r runner) *Process {
 	return &Process{taskID: taskID, id: id, stdio: sio, events: events, runner: r, exited: make(chan struct{})}
 }
 
@@ -94,7 +96,7 @@ type Status struct {
 func (p *Process) ID() string { return p.id }
 
 // Stdio returns where the streams lead.
-func (p *Process) Stdio() Stdio { return p.stdio }
+func (p *Process) Stdio() stdio.Config { return p.stdio }
 
 // Status returns the present state.
 func (p *Process) Status() Status {
@@ -196,7 +198,7 @@ func (p *Process) release() {
 		close(p.exited)
 	}
 	if s := p.openStreams(); s != nil {
-		s.close()
+		s.Close()
 	}
 }
 
@@ -220,15 +222,15 @@ func (p *Process) endCreated(ctx context.Context) error {
 func (p *Process) Resize(width, height uint16) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.size = &terminalSize{Width: width, Height: height}
-	if err := p.streams.resize(*p.size); err != nil {
+	p.size = &stdio.Size{Width: width, Height: height}
+	if err := p.streams.Resize(*p.size); err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	return nil
 }
 
 // wantedSize returns the size that clients have asked for; nil if none has.
-func (p *Process) wantedSize() *terminalSize {
+func (p *Process) wantedSize() *stdio.Size {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.size
@@ -241,7 +243,7 @@ func (p *Process) CloseStdin() {
 	defer p.mu.Unlock()
 	p.inputClosed = true
 	if p.streams != nil {
-		p.streams.closeInput()
+		p.streams.CloseInput()
 	}
 }
 
@@ -284,7 +286,7 @@ func (p *Process) enter(s State) int {
 // It is called once.
 func (p *Process) stop(exit Exit, record func(Status)) {
 	if s := p.openStreams(); s != nil {
-		s.settle()
+		s.Settle()
 	}
 	p.verb.Lock()
 	defer p.verb.Unlock()
@@ -307,21 +309,21 @@ func (p *Process) setPID(pid int) {
 
 // setStreams gives the process its streams, which do then what clients have asked for
 // before.
-func (p *Process) setStreams(s *streams) {
+func (p *Process) setStreams(s *stdio.Streams) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.size != nil {
-		if err := s.resize(*p.size); err != nil {
+		if err := s.Resize(*p.size); err != nil {
 			log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Warn("the terminal keeps its first size")
 		}
 	}
 	if p.inputClosed {
-		s.closeInput()
+		s.CloseInput()
 	}
 	p.streams = s
 }
 
-func (p *Process) openStreams() *streams {
+func (p *Process) openStreams() *stdio.Streams {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.streams
@@ -333,8 +335,8 @@ func (p *Process) closeStreams(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
-	defer s.close()
-	if err := s.drain(ctx); err != nil {
+	defer s.Close()
+	if err := s.Drain(ctx); err != nil {
 		return fmt.Errorf("output of %s was cut off: %w", p, err)
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"os"
 	"syscall"
 
+	"containerd-shim-pause-v2/process/stdio"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -103,7 +105,7 @@ func mountedTmpfs() (_ *os.File, err error) {
 	}
 	dir, err := os.Open(path)
 	if uerr := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); uerr != nil {
-		closeAll(dir)
+		stdio.CloseAll(dir)
 		return nil, errors.Join(err, &os.PathError{Op: "unmount", Path: path, Err: uerr})
 	}
 	return dir, err

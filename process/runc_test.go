@@ -1,9 +1,6 @@
 package process
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-	"containerd-shim-pause-v2/process/reap"
-
 	"bytes"
 	"context"
 	"debug/elf"
@@ -15,6 +12,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"

@@ -14,6 +14,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/reap"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -159,7 +160,7 @@ func lastError(path string, offset int64) string {
 }
 
 // madeArgs are the arguments by which the OCI runtime tells of a process that it makes.
-func madeArgs(pidFile string, console *consoleSocket) []string {
+func madeArgs(pidFile string, console *stdio.ConsoleSocket) []string {
 	args := []string{"--pid-file", pidFile}
 	if console != nil {
 		args = append(args, "--console-socket", console.Path())
@@ -169,18 +170,20 @@ func madeArgs(pidFile string, console *consoleSocket) []string {
 
 // started is for commands that put a process with these streams into a cgroup. Nobody waits
 // for what it begins: a runtime may do without the kernel's lock, and be ready before.
-func (s *streams) started() {
-	s.closeChildEnds()
-	go func() {
-		if err := cgroups.AnnounceMove(); err != nil {
-			log.L.WithError(err).Debug("a process will have to wait for its cgroup")
-		}
-	}()
+func started(s *stdio.Streams) func() {
+	return func() {
+		s.CloseChildEnds()
+		go func() {
+			if err := cgroups.AnnounceMove(); err != nil {
+				log.L.WithError(err).Debug("a process will have to wait for its cgroup")
+			}
+		}()
+	}
 }
 
-func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *streams, console *consoleSocket) error {
+func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	return r.run(ctx, call{
-		verb: "create", id: id, stdio: s.child, started: s.started,
+		verb: "create", id: id, stdio: s.Child, started: started(s),
 		args: append(madeArgs(pidFile, console), r.bundleArgs()...),
 	})
 }
@@ -214,16 +217,16 @@ func (r *ociRuntime) awaited(err error, pidFile string) error {
 }
 
 // exec executes a process, whose spec is in a file.
-func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s *streams, console *consoleSocket) error {
+func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	defer os.Remove(filepath.Join(r.bundle, log))
 	err := r.run(ctx, call{
-		verb: "exec", id: id, log: log, stdio: s.child, started: s.started,
+		verb: "exec", id: id, log: log, stdio: s.Child, started: started(s),
 		args: append(madeArgs(pidFile, console), "--process", spec, "--detach"),
 	})
 	return r.awaited(err, pidFile)
 }
 
-func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointImage, pidFile string, s *streams, console *consoleSocket) error {
+func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointImage, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	args := append(madeArgs(pidFile, console), "--image-path", image.path, "--work-path", image.work)
 	if image.parent != "" {
 		args = append(args, "--parent-path", image.parent)
@@ -234,7 +237,7 @@ func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointIma
 	// Without --no-subreaper, which crun does not know. With runc it makes no difference:
 	// what it adopts comes to the shim when it ends.
 	return r.run(ctx, call{
-		verb: "restore", id: id, stdio: s.child, started: s.started,
+		verb: "restore", id: id, stdio: s.Child, started: started(s),
 		args: append(args, "--bundle", r.bundle, "--detach"),
 	})
 }

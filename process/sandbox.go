@@ -10,6 +10,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/reap"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -272,7 +273,7 @@ func setNames(s *specs.Spec) error {
 
 // holdFifos opens the output fifos that a client has made, as a process that
 // never writes would hold them: the client sees their end when the sandbox ends.
-func holdFifos(sio Stdio) (held []*os.File, err error) {
+func holdFifos(sio stdio.Config) (held []*os.File, err error) {
 	for _, path := range []string{sio.Stdout, sio.Stderr} {
 		st, err := os.Stat(path)
 		if err != nil || st.Mode()&os.ModeNamedPipe == 0 {
@@ -280,7 +281,7 @@ func holdFifos(sio Stdio) (held []*os.File, err error) {
 		}
 		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 		if err != nil {
-			closeAll(held...)
+			stdio.CloseAll(held...)
 			return nil, fmt.Errorf("cannot open the output: %w", err)
 		}
 		held = append(held, f)
@@ -369,7 +370,7 @@ func (s *sandbox) end(status int) {
 func (s *sandbox) letGo() {
 	s.endPodInit()
 	s.task.unwatchOOM()
-	closeAll(s.fifos...)
+	stdio.CloseAll(s.fifos...)
 	if err := s.files.unmount(); err != nil {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's /dev/shm is left")
 	}
@@ -489,7 +490,7 @@ func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {
 	return cgroup.Update(r)
 }
 
-func (s *sandbox) newExec(*Task, string, Stdio, []byte) (*Process, error) {
+func (s *sandbox) newExec(*Task, string, stdio.Config, []byte) (*Process, error) {
 	return nil, fmt.Errorf("task %s is a sandbox without a process or root file system, nothing can be executed in it: %w", s.task.ID, errdefs.ErrNotImplemented)
 }
 

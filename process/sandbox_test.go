@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/cgroups/v3/cgroup1/stats"
 	statsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -175,7 +176,7 @@ func TestWhatASandboxCannotDo(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
 	ctx := proctest.Context(t)
-	proctest.WantKind(t, task.Exec("e", Stdio{}, []byte("{}")), errdefs.IsNotImplemented, "not implemented")
+	proctest.WantKind(t, task.Exec("e", stdio.Config{}, []byte("{}")), errdefs.IsNotImplemented, "not implemented")
 	proctest.WantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
 	_, err := task.Process("e")
 	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
@@ -257,7 +258,7 @@ func TestOutputOfASandboxEndsWithIt(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("pod", sandboxSpec())
-	r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	r.Stdio = stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 	stdout, stderr := proctest.ReadFifo(t, r.Stdio.Stdout), proctest.ReadFifo(t, r.Stdio.Stderr)
 	task := n.make(r)
 	if got := task.init.Stdio(); got != r.Stdio {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"containerd-shim-pause-v2/process/reap"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,7 +12,7 @@ import (
 // spawn has the OCI runtime make a process: it opens the streams, lets run call
 // the runtime, and returns the process as a claimed child. After an error nothing
 // is open, but what the runtime may have made is the caller's to undo.
-func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile string, run func(*streams, *consoleSocket) error) (_ *reap.Child, err error) {
+func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile string, run func(*stdio.Streams, *stdio.ConsoleSocket) error) (_ *reap.Child, err error) {
 	// Until the process is claimed, its exit must wait for us.
 	defer h.reaper.Hold()()
 
@@ -21,7 +22,7 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 	}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	if console != nil {
@@ -42,36 +43,36 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 		}
 	}
 	p.setStreams(s)
-	s.start()
+	s.Start()
 	return child, nil
 }
 
-func (h *Supervisor) openStdio(ctx context.Context, p *Process, o Options) (*streams, *consoleSocket, error) {
-	logger := &loggerRequest{id: p.loggerID(), namespace: h.namespace, reaper: h.reaper, readyTimeout: loggerReadyTimeout}
+func (h *Supervisor) openStdio(ctx context.Context, p *Process, o Options) (*stdio.Streams, *stdio.ConsoleSocket, error) {
+	logger := &stdio.LoggerConfig{ID: p.loggerID(), Namespace: h.namespace, Reaper: h.reaper, ReadyTimeout: stdio.LoggerReadyTimeout}
 	if !p.stdio.Terminal {
-		s, err := openStreams(ctx, p.stdio, logger, o)
+		s, err := stdio.Open(ctx, p.stdio, logger, stdio.Owner{UID: o.IoUID, GID: o.IoGID})
 		return s, nil, err
 	}
-	s, err := openConsole(ctx, p.stdio, logger)
+	s, err := stdio.OpenConsole(ctx, p.stdio, logger)
 	if err != nil {
 		return nil, nil, err
 	}
-	console, err := newConsoleSocket()
+	console, err := stdio.NewConsoleSocket()
 	if err != nil {
-		s.close()
+		s.Close()
 		return nil, nil, err
 	}
 	return s, console, nil
 }
 
-func (h *Supervisor) attachConsole(ctx context.Context, s *streams, console *consoleSocket) error {
+func (h *Supervisor) attachConsole(ctx context.Context, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	ctx, cancel := context.WithTimeout(ctx, consoleTimeout)
 	defer cancel()
-	master, err := console.receive(ctx)
+	master, err := console.Receive(ctx)
 	if err != nil {
 		return err
 	}
-	s.attach(master)
+	s.Attach(master)
 	return nil
 }
 

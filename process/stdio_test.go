@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
 // with makes and starts a container with streams.
-func (n *node) with(sio Stdio, command string) *Task {
+func (n *node) with(sio stdio.Config, command string) *Task {
 	n.t.Helper()
 	r := n.request("c", containerSpec(n.t, "c", command))
 	r.Stdio = sio
@@ -54,7 +55,7 @@ func openFifo(t *testing.T, path string) *os.File {
 func TestFifos(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	sio := stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 	stdout, stderr := proctest.ReadFifo(t, sio.Stdout), proctest.ReadFifo(t, sio.Stderr)
 	task := n.with(sio, "echo problem >&2; cat; echo end")
 	in := openFifo(t, sio.Stdin)
@@ -79,7 +80,7 @@ func TestFifos(t *testing.T) {
 
 func TestCloseOfStdinWaitsForWhatIsWritten(t *testing.T) {
 	n := newNode(t)
-	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
+	sio := stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 	stdout := proctest.ReadFifo(t, sio.Stdout)
 	task := n.with(sio, "sleep 0.1; cat")
 	in := openFifo(t, sio.Stdin)
@@ -124,36 +125,11 @@ func TestReaderThatComesLate(t *testing.T) {
 	}
 }
 
-// A reader that waits in open(2) must not see the end before the output.
-func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
-	path := proctest.Mkfifo(t)
-	for range 300 {
-		reading := proctest.ReadFifo(t, path)
-		out, err := openSink(proctest.Context(t), path)
-		proctest.Must(t, err)
-		_, err = out.dst.WriteString("x")
-		proctest.Must(t, err)
-		select {
-		case <-reading.Done:
-			t.Fatal("the reader has seen the end")
-		default:
-		}
-		// What the reader has not taken yet would be lost with the last writer.
-		proctest.Eventually(t, "the fifo is empty", func() bool {
-			return bytesIn(out.dst) == 0
-		})
-		out.close()
-		if got := reading.All(); got != "x" {
-			t.Fatalf("got %q", got)
-		}
-	}
-}
-
 func TestNoReader(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", forever))
-	r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	r.Stdio = stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	_, err := n.Create(ctx, r)
@@ -168,7 +144,7 @@ func TestNoReader(t *testing.T) {
 func TestStreamsThatDoNotExist(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	missing := filepath.Join(t.TempDir(), "missing")
-	for _, sio := range []Stdio{{Stdin: missing}, {Stdout: missing}, {Stderr: missing}, {Stdin: proctest.Mkfifo(t), Stdout: missing}} {
+	for _, sio := range []stdio.Config{{Stdin: missing}, {Stdout: missing}, {Stderr: missing}, {Stdin: proctest.Mkfifo(t), Stdout: missing}} {
 		n := newNode(t)
 		r := n.request("c", containerSpec(t, "c", forever))
 		r.Stdio = sio
@@ -194,7 +170,7 @@ func TestNoStreams(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
 	where := filepath.Join(t.TempDir(), "where")
-	task := n.with(Stdio{}, "text=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo \"$text\" >"+where)
+	task := n.with(stdio.Config{}, "text=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo \"$text\" >"+where)
 	exitOf(t, task.init)
 	if got, want := fileText(t, where), "/dev/null\n/dev/null\n/dev/null\n"; got != want {
 		t.Errorf("streams are %q, want %q", got, want)
@@ -205,7 +181,7 @@ func TestNoStreams(t *testing.T) {
 func TestSomeStreams(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	sio := Stdio{Stderr: proctest.Mkfifo(t)}
+	sio := stdio.Config{Stderr: proctest.Mkfifo(t)}
 	stderr := proctest.ReadFifo(t, sio.Stderr)
 	task := n.with(sio, "echo lost; cat; echo problem >&2")
 	if got := stderr.All(); got != "problem\n" {
@@ -219,7 +195,7 @@ func TestOutputToAFile(t *testing.T) {
 	n := newNode(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "deep", "er", "log")
-	sio := Stdio{Stdout: "file://" + path, Stderr: "file://" + path}
+	sio := stdio.Config{Stdout: "file://" + path, Stderr: "file://" + path}
 	for range 2 {
 		n.remove(n.with(sio, "echo out; echo err >&2"))
 	}
@@ -231,7 +207,7 @@ func TestOutputToAFile(t *testing.T) {
 	// A file that exists may be given by its path as well.
 	plain := filepath.Join(dir, "plain")
 	proctest.Must(t, os.WriteFile(plain, []byte("first\n"), 0o600))
-	n.remove(n.with(Stdio{Stdout: plain}, "echo second"))
+	n.remove(n.with(stdio.Config{Stdout: plain}, "echo second"))
 	if got := fileText(t, plain); got != "first\nsecond\n" {
 		t.Errorf("the file is %q", got)
 	}
@@ -246,7 +222,7 @@ func TestInputFromAFile(t *testing.T) {
 	proctest.Must(t, os.WriteFile(plain, []byte("hello\n"), 0o400))
 	for _, path := range []string{plain, busy} {
 		n := newNode(t)
-		sio := Stdio{Stdin: path, Stdout: proctest.Mkfifo(t)}
+		sio := stdio.Config{Stdin: path, Stdout: proctest.Mkfifo(t)}
 		stdout := proctest.ReadFifo(t, sio.Stdout)
 		task := n.with(sio, "wc -c")
 		task.init.CloseStdin() // whose end comes by itself
@@ -257,7 +233,7 @@ func TestInputFromAFile(t *testing.T) {
 		}
 		n.remove(task)
 	}
-	for _, sio := range []Stdio{{Stdin: t.TempDir()}, {Stdout: t.TempDir()}} {
+	for _, sio := range []stdio.Config{{Stdin: t.TempDir()}, {Stdout: t.TempDir()}} {
 		n := newNode(t)
 		r := n.request("c", containerSpec(t, "c", forever))
 		r.Stdio = sio
@@ -271,14 +247,14 @@ func TestInputFromAFile(t *testing.T) {
 func TestStreamsThatAProcessServes(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	file := serveFile(t, "hello\n")
-	for _, sio := range []Stdio{{Stdin: file.path, Stdout: file.path}, {Stdin: file.path, Stdout: "file://" + file.path}} {
+	file := proctest.ServeFile(t, "hello\n")
+	for _, sio := range []stdio.Config{{Stdin: file.Path, Stdout: file.Path}, {Stdin: file.Path, Stdout: "file://" + file.Path}} {
 		n.remove(n.with(sio, "cat"))
 	}
-	if got, want := file.written(), "hello\nhello\n"; got != want {
+	if got, want := file.Written(), "hello\nhello\n"; got != want {
 		t.Errorf("%q was written, want %q", got, want)
 	}
-	if file.polls.Load() > 0 {
+	if file.Polls.Load() > 0 {
 		t.Error("it was polled")
 	}
 }
@@ -312,7 +288,7 @@ func TestLoggingPrograms(t *testing.T) {
 			proctest.NoLeakedFDs(t)
 			n := newNode(t)
 			uri, dir := loggerURI(t, scheme)
-			task := n.with(Stdio{Stdout: uri, Stderr: uri}, "echo out; echo err >&2")
+			task := n.with(stdio.Config{Stdout: uri, Stderr: uri}, "echo out; echo err >&2")
 			execURI, execDir := loggerURI(t, scheme)
 			exitOf(t, task.init)
 			n.remove(task)
@@ -323,7 +299,7 @@ func TestLoggingPrograms(t *testing.T) {
 			}
 
 			task = n.container("d", forever)
-			p := execute(t, task, "e", "echo out", Stdio{Stdout: execURI})
+			p := execute(t, task, "e", "echo out", stdio.Config{Stdout: execURI})
 			exitOf(t, p)
 			_, err := task.Delete(proctest.Context(t), "e")
 			proctest.Must(t, err)
@@ -386,19 +362,6 @@ func TestLoggingProgramsThatAreNotReady(t *testing.T) {
 	})
 }
 
-func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
-	proctest.NoLeakedFDs(t)
-	before := len(children(t))
-	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
-	_, err := startLogger(proctest.Context(t), uri, &loggerRequest{reaper: reaper, readyTimeout: 50 * time.Millisecond})
-	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("got error %v", err)
-	}
-	if left := len(children(t)) - before; left != 0 {
-		t.Errorf("%d processes are left", left)
-	}
-}
-
 func TestLargeOutput(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -408,7 +371,7 @@ func TestLargeOutput(t *testing.T) {
 	}
 	fifo, err := proctest.Mkfifo(t), proctest.Mkfifo(t)
 	stdout, stderr := proctest.ReadFifo(t, fifo), proctest.ReadFifo(t, err)
-	task := n.with(Stdio{Stdout: fifo, Stderr: err}, "seq 600000 & seq 600000 >&2; wait")
+	task := n.with(stdio.Config{Stdout: fifo, Stderr: err}, "seq 600000 & seq 600000 >&2; wait")
 	for name, got := range map[string]string{"output": stdout.All(), "error output": stderr.All()} {
 		if got != want.String() {
 			t.Errorf("%s differs: %d bytes, want %d", name, len(got), want.Len())
@@ -424,7 +387,7 @@ func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 	path := proctest.Mkfifo(t)
 	reader := openPage(t, path)
 	// More than the fifo holds, no more than it and the pipe do.
-	task := n.with(Stdio{Stdout: path}, "head -c 50000 /dev/zero")
+	task := n.with(stdio.Config{Stdout: path}, "head -c 50000 /dev/zero")
 	exitOf(t, task.init)
 	done := make(chan error, 1)
 	go func() {
@@ -447,25 +410,26 @@ func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 
 // A client that stops to read when it hears of the exit loses what is in flight then.
 func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
-	for name, start := range map[string]func(*node, Stdio, string) *Process{
-		"init": func(n *node, sio Stdio, command string) *Process { return n.with(sio, command).init },
-		"exec": func(n *node, sio Stdio, command string) *Process {
+	for name, start := range map[string]func(*node, stdio.Config, string) *Process{
+		"init": func(n *node, sio stdio.Config, command string) *Process { return n.with(sio, command).init },
+		"exec": func(n *node, sio stdio.Config, command string) *Process {
 			return execute(t, n.container("c", forever), "e", command, sio)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
-			sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
+			sio := stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 			reader, err := os.OpenFile(sio.Stdout, os.O_RDONLY|unix.O_NONBLOCK, 0)
 			proctest.Must(t, err)
 			defer reader.Close()
-			p := start(newNode(t), sio, fmt.Sprintf("read go; head -c %d /dev/zero", maxInFlight+40_000))
+			p := start(newNode(t), sio, "read go; head -c 105536 /dev/zero")
 			p.mu.Lock()
-			p.streams.patience = 2 * proctest.Deadline
+			p.streams.Patience = 2 * proctest.Deadline
 			p.mu.Unlock()
 			_, err = openFifo(t, sio.Stdin).WriteString("go\n")
 			proctest.Must(t, err)
 			proctest.Eventually(t, "it is reaped", func() bool { return proctest.ProcessState(p.Status().Pid) == "" })
+			// All but 64 kB and one byte.
 			_, err = io.ReadFull(reader, make([]byte, 39_999))
 			proctest.Must(t, err)
 			time.Sleep(20 * time.Millisecond) // or the test tests less
@@ -494,11 +458,11 @@ func TestDeleteWaitsForNobodyWhoHasGone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
 			n := newNode(t)
-			sio := Stdio{Stdout: proctest.Mkfifo(t)}
+			sio := stdio.Config{Stdout: proctest.Mkfifo(t)}
 			reader := openPage(t, sio.Stdout)
 			p := execute(t, n.container("c", forever), "e", tc.command, sio)
 			exitOf(t, p)
-			proctest.Eventually(t, "the output is there", func() bool { return p.streams.outputs[0].inFlight() >= tc.unread })
+			proctest.Eventually(t, "the output is there", func() bool { return p.streams.InFlight() >= tc.unread })
 			proctest.Must(t, reader.Close())
 			proctest.Must(t, p.closeStreams(proctest.Context(t)))
 		})
@@ -520,7 +484,7 @@ func openPage(t *testing.T, path string) *os.File {
 func TestReaderWhoComesBack(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
-	sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
+	sio := stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 	reader, err := os.OpenFile(sio.Stdout, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	proctest.Must(t, err)
 	task := n.with(sio, "read go; seq 50000; read go")
@@ -528,8 +492,8 @@ func TestReaderWhoComesBack(t *testing.T) {
 	in := openFifo(t, sio.Stdin)
 	_, err = in.WriteString("go\n")
 	proctest.Must(t, err)
-	out := task.init.streams.outputs[0]
-	proctest.Eventually(t, "the pipes are full", func() bool { return out.inFlight() == 2*pipeSize })
+	const pipes = 2 * 64 << 10 // pipe(7), "Pipe capacity"
+	proctest.Eventually(t, "the pipes are full", func() bool { return task.init.streams.InFlight() == pipes })
 	stdout := proctest.ReadFifo(t, sio.Stdout)
 	_, err = in.WriteString("go\n")
 	proctest.Must(t, err)
@@ -544,7 +508,7 @@ func TestPipesBelongToTheUserOfTheOptions(t *testing.T) {
 	n := newNode(t)
 	r := n.request("c", containerSpec(t, "c", "stat -Lc %u:%g /proc/self/fd/0 /proc/self/fd/2 >&2"))
 	r.Options.IoUID, r.Options.IoGID = 1234, 5678
-	r.Stdio = Stdio{Stdin: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
+	r.Stdio = stdio.Config{Stdin: proctest.Mkfifo(t), Stderr: proctest.Mkfifo(t)}
 	stderr := proctest.ReadFifo(t, r.Stdio.Stderr)
 	task := n.make(r)
 	_, err := task.init.Start(proctest.Context(t))

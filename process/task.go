@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -46,7 +47,7 @@ type Task struct {
 // body is what differs between containers and sandboxes.
 type body interface {
 	runner
-	newExec(t *Task, id string, sio Stdio, spec []byte) (*Process, error)
+	newExec(t *Task, id string, sio stdio.Config, spec []byte) (*Process, error)
 	checkpoint(ctx context.Context, o CheckpointOptions) error
 	update(ctx context.Context, r *specs.LinuxResources) error
 	// signalAll sends sig to all processes.
@@ -60,11 +61,14 @@ type body interface {
 	discard(ctx context.Context) error
 }
 
+// Stdio names where the streams of a process lead.
+type Stdio = stdio.Config
+
 // CreateRequest says what task to create.
 type CreateRequest struct {
 	ID, Bundle string
 	Rootfs     []mount.Mount
-	Stdio      Stdio
+	Stdio      stdio.Config
 	// Checkpoint is the directory of images to restore the container from; empty
 	// for a new one. ParentCheckpoint is that of the images it builds upon.
 	Checkpoint, ParentCheckpoint string
@@ -141,7 +145,7 @@ func (t *Task) Process(id string) (*Process, error) {
 
 // Exec adds a process to be executed in the container. It is started by
 // [Process.Start].
-func (t *Task) Exec(id string, sio Stdio, spec []byte) error {
+func (t *Task) Exec(id string, sio stdio.Config, spec []byte) error {
 	if err := checkExecID(id); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -17,14 +18,14 @@ import (
 func TestCloseOfStdinBeforeStart(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
-		create func(n *node, sio Stdio, command string) *Process
+		create func(n *node, sio stdio.Config, command string) *Process
 	}{
-		{"exec", func(n *node, sio Stdio, command string) *Process {
+		{"exec", func(n *node, sio stdio.Config, command string) *Process {
 			task := n.container("c", forever)
 			proctest.Must(t, task.Exec("e", sio, execSpec(t, command)))
 			return process(t, task, "e")
 		}},
-		{"restored container", func(n *node, sio Stdio, command string) *Process {
+		{"restored container", func(n *node, sio stdio.Config, command string) *Process {
 			r := n.request("c", containerSpec(t, "c", command))
 			r.Stdio, r.Checkpoint = sio, t.TempDir()
 			return n.make(r).init
@@ -33,7 +34,7 @@ func TestCloseOfStdinBeforeStart(t *testing.T) {
 		for _, text := range []string{"", "hello\n"} {
 			t.Run(fmt.Sprintf("%s, input %q", tc.name, text), func(t *testing.T) {
 				proctest.NoLeakedFDs(t)
-				sio := Stdio{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
+				sio := stdio.Config{Stdin: proctest.Mkfifo(t), Stdout: proctest.Mkfifo(t)}
 				p := tc.create(newNode(t), sio, "cat; echo end")
 				// What is in the fifo stays there while somebody has it open.
 				in, err := os.OpenFile(sio.Stdin, os.O_RDWR, 0)
@@ -77,7 +78,7 @@ func TestSizeOfATerminalBeforeStart(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			spec, err := json.Marshal(tc.spec)
 			proctest.Must(t, err)
-			proctest.Must(t, task.Exec("e", Stdio{Terminal: tc.terminal}, spec))
+			proctest.Must(t, task.Exec("e", stdio.Config{Terminal: tc.terminal}, spec))
 			p := process(t, task, "e")
 			if tc.resize {
 				proctest.Must(t, p.Resize(80, 24))
@@ -100,17 +101,24 @@ func TestSizeOfATerminalBeforeStart(t *testing.T) {
 // which is restored, and a client may ask while the OCI runtime is at work.
 func TestSizeOfATerminalBeforeItIsThere(t *testing.T) {
 	proctest.NoLeakedFDs(t)
-	p := newProcess("c", "", Stdio{Terminal: true}, silence{}, nil)
+	out := proctest.Mkfifo(t)
+	proctest.ReadFifo(t, out)
+	sio := stdio.Config{Stdout: out, Terminal: true}
+	p := newProcess("c", "", sio, silence{}, nil)
 	proctest.Must(t, p.Resize(120, 30))
-	s := terminalStreams(t)
+	s, err := stdio.OpenConsole(proctest.Context(t), sio, nil)
+	proctest.Must(t, err)
+	t.Cleanup(s.Close)
+	tty := proctest.NewTerminal(t)
+	s.Attach(tty)
 	p.setStreams(s)
-	if got, want := sizeOf(t, s.tty), (terminalSize{120, 30}); got != want {
-		t.Errorf("the size is %v, want %v", got, want)
+	if width, height := proctest.TerminalSize(t, tty); width != 120 || height != 30 {
+		t.Errorf("the size is %d×%d, want 120×30", width, height)
 	}
 	proctest.Must(t, p.Resize(80, 24))
-	if got, want := sizeOf(t, s.tty), (terminalSize{80, 24}); got != want {
-		t.Errorf("the size is %v, want %v", got, want)
+	if width, height := proctest.TerminalSize(t, tty); width != 80 || height != 24 {
+		t.Errorf("the size is %d×%d, want 80×24", width, height)
 	}
-	s.close()
+	s.Close()
 	proctest.Must(t, p.Resize(120, 30)) // as a client does that has not heard of the end yet
 }

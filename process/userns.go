@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/program"
+	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -233,7 +234,7 @@ func (h *holder) take() *nsFile {
 
 // end lets the holder end, and with it the namespaces that nobody has entered.
 func (h *holder) end() {
-	closeAll(h.stdin)
+	stdio.CloseAll(h.stdin)
 	if h.cmd.Process != nil {
 		_ = h.cmd.Process.Kill() // it may have ended
 		_ = h.cmd.Wait()         // it was killed

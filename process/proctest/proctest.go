@@ -313,3 +313,22 @@ func ProcessState(pid int) string {
 // HoldReaper keeps a reaper in this process from the children that a test starts, until the
 // function that it returns is called. It is set by packages that have one.
 var HoldReaper = func() (release func()) { return func() {} }
+
+// NewTerminal returns the master of a terminal.
+func NewTerminal(t *testing.T) *os.File {
+	t.Helper()
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	Must(t, err)
+	return os.NewFile(uintptr(fd), "terminal")
+}
+
+// TerminalSize returns the size of a terminal in characters.
+func TerminalSize(t *testing.T, tty *os.File) (width, height uint16) {
+	t.Helper()
+	conn, err := tty.SyscallConn()
+	Must(t, err)
+	var size *unix.Winsize
+	Must(t, conn.Control(func(fd uintptr) { size, err = unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ) }))
+	Must(t, err)
+	return size.Col, size.Row
+}

@@ -1,4 +1,4 @@
-package process
+package stdio
 
 import (
 	"bufio"
@@ -19,10 +19,11 @@ func TestTerminalHasOneDescriptor(t *testing.T) {
 	if got := countTerminals(t); got != 1 {
 		t.Errorf("%d descriptors of the terminal are open", got)
 	}
-	s.start()
+	s.Start()
 	program := openTerminal(t, s.tty)
-	in := openFifo(t, s.in.src.Name())
-	_, err := in.WriteString("hello\n")
+	in, err := os.OpenFile(s.in.src.Name(), os.O_WRONLY, 0)
+	proctest.Must(t, err)
+	_, err = in.WriteString("hello\n")
 	proctest.Must(t, err)
 	if got, err := bufio.NewReader(program).ReadString('\n'); err != nil || got != "hello\n" {
 		t.Errorf("the program has read %q, error %v", got, err)
@@ -33,43 +34,25 @@ func TestTerminalHasOneDescriptor(t *testing.T) {
 	// The end of its program leaves it, and the end of the input hangs it up.
 	proctest.Must(t, program.Close())
 	s.copies.Wait()
-	proctest.Must(t, s.resize(terminalSize{120, 30}))
-	if got, want := sizeOf(t, s.tty), (terminalSize{120, 30}); got != want {
-		t.Errorf("the size is %v, want %v", got, want)
+	proctest.Must(t, s.Resize(Size{120, 30}))
+	if width, height := proctest.TerminalSize(t, s.tty); width != 120 || height != 30 {
+		t.Errorf("the size is %d×%d, want 120×30", width, height)
 	}
-	s.closeInput()
+	s.CloseInput()
 	proctest.Must(t, in.Close())
 	proctest.Eventually(t, "the terminal is closed", func() bool { return countTerminals(t) == 0 })
 }
 
 // terminalStreams are the streams of a process with a terminal, with input and output.
-func terminalStreams(t *testing.T) *streams {
+func terminalStreams(t *testing.T) *Streams {
 	t.Helper()
 	in, out := proctest.Mkfifo(t), proctest.Mkfifo(t)
 	proctest.ReadFifo(t, out)
-	s, err := openConsole(proctest.Context(t), Stdio{Stdin: in, Stdout: out, Terminal: true}, nil)
+	s, err := OpenConsole(proctest.Context(t), Config{Stdin: in, Stdout: out, Terminal: true}, nil)
 	proctest.Must(t, err)
-	t.Cleanup(s.close)
-	s.attach(newTerminal(t))
+	t.Cleanup(s.Close)
+	s.Attach(proctest.NewTerminal(t))
 	return s
-}
-
-// newTerminal returns the master of a terminal.
-func newTerminal(t *testing.T) *os.File {
-	t.Helper()
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	proctest.Must(t, err)
-	return os.NewFile(uintptr(fd), "terminal")
-}
-
-func sizeOf(t *testing.T, tty *os.File) terminalSize {
-	t.Helper()
-	conn, err := tty.SyscallConn()
-	proctest.Must(t, err)
-	var size *unix.Winsize
-	proctest.Must(t, conn.Control(func(fd uintptr) { size, err = unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ) }))
-	proctest.Must(t, err)
-	return terminalSize{Width: size.Col, Height: size.Row}
 }
 
 // openTerminal opens a terminal as a program would.

@@ -1,4 +1,4 @@
-package process
+package stdio
 
 import (
 	"context"
@@ -11,18 +11,18 @@ import (
 
 // consoleSocket receives the master of a process's terminal from the OCI runtime
 // (runc, docs/terminals.md, "Detached with a new terminal").
-type consoleSocket struct{ *runc.Socket }
+type ConsoleSocket struct{ *runc.Socket }
 
-func newConsoleSocket() (*consoleSocket, error) {
+func NewConsoleSocket() (*ConsoleSocket, error) {
 	s, err := runc.NewTempConsoleSocket()
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the console socket: %w", err)
 	}
-	return &consoleSocket{s}, nil
+	return &ConsoleSocket{s}, nil
 }
 
 // receive waits for the master until ctx ends.
-func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
+func (s *ConsoleSocket) Receive(ctx context.Context) (*os.File, error) {
 	defer context.AfterFunc(ctx, func() { s.Close() })()
 	console, err := s.ReceiveMaster()
 	if err != nil {
@@ -43,11 +43,11 @@ func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 
 // openConsole opens what the streams of a process with a terminal need, but for
 // the terminal itself, which attach adds.
-func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, err error) {
-	s := &streams{patience: settleTimeout}
+func OpenConsole(ctx context.Context, sio Config, l *LoggerConfig) (_ *Streams, err error) {
+	s := &Streams{Patience: settleTimeout}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	if sio.Stdin != "" {
@@ -65,7 +65,7 @@ func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, 
 		if s.logger, err = startLogger(ctx, target, l); err == nil {
 			var stderr *os.File
 			out.dst, stderr = s.logger.take()
-			closeAll(stderr) // a terminal has one output
+			CloseAll(stderr) // a terminal has one output
 		}
 	case "file":
 		out.dst, err = openLogFile(target.Path)
@@ -85,7 +85,7 @@ func openConsole(ctx context.Context, sio Stdio, l *loggerRequest) (_ *streams, 
 
 // attach connects a terminal's master with the streams, and owns it from then on. Reading,
 // writing and resizing share the one file, which goes with the process.
-func (s *streams) attach(master *os.File) {
+func (s *Streams) Attach(master *os.File) {
 	s.tty = master
 	for _, o := range s.outputs {
 		o.src = master
@@ -97,17 +97,17 @@ func (s *streams) attach(master *os.File) {
 
 // hangUp closes the terminal, whose input has ended: its session gets SIGHUP, as
 // when a user closes a terminal's window. The stock shim does the same.
-func (s *streams) hangUp() { s.tty.Close() }
+func (s *Streams) hangUp() { s.tty.Close() }
 
 // terminalSize is in characters. It is encoded as the specification's Box.
-type terminalSize struct {
+type Size struct {
 	Width  uint16 `json:"width"`
 	Height uint16 `json:"height"`
 }
 
 // resize sets the size of the terminal. Without one, or when it is closed, it does
 // nothing, as a client that follows its own terminal's size would expect.
-func (s *streams) resize(size terminalSize) error {
+func (s *Streams) Resize(size Size) error {
 	if s == nil || s.tty == nil {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package process
+package stdio
 
 import (
 	"context"
@@ -21,13 +21,13 @@ const loggerTimeout = 12 * time.Second
 
 // loggerReadyTimeout is how long a logging program may take to become ready. Without a
 // bound, one that hangs would hold the create for ever.
-const loggerReadyTimeout = 30 * time.Second
+const LoggerReadyTimeout = 30 * time.Second
 
 // loggerRequest is what a logging program is told, and asked.
-type loggerRequest struct {
-	id, namespace string
-	reaper        *reap.Reaper
-	readyTimeout  time.Duration // how long it may take to become ready
+type LoggerConfig struct {
+	ID, Namespace string
+	Reaper        *reap.Reaper
+	ReadyTimeout  time.Duration // how long it may take to become ready
 }
 
 // logger is a program that takes a process's output.
@@ -42,11 +42,11 @@ type logger struct {
 	ended    chan struct{}
 }
 
-func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger, err error) {
+func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger, err error) {
 	var files []*os.File
 	defer func() {
 		if err != nil {
-			closeAll(files...)
+			CloseAll(files...)
 		}
 	}()
 	pipe := func() (rd, wr *os.File) {
@@ -72,14 +72,14 @@ func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger
 		}
 	}
 	cmd := exec.Command(uri.Path, args...)
-	cmd.Env = append(cmd.Env, "CONTAINER_ID="+r.id, "CONTAINER_NAMESPACE="+r.namespace)
+	cmd.Env = append(cmd.Env, "CONTAINER_ID="+r.ID, "CONTAINER_NAMESPACE="+r.Namespace)
 	cmd.ExtraFiles = []*os.File{outR, errR, readyW}
 
-	defer r.reaper.Hold()()
+	defer r.Reaper.Hold()()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start the logging program: %w", err)
 	}
-	l := &logger{child: r.reaper.Claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
+	l := &logger{child: r.Reaper.Claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
 	// From here on the process is the reaper's; os.Process would keep a pidfd.
 	err = cmd.Process.Release()
 	go func() {
@@ -90,8 +90,8 @@ func startLogger(ctx context.Context, uri *url.URL, r *loggerRequest) (_ *logger
 		l.kill()
 		return nil, err
 	}
-	closeAll(outR, errR, readyW)
-	ctx, cancel := context.WithTimeoutCause(ctx, r.readyTimeout, fmt.Errorf("nothing heard of it for %v", r.readyTimeout))
+	CloseAll(outR, errR, readyW)
+	ctx, cancel := context.WithTimeoutCause(ctx, r.ReadyTimeout, fmt.Errorf("nothing heard of it for %v", r.ReadyTimeout))
 	defer cancel()
 	if err := awaitReady(ctx, readyR, uri.Scheme == "binary-v2"); err != nil {
 		l.kill()
@@ -125,7 +125,7 @@ func (l *logger) take() (stdout, stderr *os.File) {
 
 // stop asks the program to end and waits until it has.
 func (l *logger) stop() {
-	closeAll(l.out, l.err)
+	CloseAll(l.out, l.err)
 	if l.child.Signal(unix.SIGTERM) != nil {
 		return
 	}
@@ -138,7 +138,7 @@ func (l *logger) stop() {
 
 // kill ends the program at once.
 func (l *logger) kill() {
-	closeAll(l.out, l.err)
+	CloseAll(l.out, l.err)
 	_ = l.child.Signal(unix.SIGKILL) // it may have ended just now
 	<-l.ended
 }

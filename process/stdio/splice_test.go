@@ -1,9 +1,6 @@
-package process
+package stdio
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-	"containerd-shim-pause-v2/process/reap"
-
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -17,6 +14,9 @@ import (
 	"time"
 	"unsafe"
 
+	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +24,7 @@ func TestSpliceIsForPipes(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	r, w, err := os.Pipe()
 	proctest.Must(t, err)
-	defer closeAll(r, w)
+	defer CloseAll(r, w)
 	_, err = w.WriteString("output")
 	proctest.Must(t, err)
 	file, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -56,7 +56,7 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 	for unread(t, dst) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	closeAll(r, dst)
+	CloseAll(r, dst)
 	if !<-done {
 		t.Error("it says that there are no pipes")
 	}
@@ -89,7 +89,7 @@ func TestSpliceToASlowReader(t *testing.T) {
 	done := make(chan bool, 1)
 	go func() {
 		done <- spliceStream(dst, src)
-		closeAll(src, dst)
+		CloseAll(src, dst)
 	}()
 	want := make([]byte, 4<<20)
 	for i := 0; i < len(want); i += 4 {
@@ -256,7 +256,7 @@ func newPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	proctest.Must(t, err)
-	t.Cleanup(func() { closeAll(r, w) })
+	t.Cleanup(func() { CloseAll(r, w) })
 	return r, w
 }
 

@@ -1,4 +1,4 @@
-package process
+package proctest
 
 import (
 	"encoding/binary"
@@ -10,17 +10,15 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"containerd-shim-pause-v2/process/proctest"
-
 	"golang.org/x/sys/unix"
 )
 
-// servedFile is a file system of one file, which the test serves (FUSE, linux/fuse.h). It
+// ServedFile is a file system of one file, which the test serves (FUSE, linux/fuse.h). It
 // always reads as its text.
-type servedFile struct {
-	path  string
+type ServedFile struct {
+	Path  string
 	text  string
-	polls atomic.Int64 // how often somebody has asked whether it is ready
+	Polls atomic.Int64 // how often somebody has asked whether it is ready
 
 	mu   sync.Mutex
 	data []byte // guarded by mu: all that was written, in order
@@ -38,31 +36,31 @@ const (
 	fusePoll    = 40
 )
 
-func serveFile(t *testing.T, text string) *servedFile {
+func ServeFile(t *testing.T, text string) *ServedFile {
 	t.Helper()
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
 		t.Skip("this kernel has no FUSE")
 	}
-	proctest.Must(t, err)
-	f := &servedFile{path: filepath.Join(t.TempDir(), "file"), text: text}
-	proctest.Must(t, os.WriteFile(f.path, nil, 0o600))
+	Must(t, err)
+	f := &ServedFile{Path: filepath.Join(t.TempDir(), "file"), text: text}
+	Must(t, os.WriteFile(f.Path, nil, 0o600))
 	options := fmt.Sprintf("fd=%d,rootmode=100644,user_id=0,group_id=0", device)
-	proctest.Must(t, unix.Mount("test", f.path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options))
+	Must(t, unix.Mount("test", f.Path, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options))
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
 		f.serve(device)
 	}()
 	t.Cleanup(func() {
-		proctest.Must(t, unix.Unmount(f.path, unix.MNT_DETACH))
+		Must(t, unix.Unmount(f.Path, unix.MNT_DETACH))
 		<-served // reading fails when the file system is gone
 		unix.Close(device)
 	})
 	return f
 }
 
-func (f *servedFile) serve(device int) {
+func (f *ServedFile) serve(device int) {
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := unix.Read(device, buf)
@@ -82,7 +80,7 @@ func (f *servedFile) serve(device int) {
 	}
 }
 
-func (f *servedFile) answer(operation uint32, body []byte) ([]byte, unix.Errno) {
+func (f *ServedFile) answer(operation uint32, body []byte) ([]byte, unix.Errno) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	u32, u64 := binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
@@ -118,12 +116,12 @@ func (f *servedFile) answer(operation uint32, body []byte) ([]byte, unix.Errno) 
 	case fuseRelease, fuseFlush:
 		return nil, 0
 	case fusePoll:
-		f.polls.Add(1)
+		f.Polls.Add(1)
 	}
 	return nil, unix.ENOSYS
 }
 
-func (f *servedFile) written() string {
+func (f *ServedFile) Written() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return string(f.data)

@@ -1,4 +1,4 @@
-package process
+package stdio
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -20,7 +19,7 @@ import (
 // Stdio names where the streams of a process lead, as in containerd's API: paths
 // of fifos, or for Stdout a URI with the scheme file, binary or binary-v2. Empty
 // is /dev/null. With a terminal, Stdout carries the standard error as well.
-type Stdio struct {
+type Config struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
 }
@@ -34,8 +33,8 @@ const drainTimeout = 10 * time.Second
 //	process ──pipe──▶ copy in the shim ──▶ fifo, file
 //	process ──pipe──▶ logging program
 //	process ◀──pipe── copy in the shim ◀── fifo
-type streams struct {
-	child   [3]*os.File // the process's ends, closed as soon as it is started; may be nil
+type Streams struct {
+	Child   [3]*os.File // the process's ends, closed as soon as it is started; may be nil
 	in      *input      // nil without standard input
 	outputs []*output
 	logger  *logger
@@ -44,7 +43,7 @@ type streams struct {
 	tty    *os.File       // the console's master, if there is one
 
 	// patience is how long the exit is held back at most for readers that are too slow.
-	patience time.Duration
+	Patience time.Duration
 }
 
 // input copies a fifo or file to a process's standard input.
@@ -66,7 +65,7 @@ type output struct {
 	keep *os.File
 }
 
-func (o *output) close() { closeAll(o.src, o.dst, o.keep) }
+func (o *output) close() { CloseAll(o.src, o.dst, o.keep) }
 
 // isAbandoned says whether nobody will read a fifo any more whose keep is closed: poll(2)
 // has POLLERR then.
@@ -83,13 +82,16 @@ func (o *output) isAbandoned() bool {
 // inFlight returns how many bytes the process has written to a fifo that nobody has read yet.
 func (o *output) inFlight() int { return bytesIn(o.src) + bytesIn(o.keep) }
 
+// Owner is the user and group who may reopen a process's pipes, through /dev/stdout.
+type Owner struct{ UID, GID uint32 }
+
 // openStreams opens all that the streams of a process without terminal need.
 // The pipes belong to the user and group which the runtime options give.
-func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_ *streams, err error) {
-	s := &streams{patience: settleTimeout}
+func Open(ctx context.Context, sio Config, l *LoggerConfig, o Owner) (_ *Streams, err error) {
+	s := &Streams{Patience: settleTimeout}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	if sio.Stdin != "" {
@@ -107,7 +109,7 @@ func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_
 		if err != nil {
 			return nil, err
 		}
-		s.child[1], s.child[2] = s.logger.take()
+		s.Child[1], s.Child[2] = s.logger.take()
 		return s, nil
 	case "file":
 		return s, s.sendToFile(target.Path, sio, o)
@@ -124,10 +126,10 @@ func openStreams(ctx context.Context, sio Stdio, l *loggerRequest, o Options) (_
 			return nil, err
 		}
 	}
-	if s.child[1] == nil && s.child[2] == nil {
+	if s.Child[1] == nil && s.Child[2] == nil {
 		// go-runc would collect the output itself, through a pipe that the process
 		// inherits, and wait for the end of it.
-		if s.child[1], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+		if s.Child[1], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -148,7 +150,7 @@ func parseTarget(stdout string) (*url.URL, error) {
 }
 
 // sendToFile sends both outputs to one file.
-func (s *streams) sendToFile(path string, sio Stdio, o Options) error {
+func (s *Streams) sendToFile(path string, sio Config, o Owner) error {
 	for fd, stream := range []string{1: sio.Stdout, 2: sio.Stderr} {
 		if stream == "" {
 			continue
@@ -164,17 +166,17 @@ func (s *streams) sendToFile(path string, sio Stdio, o Options) error {
 	return nil
 }
 
-func (s *streams) addOutput(fd int, out *output, o Options) error {
+func (s *Streams) addOutput(fd int, out *output, o Owner) error {
 	s.outputs = append(s.outputs, out)
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("cannot make a pipe for output: %w", err)
 	}
-	out.src, s.child[fd] = r, w
+	out.src, s.Child[fd] = r, w
 	return chown(w, o)
 }
 
-func (s *streams) openInput(path string, o Options) error {
+func (s *Streams) openInput(path string, o Owner) error {
 	in, err := openSource(path)
 	if err != nil {
 		return err
@@ -184,24 +186,24 @@ func (s *streams) openInput(path string, o Options) error {
 	if err != nil {
 		return fmt.Errorf("cannot make a pipe for input: %w", err)
 	}
-	s.child[0], in.dst = r, w
+	s.Child[0], in.dst = r, w
 	return chown(r, o)
 }
 
 // chown gives a pipe to the user who will reopen it through /dev/stdout.
-func chown(f *os.File, o Options) error {
-	if o.IoUID == 0 && o.IoGID == 0 {
+func chown(f *os.File, o Owner) error {
+	if o == (Owner{}) {
 		return nil
 	}
-	if err := f.Chown(int(o.IoUID), int(o.IoGID)); err != nil {
-		return fmt.Errorf("cannot give a pipe to %d:%d: %w", o.IoUID, o.IoGID, err)
+	if err := f.Chown(int(o.UID), int(o.GID)); err != nil {
+		return fmt.Errorf("cannot give a pipe to %d:%d: %w", o.UID, o.GID, err)
 	}
 	return nil
 }
 
 // start begins to copy, when the process has been started.
-func (s *streams) start() {
-	s.closeChildEnds()
+func (s *Streams) Start() {
+	s.CloseChildEnds()
 	if s.in != nil {
 		in := s.in
 		go func() {
@@ -210,7 +212,7 @@ func (s *streams) start() {
 			} else {
 				copyStream(in.dst, in.src)
 			}
-			closeAll(in.dst, in.src)
+			CloseAll(in.dst, in.src)
 			if s.tty != nil {
 				s.hangUp()
 			}
@@ -229,19 +231,19 @@ func (s *streams) start() {
 	}
 }
 
-func (s *streams) closeChildEnds() {
-	for i, f := range s.child {
+func (s *Streams) CloseChildEnds() {
+	for i, f := range s.Child {
 		if f != nil {
 			f.Close()
-			s.child[i] = nil
+			s.Child[i] = nil
 		}
 	}
 }
 
 // closeInput ends the standard input once all that was written to it is read.
-func (s *streams) closeInput() {
+func (s *Streams) CloseInput() {
 	if s.in != nil {
-		closeAll(s.in.keep)
+		CloseAll(s.in.keep)
 	}
 }
 
@@ -254,15 +256,22 @@ const (
 )
 
 // settle waits until readers have taken most of the output, unless they are too slow.
-func (s *streams) settle() {
-	isBehind := func(o *output) bool { return o.inFlight() > maxInFlight }
-	end := time.Now().Add(s.patience)
+func (s *Streams) Settle() {
+	end := time.Now().Add(s.Patience)
 	for nap := time.Millisecond; time.Now().Before(end); nap = min(2*nap, 10*time.Millisecond) {
-		if !slices.ContainsFunc(s.outputs, isBehind) {
+		if s.InFlight() <= maxInFlight {
 			return
 		}
 		time.Sleep(nap)
 	}
+}
+
+// inFlight returns how many bytes of an output nobody has read yet; of that with most.
+func (s *Streams) InFlight() (n int) {
+	for _, o := range s.outputs {
+		n = max(n, o.inFlight())
+	}
+	return n
 }
 
 // bytesIn returns how many bytes are in a pipe (FIONREAD, pipe(7)); none in a closed one
@@ -285,7 +294,7 @@ func bytesIn(f *os.File) (n int) {
 
 // drain waits until the output has been copied, at most for drainTimeout, and says whether
 // it has. No other reader is waited for: output that nobody reads is dropped.
-func (s *streams) drain(ctx context.Context) error {
+func (s *Streams) Drain(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		s.copies.Wait()
@@ -315,21 +324,21 @@ func (s *streams) drain(ctx context.Context) error {
 
 // close closes everything, which ends copies that are still running. It may be
 // called more than once, and at any time.
-func (s *streams) close() {
-	s.closeChildEnds()
+func (s *Streams) Close() {
+	s.CloseChildEnds()
 	if s.in != nil {
-		closeAll(s.in.src, s.in.keep, s.in.dst)
+		CloseAll(s.in.src, s.in.keep, s.in.dst)
 	}
 	for _, o := range s.outputs {
 		o.close()
 	}
-	closeAll(s.tty)
+	CloseAll(s.tty)
 	if s.logger != nil {
 		s.logger.stop()
 	}
 }
 
-func closeAll(files ...*os.File) {
+func CloseAll(files ...*os.File) {
 	for _, f := range files {
 		if f != nil {
 			f.Close()
