@@ -252,3 +252,23 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 		})
 	}
 }
+
+// An OCI runtime that is killed while it makes a container, as when the client goes, has made the
+// cgroup, but has not yet written any state. To be told to delete it by force is a success to runc
+// then, which removes its own directory and nothing else.
+func TestDeleteOfAContainerThatIsHalfMade(t *testing.T) {
+	for name, fifo := range map[string]bool{"no file": false, "the fifo": true} {
+		t.Run(name, func(t *testing.T) {
+			l := leave(t, 1)
+			proctest.Must(t, os.Remove(filepath.Join(l.state, "state.json")))
+			if fifo {
+				proctest.Must(t, unix.Mkfifo(filepath.Join(l.state, "exec.fifo"), 0o600))
+			}
+			runtime := proctest.Script(t, "#!/bin/sh\nrm -rf "+l.state)
+			proctest.Must(t, os.Chmod(runtime, 0o700))
+			rt := &ociRuntime{options: Options{BinaryName: runtime, Root: filepath.Dir(filepath.Dir(l.state))}, namespace: "test", bundle: l.bundle, reaper: reaper}
+			proctest.Must(t, rt.delete(proctest.Context(t), "c", true))
+			l.wantNothing()
+		})
+	}
+}
