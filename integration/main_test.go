@@ -74,6 +74,12 @@ func run(m *testing.M) int {
 		}
 		patience = time.Duration(factor)
 	}
+	if rootless() {
+		if err := becomeRootless(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	ctx := context.Background()
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)

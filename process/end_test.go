@@ -290,6 +290,26 @@ func TestForcedDeleteThatHangs(t *testing.T) {
 	n.untell("hang-delete")
 }
 
+// An OCI runtime that is killed while it makes a container, as when the client goes, has made the
+// cgroup, but has not yet written any state. To be told to delete it by force is a success to runc
+// then, which removes its own directory and nothing else.
+func TestDeleteOfAContainerThatIsHalfMade(t *testing.T) {
+	for name, fifo := range map[string]bool{"no file": false, "the fifo": true} {
+		t.Run(name, func(t *testing.T) {
+			l := leave(t, 1)
+			must(t, os.Remove(filepath.Join(l.state, "state.json")))
+			if fifo {
+				must(t, unix.Mkfifo(filepath.Join(l.state, "exec.fifo"), 0o600))
+			}
+			runtime := script(t, "#!/bin/sh\nrm -rf "+l.state)
+			must(t, os.Chmod(runtime, 0o700))
+			rt := &ociRuntime{options: Options{BinaryName: runtime, Root: filepath.Dir(filepath.Dir(l.state))}, namespace: "test", bundle: l.bundle, reaper: reaper}
+			must(t, rt.delete(testContext(t), "c", true))
+			l.wantNothing()
+		})
+	}
+}
+
 func TestStartTimeOfAProcess(t *testing.T) {
 	first, err := startTime(os.Getpid())
 	must(t, err)

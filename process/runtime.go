@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -290,6 +291,7 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	if !r.knows(id) {
 		return r.removeUnknown(ctx, force)
 	}
+	lost := r.hasLost(id)
 	var args []string
 	if force {
 		args = append(args, "--force")
@@ -301,7 +303,8 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 		}
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
-	if err == nil || r.knows(id) && !r.hasLost(id) {
+	// By force runc removes a directory without state, and says no more.
+	if !lost && (err == nil || r.knows(id)) {
 		return err
 	}
 	if err := os.RemoveAll(r.stateDir(id)); err != nil {
@@ -311,11 +314,16 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 }
 
 // hasLost says whether nothing is left in the OCI runtime's directory of a container from
-// which this could know what to remove: no files, or one that a full disk has cut off.
+// which this could know what to remove: no files, or one that a full disk has cut off. A
+// runtime that was killed while it made the container may have made the fifo only, by
+// which that is started.
 func (r *ociRuntime) hasLost(id string) bool {
 	files, err := os.ReadDir(r.stateDir(id))
-	if err != nil || len(files) == 0 {
-		return err == nil
+	if err != nil {
+		return false
+	}
+	if !slices.ContainsFunc(files, func(f os.DirEntry) bool { return f.Name() != "exec.fifo" }) {
+		return true
 	}
 	for _, name := range []string{"state.json", "status"} { // of runc and youki; of crun
 		data, err := os.ReadFile(filepath.Join(r.stateDir(id), name))
