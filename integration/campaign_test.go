@@ -369,9 +369,30 @@ func (c *campaign) call(random *rand.Rand, name string, rpc func(ctx context.Con
 	c.count(name, err)
 	if !impatient && ctx.Err() != nil {
 		stacks, _ := c.shim.stacks()
-		c.t.Errorf("shim %s: no answer to %s after %s\n%s", c.shim.id, name, limit, stacks)
+		c.t.Errorf("shim %s: no answer to %s after %s\n%s\n%s", c.shim.id, name, limit, c.processes(), stacks)
 	}
 	return err
+}
+
+// processes shows what the processes in the tasks' cgroups, and those of OCI runtimes, are at.
+func (c *campaign) processes() string {
+	var b strings.Builder
+	for _, p := range node.Processes() {
+		cgroups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Pid))
+		if !strings.Contains(string(cgroups), c.shim.id) && !strings.Contains(strings.Join(p.Args, " "), c.shim.id) {
+			continue
+		}
+		wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", p.Pid))
+		freezer := ""
+		for line := range strings.Lines(string(cgroups)) {
+			if _, path, ok := strings.Cut(strings.TrimSpace(line), ":freezer:"); ok {
+				state, _ := os.ReadFile(filepath.Join(cgroupMount, "freezer", path, "freezer.state"))
+				freezer = path + " " + strings.TrimSpace(string(state))
+			}
+		}
+		fmt.Fprintf(&b, "%s: %s, %s\n", p, wchan, freezer)
+	}
+	return b.String()
 }
 
 func (c *campaign) count(name string, err error) {
@@ -858,12 +879,10 @@ func (c *campaign) endAnchor() {
 		}))
 		return
 	}
-	if c.kind == plain {
-		report(c.call(nil, "Kill", func(ctx context.Context) error {
-			_, err := c.shim.tasks.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(unix.SIGKILL)})
-			return err
-		}))
-	}
+	_ = c.call(nil, "Kill", func(ctx context.Context) error { // a sandbox has been killed before
+		_, err := c.shim.tasks.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(unix.SIGKILL)})
+		return err
+	})
 	report(c.call(nil, "Wait", func(ctx context.Context) error {
 		_, err := c.shim.tasks.Wait(ctx, &taskapi.WaitRequest{ID: id})
 		return err

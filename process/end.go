@@ -39,6 +39,15 @@ func (r *ociRuntime) removeKilled(ctx context.Context, id string) bool {
 	return r.removeContainer(ctx, id)
 }
 
+// killKnown is kill for a container whose record is in the bundle; a pod's init has none.
+func (r *ociRuntime) killKnown(ctx context.Context, id string) error {
+	record, err := readRecord(r.bundle)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return r.kill(ctx, id, record)
+}
+
 // kill kills the init of a container, and with it all in its PID namespace; if that is
 // not its own, or not known, all in the cgroup. It waits until the init has ended.
 func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (err error) {

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/proctest"
@@ -251,6 +253,43 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A container that could not be created does not run, whatever becomes of its removal.
+func TestFailedCreateWhoseRemovalFails(t *testing.T) {
+	n := newNode(t)
+	n.tell("late-create", "too late")
+	n.tell("fail-delete", "no more bananas")
+	r := n.request("c", containerSpec(t, "c", forever))
+	if _, err := n.Create(proctest.Context(t), r); err == nil || !strings.Contains(err.Error(), "too late") || !strings.Contains(err.Error(), "bananas") {
+		t.Errorf("got %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(n.options.Root, "test", "c", "pid"))
+	proctest.Must(t, err)
+	var pid int
+	_, err = fmt.Sscan(string(text), &pid)
+	proctest.Must(t, err)
+	proctest.Eventually(t, "the process is gone", func() bool { return proctest.ProcessState(pid) == "" })
+	n.untell("fail-delete")
+	if _, err := cleanUp(t, r.Bundle, "c"); err != nil {
+		t.Error(err)
+	}
+	n.knowsNothing()
+}
+
+func TestForcedDeleteThatHangs(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	n.tell("hang-delete", "")
+	r := n.ociRuntime(task.Bundle, n.options)
+	r.force = 50 * time.Millisecond
+	if err := r.delete(proctest.Context(t), "c", true); err == nil || !strings.Contains(err.Error(), "has not ended after") {
+		t.Errorf("got %v", err)
+	}
+	if status := exitOf(t, task.init); status != 128+9 {
+		t.Errorf("the exit status is %d", status)
+	}
+	n.untell("hang-delete")
 }
 
 // An OCI runtime that is killed while it makes a container, as when the client goes, has made the

@@ -52,7 +52,15 @@ type ociRuntime struct {
 	options   Options
 	namespace string // containerd's
 	bundle    string
-	reaper    *reap.Reaper // nil in a process that does not reap
+	reaper    *reap.Reaper  // nil in a process that does not reap
+	force     time.Duration // zero for forceTimeout
+}
+
+func (r *ociRuntime) patience() time.Duration {
+	if r.force == 0 {
+		return forceTimeout
+	}
+	return r.force
 }
 
 // root is the directory in which the OCI runtime keeps its state.
@@ -275,9 +283,14 @@ func (r *ociRuntime) update(ctx context.Context, id string, resources *specs.Lin
 	return r.run(ctx, call{verb: "update", id: id, args: []string{"--resources=-"}, stdio: [3]*os.File{stdin}})
 }
 
-// delete removes the container from the OCI runtime. One that it does not know
-// (any more: a checkpoint that ends the container removes it) is no error: then what
-// the shim itself knows of is removed.
+// forceTimeout bounds how long the OCI runtime may take to remove what has failed. Nobody
+// waits for that who could give up.
+const forceTimeout = time.Minute
+
+// delete removes the container from the OCI runtime, by force with its processes, which
+// end though the OCI runtime may fail. One that it does not know (any more: a checkpoint
+// that ends the container removes it) is no error: then what the shim itself knows of is
+// removed.
 func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	if !r.knows(id) {
 		return r.removeUnknown(ctx, force)
@@ -286,6 +299,12 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	var args []string
 	if force {
 		args = append(args, "--force")
+		var cancel func()
+		ctx, cancel = context.WithTimeoutCause(ctx, r.patience(), fmt.Errorf("it has not ended after %v", r.patience()))
+		defer cancel()
+		if err := r.killKnown(ctx, id); err != nil {
+			log.G(ctx).WithError(err).Warn("the OCI runtime is to kill the container")
+		}
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
 	// By force runc removes a directory without state, and says no more.
