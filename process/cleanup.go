@@ -14,12 +14,7 @@ import (
 // containerd gives the whole of a delete call 5 s (cleanupTimeout in
 // core/runtime/v2/shim.go), and without its answer the exit status is lost. When a shim of
 // many containers is killed, as many calls run at the same time.
-const (
-	cleanUpTimeout = 4 * time.Second
-	// endTimeout bounds how long processes may take to die, and then how long a cgroup may
-	// stay busy, before the OCI runtime is called in what is left of the time.
-	endTimeout = time.Second
-)
+const cleanUpTimeout = 4 * time.Second
 
 // CleanUp removes what a shim that has ended left of the task in a bundle: the
 // container in the OCI runtime with its processes, the sandbox's cgroup, mounts.
@@ -40,8 +35,8 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 	case record.Sandbox:
 		errs = append(errs, cleanUpSandbox(ctx, namespace, bundle, id, record))
 	default:
-		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle}
-		errs = append(errs, rt.end(ctx, id, record), restoreSpec(bundle))
+		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle, cgroupsPath: record.CgroupsPath}
+		errs = append(errs, rt.end(ctx, id), restoreSpec(bundle))
 	}
 	rootfs := filepath.Join(bundle, "rootfs")
 	if err := mount.UnmountRecursive(rootfs, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -54,12 +49,12 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 // cleanUpSandbox removes the pod's init, if there is one, and the cgroup, and runs
 // the poststop hooks.
 func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bundleRecord) error {
-	rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: filepath.Join(bundle, podInitDir)}
+	rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: filepath.Join(bundle, podInitDir), cgroupsPath: record.CgroupsPath}
 	var errs []error
 	if _, err := os.Stat(rt.bundle); err == nil {
-		errs = append(errs, rt.end(ctx, id, record))
+		errs = append(errs, rt.end(ctx, id))
 	} else {
-		errs = append(errs, record.removeCgroup(ctx))
+		errs = append(errs, rt.removeCgroup(ctx))
 	}
 	errs = append(errs, record.Files.remove(), removePodInitRoot(record.InitRoot, bundle))
 	if s, err := readSpec(bundle); err != nil {

@@ -78,7 +78,13 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 	if c.runtime.knows(r.ID) {
 		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.root(), errdefs.ErrAlreadyExists)
 	}
-	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options, CgroupsPath: s.Linux.CgroupsPath}); err != nil {
+	// A cgroup that others are in already is theirs: it must neither be killed nor removed
+	// with the container.
+	c.runtime.cgroupsPath = s.Linux.CgroupsPath
+	if c.runtime.sharesCgroup() {
+		c.runtime.cgroupsPath = ""
+	}
+	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options, CgroupsPath: c.runtime.cgroupsPath}); err != nil {
 		return nil, err
 	}
 	if err := writeStockRecord(r.Bundle, r.Options); err != nil {

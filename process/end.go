@@ -19,8 +19,8 @@ import (
 
 // end kills a container and removes all of it, in the order of what matters: it takes no
 // time to end processes, however busy the host is. What calls the OCI runtime comes last.
-func (r *ociRuntime) end(ctx context.Context, id string, record bundleRecord) error {
-	err := r.kill(ctx, id, record)
+func (r *ociRuntime) end(ctx context.Context, id string) error {
+	err := r.kill(ctx, id)
 	if !r.removeKilled(ctx, id) {
 		derr := r.delete(ctx, id, true)
 		if wasKilled(derr) && ctx.Err() == nil {
@@ -30,7 +30,7 @@ func (r *ociRuntime) end(ctx context.Context, id string, record bundleRecord) er
 	}
 	// Under load, runc gives up on a cgroup whose last process the kernel has not
 	// taken out yet, with no more than a line in its log.
-	return errors.Join(err, record.removeCgroup(ctx))
+	return errors.Join(err, r.removeCgroup(ctx))
 }
 
 func (r *ociRuntime) removeKilled(ctx context.Context, id string) bool {
@@ -39,18 +39,13 @@ func (r *ociRuntime) removeKilled(ctx context.Context, id string) bool {
 	return r.removeContainer(ctx, id)
 }
 
-// killKnown is kill for a container whose record is in the bundle; a pod's init has none.
-func (r *ociRuntime) killKnown(ctx context.Context, id string) error {
-	record, err := readRecord(r.bundle)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return r.kill(ctx, id, record)
-}
+// endTimeout bounds how long processes may take to die, and then how long a cgroup may
+// stay busy, before the OCI runtime is called in what is left of the time.
+const endTimeout = time.Second
 
 // kill kills the init of a container, and with it all in its PID namespace; if that is
 // not its own, or not known, all in the cgroup. It waits until the init has ended.
-func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (err error) {
+func (r *ociRuntime) kill(ctx context.Context, id string) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot kill container %s: %w", id, err)
@@ -63,7 +58,7 @@ func (r *ociRuntime) kill(ctx context.Context, id string, record bundleRecord) (
 	if init != nil {
 		err = sendSignal(init, unix.SIGKILL)
 	}
-	cgroup, gerr := record.cgroup()
+	cgroup, gerr := r.cgroup()
 	switch {
 	case cgroup == nil:
 	case init != nil && err == nil && r.ownsPIDNamespace():
@@ -132,12 +127,12 @@ func awaitDeath(ctx context.Context, pidfd *os.File) error {
 	return os.NewSyscallError("poll", err)
 }
 
-// cgroup returns the task's; nil if it has none, or not any more.
-func (b bundleRecord) cgroup() (*cgroups.Cgroup, error) {
-	if b.CgroupsPath == "" {
+// cgroup returns the container's; nil if it has none, or not any more.
+func (r *ociRuntime) cgroup() (*cgroups.Cgroup, error) {
+	if r.cgroupsPath == "" {
 		return nil, nil
 	}
-	cgroup, err := cgroups.Load(b.CgroupsPath, b.Options.SystemdCgroup)
+	cgroup, err := cgroups.Load(r.cgroupsPath, r.options.SystemdCgroup)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
@@ -147,22 +142,19 @@ func (b bundleRecord) cgroup() (*cgroups.Cgroup, error) {
 	return cgroup, nil
 }
 
-// inCgroup returns the pids of the processes in the task's cgroup.
-func (b bundleRecord) inCgroup() ([]int, error) {
-	cgroup, err := b.cgroup()
-	if cgroup == nil {
-		return nil, err
+// sharesCgroup says whether others are in the container's cgroup before it is created.
+func (r *ociRuntime) sharesCgroup() bool {
+	cgroup, err := r.cgroup()
+	if err != nil || cgroup == nil {
+		return false
 	}
 	pids, err := cgroup.Pids()
-	if errdefs.IsNotFound(err) {
-		return nil, nil
-	}
-	return pids, err
+	return err == nil && len(pids) > 0
 }
 
-// removeCgroup removes the task's cgroup, unless it stays busy.
-func (b bundleRecord) removeCgroup(ctx context.Context) error {
-	cgroup, err := b.cgroup()
+// removeCgroup removes the container's cgroup, unless it stays busy.
+func (r *ociRuntime) removeCgroup(ctx context.Context) error {
+	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
 		return err
 	}

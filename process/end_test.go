@@ -281,7 +281,7 @@ func TestForcedDeleteThatHangs(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
 	n.tell("hang-delete", "")
-	r := n.ociRuntime(task.Bundle, n.options)
+	r := task.body.(*container).runtime
 	r.force = 50 * time.Millisecond
 	if err := r.delete(proctest.Context(t), "c", true); err == nil || !strings.Contains(err.Error(), "has not ended after") {
 		t.Errorf("got %v", err)
@@ -305,7 +305,7 @@ func TestDeleteOfAContainerThatIsHalfMade(t *testing.T) {
 			}
 			runtime := proctest.Script(t, "#!/bin/sh\nrm -rf "+l.state)
 			proctest.Must(t, os.Chmod(runtime, 0o700))
-			rt := &ociRuntime{options: Options{BinaryName: runtime, Root: filepath.Dir(filepath.Dir(l.state))}, namespace: "test", bundle: l.bundle, reaper: reaper}
+			rt := &ociRuntime{options: Options{BinaryName: runtime, Root: filepath.Dir(filepath.Dir(l.state))}, namespace: "test", bundle: l.bundle, cgroupsPath: l.cgroup.String(), reaper: reaper}
 			proctest.Must(t, rt.delete(proctest.Context(t), "c", true))
 			l.wantNothing()
 		})

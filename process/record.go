@@ -33,14 +33,8 @@ const (
 	exitFile   = "pause-exit.json"
 )
 
-// writeRecord writes the record of a task that is about to be made. A container's cgroup
-// that others are in already is theirs, which must neither be killed nor removed with it.
+// writeRecord writes the record of a task that is about to be made.
 func writeRecord(bundle string, r bundleRecord) error {
-	if !r.Sandbox {
-		if others, err := r.inCgroup(); err == nil && len(others) > 0 {
-			r.CgroupsPath = ""
-		}
-	}
 	return writeJSON(filepath.Join(bundle, recordFile), r)
 }
 

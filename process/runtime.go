@@ -52,8 +52,10 @@ type ociRuntime struct {
 	options   Options
 	namespace string // containerd's
 	bundle    string
-	reaper    *reap.Reaper  // nil in a process that does not reap
-	force     time.Duration // zero for forceTimeout
+	// cgroupsPath is that of the container's spec; empty if the cgroup is not its alone.
+	cgroupsPath string
+	reaper      *reap.Reaper  // nil in a process that does not reap
+	force       time.Duration // zero for forceTimeout
 }
 
 func (r *ociRuntime) patience() time.Duration {
@@ -302,7 +304,7 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 		var cancel func()
 		ctx, cancel = context.WithTimeoutCause(ctx, r.patience(), fmt.Errorf("it has not ended after %v", r.patience()))
 		defer cancel()
-		if err := r.killKnown(ctx, id); err != nil {
+		if err := r.kill(ctx, id); err != nil {
 			log.G(ctx).WithError(err).Warn("the OCI runtime is to kill the container")
 		}
 	}
@@ -342,14 +344,7 @@ func (r *ociRuntime) hasLost(id string) bool {
 // state, and which it will never remove. One that was killed while it made the container
 // may have left a process there.
 func (r *ociRuntime) removeUnknown(ctx context.Context, kill bool) error {
-	record, err := readRecord(r.bundle)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it is the bundle of a pod's init, in the cgroup of the sandbox
-	}
-	if err != nil {
-		return err
-	}
-	cgroup, err := record.cgroup()
+	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
 		return err
 	}
@@ -358,7 +353,7 @@ func (r *ociRuntime) removeUnknown(ctx context.Context, kill bool) error {
 			return err
 		}
 	}
-	return record.removeCgroup(ctx)
+	return r.removeCgroup(ctx)
 }
 
 // Features asks an OCI runtime, given by name or path (default runc), for the
