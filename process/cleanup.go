@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
+
 	"github.com/containerd/containerd/v2/core/mount"
 )
 
@@ -35,8 +37,8 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 	case record.Sandbox:
 		errs = append(errs, cleanUpSandbox(ctx, namespace, bundle, id, record))
 	default:
-		rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: bundle, cgroupsPath: record.CgroupsPath}
-		errs = append(errs, rt.end(ctx, id), restoreSpec(bundle))
+		rt := &oci.Runtime{Options: record.Options, Namespace: namespace, Bundle: bundle, CgroupsPath: record.CgroupsPath}
+		errs = append(errs, rt.End(ctx, id), oci.RestoreSpec(bundle))
 	}
 	rootfs := filepath.Join(bundle, "rootfs")
 	if err := mount.UnmountRecursive(rootfs, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -49,15 +51,15 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 // cleanUpSandbox removes the pod's init, if there is one, and the cgroup, and runs
 // the poststop hooks.
 func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bundleRecord) error {
-	rt := &ociRuntime{options: record.Options, namespace: namespace, bundle: filepath.Join(bundle, podInitDir), cgroupsPath: record.CgroupsPath}
+	rt := &oci.Runtime{Options: record.Options, Namespace: namespace, Bundle: filepath.Join(bundle, podInitDir), CgroupsPath: record.CgroupsPath}
 	var errs []error
-	if _, err := os.Stat(rt.bundle); err == nil {
-		errs = append(errs, rt.end(ctx, id))
+	if _, err := os.Stat(rt.Bundle); err == nil {
+		errs = append(errs, rt.End(ctx, id))
 	} else {
-		errs = append(errs, rt.removeCgroup(ctx))
+		errs = append(errs, rt.RemoveCgroup(ctx))
 	}
 	errs = append(errs, record.Files.remove(), removePodInitRoot(record.InitRoot, bundle))
-	if s, err := readSpec(bundle); err != nil {
+	if s, err := oci.ReadSpec(bundle); err != nil {
 		errs = append(errs, err)
 	} else if err := newHooks(s, id, bundle, 0).stopped(ctx); err != nil {
 		errs = append(errs, err)

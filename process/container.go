@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -23,7 +24,7 @@ import (
 type container struct {
 	task    *Task
 	host    *Supervisor
-	runtime *ociRuntime
+	runtime *oci.Runtime
 	rootfs  string // where the root file system is mounted; empty if it was not by us
 	// shared says that processes of the container may outlive its init, because
 	// its PID namespace is not its own.
@@ -31,7 +32,7 @@ type container struct {
 	// mustStart and mustDelete say that no less will do than the commands of the OCI
 	// runtime, because of hooks, of systemd's unit, or of a group in the CPU's cache control.
 	mustStart, mustDelete bool
-	image                 checkpointImage
+	image                 oci.CheckpointImage
 	// spec is the client's of a container that is to be restored; else nil.
 	spec  *specs.Spec
 	child *reap.Child // the init; nil before there is one
@@ -43,9 +44,6 @@ type container struct {
 // runtimePatience is enough for an OCI runtime that notices the end of its container.
 const runtimePatience = 5 * time.Second
 
-// checkpointImage is what a container is restored from; empty for a new one.
-type checkpointImage struct{ path, parent, work string }
-
 // consoleTimeout bounds how long an OCI runtime may take to send the console of
 // a process that it has created.
 const consoleTimeout = 30 * time.Second
@@ -56,7 +54,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 		task:    t,
 		host:    h,
 		runtime: h.ociRuntime(r.Bundle, r.Options),
-		shared:  !ownsPIDNamespace(s),
+		shared:  !oci.OwnsPIDNamespace(s),
 
 		patience: runtimePatience,
 	}
@@ -70,21 +68,21 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 	t.body = c
 	t.init = newProcess(r.ID, "", r.Stdio, h.events, c)
 	if r.Checkpoint != "" {
-		c.image = checkpointImage{r.Checkpoint, r.ParentCheckpoint, r.Options.CriuWorkPath}
-		if c.image.work == "" {
-			c.image.work = filepath.Join(r.Bundle, "work")
+		c.image = oci.CheckpointImage{Path: r.Checkpoint, Parent: r.ParentCheckpoint, Work: r.Options.CriuWorkPath}
+		if c.image.Work == "" {
+			c.image.Work = filepath.Join(r.Bundle, "work")
 		}
 	}
-	if c.runtime.knows(r.ID) {
-		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.root(), errdefs.ErrAlreadyExists)
+	if c.runtime.Knows(r.ID) {
+		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.Root(), errdefs.ErrAlreadyExists)
 	}
 	// A cgroup that others are in already is theirs: it must neither be killed nor removed
 	// with the container.
-	c.runtime.cgroupsPath = s.Linux.CgroupsPath
-	if c.runtime.sharesCgroup() {
-		c.runtime.cgroupsPath = ""
+	c.runtime.CgroupsPath = s.Linux.CgroupsPath
+	if c.runtime.SharesCgroup() {
+		c.runtime.CgroupsPath = ""
 	}
-	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options, CgroupsPath: c.runtime.cgroupsPath}); err != nil {
+	if err := writeRecord(r.Bundle, bundleRecord{Options: r.Options, CgroupsPath: c.runtime.CgroupsPath}); err != nil {
 		return nil, err
 	}
 	if err := writeStockRecord(r.Bundle, r.Options); err != nil {
@@ -153,8 +151,8 @@ func (c *container) unmountRootfs() error {
 func (c *container) create(ctx context.Context) error {
 	p := c.task.init
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
-	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
-		return c.runtime.create(ctx, c.task.ID, pidFile, s, console)
+	child, err := c.host.spawn(ctx, p, c.runtime.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
+		return c.runtime.Create(ctx, c.task.ID, pidFile, s, console)
 	})
 	if err != nil {
 		return err
@@ -239,16 +237,16 @@ func (c *container) killLeftovers() {
 }
 
 func (c *container) start(ctx context.Context, p *Process) error {
-	if c.image.path != "" && c.child == nil {
+	if c.image.Path != "" && c.child == nil {
 		return c.restore(ctx, p)
 	}
-	if fifo := c.runtime.execFifo(c.task.ID); fifo != "" && !c.mustStart {
-		if err := openExecFifo(ctx, fifo, c.child); err != nil {
+	if fifo := c.runtime.ExecFifo(c.task.ID); fifo != "" && !c.mustStart {
+		if err := oci.OpenExecFifo(ctx, fifo, c.child); err != nil {
 			return fmt.Errorf("OCI runtime start failed: %w", err)
 		}
 		return nil
 	}
-	return c.runtime.start(ctx, c.task.ID)
+	return c.runtime.Start(ctx, c.task.ID)
 }
 
 // untilEnd returns a context that ends a while after the init has. It is not for what may
@@ -281,12 +279,12 @@ func (c *container) restore(ctx context.Context, p *Process) (err error) {
 	defer leave()
 	defer func() { err = whyEnded(ctx, err) }()
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
-	child, err := c.host.spawn(ctx, p, c.runtime.options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
-		return c.runtime.restore(ctx, c.task.ID, c.image, pidFile, s, console)
+	child, err := c.host.spawn(ctx, p, c.runtime.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
+		return c.runtime.Restore(ctx, c.task.ID, c.image, pidFile, s, console)
 	})
 	if err != nil {
 		// Unlike a container that cannot be started, this one has not been before.
-		return errors.Join(err, c.runtime.delete(context.WithoutCancel(ctx), c.task.ID, true))
+		return errors.Join(err, c.runtime.Delete(context.WithoutCancel(ctx), c.task.ID, true))
 	}
 	c.spec = nil
 	c.adopt(child)
@@ -325,15 +323,15 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 	if err := p.closeStreams(ctx); err != nil {
 		log.G(ctx).Warn(err)
 	}
-	if c.mustDelete || !c.runtime.removeContainer(ctx, c.task.ID) {
-		if err := c.runtime.delete(ctx, c.task.ID, false); err != nil {
+	if c.mustDelete || !c.runtime.RemoveContainer(ctx, c.task.ID) {
+		if err := c.runtime.Delete(ctx, c.task.ID, false); err != nil {
 			return err
 		}
 	}
 	if err := c.unmountRootfs(); err != nil {
 		return err
 	}
-	if err := restoreSpec(c.task.Bundle); err != nil {
+	if err := oci.RestoreSpec(c.task.Bundle); err != nil {
 		return err
 	}
 	return removeRecord(c.task.Bundle)
@@ -341,17 +339,17 @@ func (c *container) remove(ctx context.Context, p *Process) error {
 
 func (c *container) discard(ctx context.Context) error {
 	c.task.unwatchOOM()
-	err := c.runtime.delete(ctx, c.task.ID, true)
+	err := c.runtime.Delete(ctx, c.task.ID, true)
 	if s := c.task.init.openStreams(); s != nil {
 		s.Close()
 	}
-	return errors.Join(err, c.unmountRootfs(), restoreSpec(c.task.Bundle))
+	return errors.Join(err, c.unmountRootfs(), oci.RestoreSpec(c.task.Bundle))
 }
 
 func (c *container) update(ctx context.Context, r *specs.LinuxResources) error {
 	ctx, cancel := c.untilEnd(ctx)
 	defer cancel()
-	return c.runtime.update(ctx, c.task.ID, r)
+	return c.runtime.Update(ctx, c.task.ID, r)
 }
 
 func (c *container) pids() ([]int, error) {
@@ -366,7 +364,7 @@ func (c *container) pids() ([]int, error) {
 	return pids, err
 }
 
-func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
+func (c *container) checkpoint(ctx context.Context, o oci.CheckpointOptions) error {
 	if o.WorkPath == "" {
 		o.WorkPath = filepath.Join(c.task.Bundle, "work", "criu-work")
 		defer os.RemoveAll(o.WorkPath)
@@ -377,7 +375,7 @@ func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 			return fmt.Errorf("cannot make a directory for the checkpoint: %w", err)
 		}
 	}
-	err := c.runtime.checkpoint(ctx, c.task.ID, o)
+	err := c.runtime.Checkpoint(ctx, c.task.ID, o)
 	if err == nil {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -354,7 +355,7 @@ func TestUpdateAndCheckpoint(t *testing.T) {
 		t.Errorf("the OCI runtime was told %s", got)
 	}
 	images := filepath.Join(t.TempDir(), "of", "c", "images")
-	proctest.Must(t, task.Checkpoint(ctx, CheckpointOptions{Path: images}))
+	proctest.Must(t, task.Checkpoint(ctx, oci.CheckpointOptions{Path: images}))
 	if _, err := os.Stat(images); err != nil {
 		t.Error(err)
 	}
@@ -363,13 +364,13 @@ func TestUpdateAndCheckpoint(t *testing.T) {
 	if err := task.Update(ctx, &specs.LinuxResources{}); err == nil || !strings.Contains(err.Error(), "bananas") {
 		t.Errorf("got %v", err)
 	}
-	if err := task.Checkpoint(ctx, CheckpointOptions{Path: images}); err == nil || !strings.Contains(err.Error(), "oranges") {
+	if err := task.Checkpoint(ctx, oci.CheckpointOptions{Path: images}); err == nil || !strings.Contains(err.Error(), "oranges") {
 		t.Errorf("got %v", err)
 	}
 	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 	exitOf(t, task.init)
 	proctest.WantKind(t, task.Update(ctx, &specs.LinuxResources{}), errdefs.IsFailedPrecondition, "a failed precondition")
-	proctest.WantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, task.Checkpoint(ctx, oci.CheckpointOptions{}), errdefs.IsFailedPrecondition, "a failed precondition")
 }
 
 func TestRestoredContainer(t *testing.T) {
@@ -601,5 +602,17 @@ func TestContainerThatTheRuntimeHasForgotten(t *testing.T) {
 	proctest.Must(t, err)
 	if left := cgroupsLeft(); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+func TestFeaturesOfTheRuntime(t *testing.T) {
+	n := newNode(t)
+	defer reaper.Hold()()
+	f, err := oci.Features(proctest.Context(t), n.options.BinaryName)
+	if err != nil || f.OCIVersionMin != "1.0.0" {
+		t.Errorf("got %+v and error %v", f, err)
+	}
+	if _, err := oci.Features(proctest.Context(t), "/nonexistent/runtime"); err == nil || !strings.Contains(err.Error(), "/nonexistent/runtime") {
+		t.Errorf("got %v, want an error that names the runtime", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/reap"
 
@@ -37,7 +38,7 @@ func leave(t *testing.T, processes int, namespaces ...specs.LinuxNamespace) *kil
 	spec.Linux.Namespaces = namespaces
 	root := t.TempDir()
 	l := &killedShim{t: t, bundle: bundle(t, spec), state: filepath.Join(root, "test", "c")}
-	options := Options{BinaryName: goProgram(t, "runtime", runcModule), Root: root}
+	options := oci.Options{BinaryName: proctest.GoProgram(t, "runtime", proctest.RuncModule), Root: root}
 	proctest.Must(t, writeRecord(l.bundle, bundleRecord{Options: options, CgroupsPath: spec.Linux.CgroupsPath}))
 	var err error
 	l.cgroup, err = cgroups.Create(spec.Linux.CgroupsPath, false, nil)
@@ -63,7 +64,7 @@ func (l *killedShim) writeState(start uint64) {
 	for i, dir := range l.cgroup.Paths() {
 		paths[fmt.Sprint(i)] = dir
 	}
-	data, err := json.Marshal(runcState{InitPid: l.pids[0], InitStart: start, CgroupPaths: paths})
+	data, err := json.Marshal(oci.RuncState{InitPid: l.pids[0], InitStart: start, CgroupPaths: paths})
 	proctest.Must(l.t, err)
 	proctest.Must(l.t, os.MkdirAll(l.state, 0o700))
 	proctest.Must(l.t, os.WriteFile(filepath.Join(l.state, "state.json"), data, 0o600))
@@ -207,7 +208,7 @@ func TestCleanUpSparesWhoHasThePidOfTheInit(t *testing.T) {
 func TestCleanUpSparesOthersInTheCgroup(t *testing.T) {
 	n := newNode(t)
 	first := n.container("first", forever)
-	spec, err := readSpec(first.Bundle)
+	spec, err := oci.ReadSpec(first.Bundle)
 	proctest.Must(t, err)
 	n.tell("fail-create", "the cgroup is not empty")
 	r := n.request("second", spec)
@@ -282,8 +283,8 @@ func TestForcedDeleteThatHangs(t *testing.T) {
 	task := n.container("c", forever)
 	n.tell("hang-delete", "")
 	r := task.body.(*container).runtime
-	r.force = 50 * time.Millisecond
-	if err := r.delete(proctest.Context(t), "c", true); err == nil || !strings.Contains(err.Error(), "has not ended after") {
+	r.Force = 50 * time.Millisecond
+	if err := r.Delete(proctest.Context(t), "c", true); err == nil || !strings.Contains(err.Error(), "has not ended after") {
 		t.Errorf("got %v", err)
 	}
 	if status := exitOf(t, task.init); status != 128+9 {
@@ -305,8 +306,8 @@ func TestDeleteOfAContainerThatIsHalfMade(t *testing.T) {
 			}
 			runtime := proctest.Script(t, "#!/bin/sh\nrm -rf "+l.state)
 			proctest.Must(t, os.Chmod(runtime, 0o700))
-			rt := &ociRuntime{options: Options{BinaryName: runtime, Root: filepath.Dir(filepath.Dir(l.state))}, namespace: "test", bundle: l.bundle, cgroupsPath: l.cgroup.String(), reaper: reaper}
-			proctest.Must(t, rt.delete(proctest.Context(t), "c", true))
+			rt := &oci.Runtime{Options: oci.Options{BinaryName: runtime, Root: filepath.Dir(filepath.Dir(l.state))}, Namespace: "test", Bundle: l.bundle, CgroupsPath: l.cgroup.String(), Reaper: reaper}
+			proctest.Must(t, rt.Delete(proctest.Context(t), "c", true))
 			l.wantNothing()
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -75,13 +76,13 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 		return fmt.Errorf("cannot make a directory for the files of an exec: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	pidFile, spec, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "process.json"), filepath.Join(filepath.Base(dir), runtimeLog)
+	pidFile, spec, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "process.json"), filepath.Join(filepath.Base(dir), oci.LogFile)
 	if err := e.writeSpec(p, spec); err != nil {
 		return err
 	}
 	rt := e.container.runtime
-	e.child, err = e.container.host.spawn(ctx, p, rt.options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
-		return rt.exec(ctx, t.ID, spec, pidFile, logFile, s, console)
+	e.child, err = e.container.host.spawn(ctx, p, rt.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
+		return rt.Exec(ctx, t.ID, spec, pidFile, logFile, s, console)
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -28,7 +29,7 @@ func FuzzSpec(f *testing.F) {
 	path := filepath.Join(dir, "config.json")
 	f.Fuzz(func(t *testing.T, config []byte) {
 		proctest.Must(t, os.WriteFile(path, config, 0o600))
-		s, err := readSpec(dir)
+		s, err := oci.ReadSpec(dir)
 		if err != nil {
 			return
 		}
@@ -40,16 +41,16 @@ func FuzzSpec(f *testing.F) {
 			t.Errorf("a type is listed twice in %v", s.Linux.Namespaces)
 		}
 		_, _ = checkSandbox(s, own)
-		_, _ = isSandbox(s), ownsPIDNamespace(s)
+		_, _ = oci.IsSandbox(s), oci.OwnsPIDNamespace(s)
 
 		list := []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/proc/./1/fd/2"}}
 		var before, after map[string]any
-		if changeSpec(dir, map[string]any{"namespaces": list}) != nil {
+		if oci.ChangeSpec(dir, map[string]any{"namespaces": list}) != nil {
 			return
 		}
 		proctest.Must(t, json.Unmarshal(config, &before))
-		proctest.Must(t, readJSON(path, &after))
-		if got, err := readSpec(dir); err != nil || !reflect.DeepEqual(got.Linux.Namespaces, list) {
+		proctest.Must(t, oci.ReadJSON(path, &after))
+		if got, err := oci.ReadSpec(dir); err != nil || !reflect.DeepEqual(got.Linux.Namespaces, list) {
 			t.Errorf("the namespaces are %v, error %v", got, err)
 		}
 		for _, spec := range []map[string]any{before, after} {

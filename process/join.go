@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"containerd-shim-pause-v2/process/oci"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -20,7 +22,7 @@ import (
 // changed to lead to the pod's namespaces. A spec by which the container would get a
 // namespace of the host where the pod has its own is refused.
 func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (_ context.Context, leave func(), err error) {
-	id, member := s.Annotations[sandboxIDAnnotation]
+	id, member := s.Annotations[oci.SandboxIDAnnotation]
 	if !member {
 		return ctx, func() {}, nil
 	}
@@ -129,15 +131,15 @@ func (m *membership) apply(ctx context.Context, bundle string, s *specs.Spec) er
 		return nil
 	}
 	changes := map[string]any{"namespaces": list}
-	if ns, ok := namespaceOf(s, specs.UserNamespace); ok && ns.Path == "" && m.sandbox.userns != nil {
+	if ns, ok := oci.NamespaceOf(s, specs.UserNamespace); ok && ns.Path == "" && m.sandbox.userns != nil {
 		// The mappings are the pod's as well, whatever they were to be.
-		pod, err := readSpec(m.sandbox.task.Bundle)
+		pod, err := oci.ReadSpec(m.sandbox.task.Bundle)
 		if err != nil {
 			return err
 		}
 		changes["uidMappings"], changes["gidMappings"] = pod.Linux.UIDMappings, pod.Linux.GIDMappings
 	}
-	return changeSpec(bundle, changes)
+	return oci.ChangeSpec(bundle, changes)
 }
 
 // resolve returns the path by which the container gets the namespace that an

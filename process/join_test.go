@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
@@ -21,7 +22,7 @@ import (
 func member(t *testing.T, kind specs.LinuxNamespaceType, path string) *specs.Spec {
 	t.Helper()
 	s := containerSpec(t, "member", forever)
-	s.Annotations = map[string]string{containerTypeAnnotation: "container", sandboxIDAnnotation: "pod"}
+	s.Annotations = map[string]string{oci.ContainerTypeAnnotation: "container", oci.SandboxIDAnnotation: "pod"}
 	s.Linux.Namespaces = []specs.LinuxNamespace{{Type: kind, Path: path}}
 	return s
 }
@@ -115,7 +116,7 @@ func TestMembersGetNoNamespaceThatTheyDoNotList(t *testing.T) {
 	n.pod(sandboxSpec())
 	r := n.request("member", member(t, specs.NetworkNamespace, ""))
 	n.make(r)
-	got, err := readSpec(r.Bundle)
+	got, err := oci.ReadSpec(r.Bundle)
 	proctest.Must(t, err)
 	if list := got.Linux.Namespaces; len(list) != 1 || list[0].Type != specs.NetworkNamespace {
 		t.Errorf("it lists %v", list)
@@ -214,7 +215,7 @@ func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.UserNamespace} {
 		n := newNode(t)
 		spec := member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, procNames[kind]))
-		spec.Annotations[sandboxIDAnnotation] = "elsewhere"
+		spec.Annotations[oci.SandboxIDAnnotation] = "elsewhere"
 		_, err := n.Create(proctest.Context(t), n.request("stranger", spec))
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "in another shim") {
 			t.Errorf("%s namespace: error is %v", kind, err)

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/reap"
 
@@ -105,7 +106,7 @@ type node struct {
 	events *recorder
 	// control is the directory of the files that tell the OCI runtime what to do; see testdata/runtime.sh.
 	control string
-	options Options
+	options oci.Options
 }
 
 func newNode(t *testing.T) *node {
@@ -116,7 +117,7 @@ func newNode(t *testing.T) *node {
 		t:          t,
 		events:     events,
 		control:    dir,
-		options:    Options{BinaryName: filepath.Join(dir, "runtime.sh"), Root: filepath.Join(dir, "root")},
+		options:    oci.Options{BinaryName: filepath.Join(dir, "runtime.sh"), Root: filepath.Join(dir, "root")},
 	}
 	script, err := filepath.Abs("testdata/runtime.sh")
 	proctest.Must(t, err)

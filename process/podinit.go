@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
@@ -83,7 +84,7 @@ func (s *sandbox) restoreCgroup() error {
 	if s.life.Err() != nil {
 		return nil
 	}
-	spec, err := readSpec(s.task.Bundle)
+	spec, err := oci.ReadSpec(s.task.Bundle)
 	if err != nil {
 		return err
 	}
@@ -112,7 +113,7 @@ func (s *sandbox) podInit() *podInit {
 }
 
 func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
-	spec, err := readSpec(s.task.Bundle)
+	spec, err := oci.ReadSpec(s.task.Bundle)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +129,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := s.runPodInit(ctx, spec, bundle, pidFile); err != nil {
 		return nil, err
 	}
-	pid, err := readPidFile(pidFile)
+	pid, err := oci.ReadPidFile(pidFile)
 	if err != nil {
 		return nil, err
 	}
@@ -164,17 +165,17 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 	run := func(seccomp *specs.LinuxSeccomp) error {
 		config := s.podInitSpec(spec)
 		config.Linux.Seccomp = seccomp
-		if err := writeJSON(filepath.Join(bundle, "config.json"), config); err != nil {
+		if err := oci.WriteJSON(filepath.Join(bundle, "config.json"), config); err != nil {
 			return err
 		}
-		return rt.runDetached(ctx, s.task.ID, pidFile)
+		return rt.RunDetached(ctx, s.task.ID, pidFile)
 	}
 	err := run(podInitSeccomp)
-	if err == nil || rt.hasSeccomp(ctx) {
+	if err == nil || rt.HasSeccomp(ctx) {
 		return err
 	}
 	log.G(ctx).WithField("id", s.task.ID).Warn("the init of the pod's PID namespace runs without seccomp, which the OCI runtime lacks")
-	return errors.Join(rt.delete(ctx, s.task.ID, true), run(nil))
+	return errors.Join(rt.Delete(ctx, s.task.ID, true), run(nil))
 }
 
 // awaitPodInit lets the sandbox end with its init.
@@ -210,7 +211,7 @@ func (s *sandbox) removePodInit(ctx context.Context) error {
 	if _, err := os.Stat(bundle); errors.Is(err, os.ErrNotExist) {
 		return nil // there was none
 	}
-	if err := s.host.ociRuntime(bundle, s.options).delete(ctx, s.task.ID, failed); err != nil {
+	if err := s.host.ociRuntime(bundle, s.options).Delete(ctx, s.task.ID, failed); err != nil {
 		return err
 	}
 	if err := removePodInitRoot(s.initRoot, s.task.Bundle); err != nil {
@@ -224,26 +225,3 @@ func (s *sandbox) podInitBundle() string { return filepath.Join(s.task.Bundle, p
 
 // podInitDir is the directory of that bundle in the sandbox's.
 const podInitDir = "init"
-
-// runDetached has the runtime create and start a container.
-func (r *ociRuntime) runDetached(ctx context.Context, id, pidFile string) error {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	return r.run(ctx, call{
-		verb: "run", id: id, stdio: [3]*os.File{null, null, null},
-		args: append(append(madeArgs(pidFile, nil), "--detach"), r.bundleArgs()...),
-	})
-}
-
-// hasSeccomp says whether the runtime was built with seccomp. One that does not
-// tell is taken to have been.
-func (r *ociRuntime) hasSeccomp(ctx context.Context) bool {
-	f, err := Features(ctx, r.options.BinaryName)
-	if err != nil || f.Linux == nil || f.Linux.Seccomp == nil || f.Linux.Seccomp.Enabled == nil {
-		return true
-	}
-	return *f.Linux.Seccomp.Enabled
-}

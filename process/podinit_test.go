@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
@@ -41,9 +42,9 @@ func (n *node) sharedPod(spec *specs.Spec) (pod *Task, init *podInit) {
 // namespaceIn returns the path in a bundle's config.json and what it leads to.
 func namespaceIn(t *testing.T, bundle string, kind specs.LinuxNamespaceType) string {
 	t.Helper()
-	s, err := readSpec(bundle)
+	s, err := oci.ReadSpec(bundle)
 	proctest.Must(t, err)
-	ns, ok := namespaceOf(s, kind)
+	ns, ok := oci.NamespaceOf(s, kind)
 	if !ok {
 		t.Fatalf("the spec lists no %s namespace", kind)
 	}
@@ -93,7 +94,7 @@ func TestSpecOfAMemberIsKeptButForItsNamespaces(t *testing.T) {
 	before := map[string]any{
 		"ociVersion": "9.9.9", "future": map[string]any{"x": []any{1.5, "<&>"}},
 		"process":     map[string]any{"args": []any{proctest.Script(t, forever)}},
-		"annotations": map[string]any{sandboxIDAnnotation: "pod"},
+		"annotations": map[string]any{oci.SandboxIDAnnotation: "pod"},
 		"linux": map[string]any{
 			"cgroupsPath": containerSpec(t, "c", "").Linux.CgroupsPath,
 			"seccomp":     map[string]any{"defaultAction": "SCMP_ACT_ERRNO", "unknown": true},
@@ -136,9 +137,9 @@ func TestInitHasNoRights(t *testing.T) {
 	spec.Linux.MountLabel = "m"
 	pod, init := n.sharedPod(spec)
 	var got specs.Spec
-	proctest.Must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, oci.ReadJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	p := got.Process
-	read, err := readSpec(pod.Bundle)
+	read, err := oci.ReadSpec(pod.Bundle)
 	proctest.Must(t, err)
 	want := enabledLabels(read)
 	if !p.NoNewPrivileges || p.Capabilities == nil || !reflect.DeepEqual(*p.Capabilities, specs.LinuxCapabilities{}) {
@@ -274,7 +275,7 @@ func TestInitWithARuntimeWithoutSeccomp(t *testing.T) {
 	n.tell("no-seccomp", "")
 	pod, _ := n.sharedPod(sandboxSpec())
 	var got specs.Spec
-	proctest.Must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, oci.ReadJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	if got.Linux.Seccomp != nil {
 		t.Error("the spec has seccomp")
 	}
@@ -307,7 +308,7 @@ func TestInitSharesThePodsNamespaces(t *testing.T) {
 	spec.Hostname = ""
 	pod, _ := n.sharedPod(spec)
 	var got specs.Spec
-	proctest.Must(t, readJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, oci.ReadJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
 	want := map[specs.LinuxNamespaceType]uint64{
 		specs.PIDNamespace: 0, specs.MountNamespace: 0, specs.CgroupNamespace: 0, // new
 		specs.NetworkNamespace: proctest.Inode(t, proctest.ThreadNS(podTID, "net")),

@@ -1,13 +1,12 @@
 package process
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 
 	"golang.org/x/sys/unix"
@@ -15,11 +14,11 @@ import (
 
 // bundleRecord is what a bundle must tell to clean up after a shim that died.
 type bundleRecord struct {
-	Options     Options   `json:"options"`
-	Sandbox     bool      `json:"sandbox"`
-	CgroupsPath string    `json:"cgroups_path"` // empty if it is not the task's alone
-	InitRoot    string    `json:"init_root,omitempty"`
-	Files       *PodFiles `json:"files,omitempty"`
+	Options     oci.Options `json:"options"`
+	Sandbox     bool        `json:"sandbox"`
+	CgroupsPath string      `json:"cgroups_path"` // empty if it is not the task's alone
+	InitRoot    string      `json:"init_root,omitempty"`
+	Files       *PodFiles   `json:"files,omitempty"`
 }
 
 // exitRecord is how the task in a bundle ended.
@@ -35,7 +34,7 @@ const (
 
 // writeRecord writes the record of a task that is about to be made.
 func writeRecord(bundle string, r bundleRecord) error {
-	return writeJSON(filepath.Join(bundle, recordFile), r)
+	return oci.WriteJSON(filepath.Join(bundle, recordFile), r)
 }
 
 // writeStockRecord leaves in a container's bundle what the stock shim needs to
@@ -44,8 +43,8 @@ func writeRecord(bundle string, r bundleRecord) error {
 // stock shim for that: it remembers the path for the sandbox only (loadShim in
 // core/runtime/v2/shim_load.go).
 // Source of the files' names: containerd, cmd/containerd-shim-runc-v2/runc/container.go.
-func writeStockRecord(bundle string, o Options) error {
-	if err := writeJSON(filepath.Join(bundle, "options.json"), o); err != nil {
+func writeStockRecord(bundle string, o oci.Options) error {
+	if err := oci.WriteJSON(filepath.Join(bundle, "options.json"), o); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(bundle, "runtime"), []byte(o.BinaryName), 0o600)
@@ -61,53 +60,25 @@ func removeRecord(bundle string) error {
 }
 
 func readRecord(bundle string) (r bundleRecord, err error) {
-	err = readJSON(filepath.Join(bundle, recordFile), &r)
+	err = oci.ReadJSON(filepath.Join(bundle, recordFile), &r)
 	return r, err
 }
 
 func writeExit(bundle string, st Status) error {
-	return writeJSON(filepath.Join(bundle, exitFile), exitRecord{st.Pid, st.Exit})
+	return oci.WriteJSON(filepath.Join(bundle, exitFile), exitRecord{st.Pid, st.Exit})
 }
 
 // readExit returns the exit that the shim recorded; one that died with its task
 // recorded none, then it is taken for killed just now.
 func readExit(bundle string) (Status, error) {
 	var r exitRecord
-	err := readJSON(filepath.Join(bundle, exitFile), &r)
+	err := oci.ReadJSON(filepath.Join(bundle, exitFile), &r)
 	switch {
 	case err == nil:
 		return Status{Stopped, r.Pid, r.Exit}, nil
 	case !errors.Is(err, os.ErrNotExist):
 		return Status{}, err
 	}
-	pid, _ := readPidFile(filepath.Join(bundle, "init.pid")) // there is none without a container
+	pid, _ := oci.ReadPidFile(filepath.Join(bundle, "init.pid")) // there is none without a container
 	return Status{Stopped, max(pid, 0), Exit{Status: reap.ExitSignalBase + uint32(unix.SIGKILL), At: time.Now()}}, nil
-}
-
-// writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
-// be synced to disk.
-func writeJSON(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	temp := path + ".tmp"
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	return nil
-}
-
-func readJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("cannot decode %s: %w", path, err)
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -26,7 +27,7 @@ import (
 type sandbox struct {
 	task    *Task
 	host    *Supervisor
-	options Options
+	options oci.Options
 	pid     int // of the thread, which is the shim's main one
 	// initRoot is where the root directory of the pod's init is, if there is one.
 	initRoot string
@@ -97,7 +98,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	}
 	s.life, s.giveUp = context.WithCancelCause(context.Background())
 	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
-	_, s.initPID = namespaceOf(spec, specs.PIDNamespace)
+	_, s.initPID = oci.NamespaceOf(spec, specs.PIDNamespace)
 	t.body = s
 	events := h.events
 	if r.Sandbox {
@@ -494,6 +495,6 @@ func (s *sandbox) newExec(*Task, string, stdio.Config, []byte) (*Process, error)
 	return nil, fmt.Errorf("task %s is a sandbox without a process or root file system, nothing can be executed in it: %w", s.task.ID, errdefs.ErrNotImplemented)
 }
 
-func (s *sandbox) checkpoint(context.Context, CheckpointOptions) error {
+func (s *sandbox) checkpoint(context.Context, oci.CheckpointOptions) error {
 	return fmt.Errorf("it is a sandbox without a process: %w", errdefs.ErrNotImplemented)
 }

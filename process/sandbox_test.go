@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -24,7 +25,7 @@ import (
 func sandboxSpec() *specs.Spec {
 	return &specs.Spec{
 		Hostname:    "test-pod",
-		Annotations: map[string]string{containerTypeAnnotation: containerTypeSandbox},
+		Annotations: map[string]string{oci.ContainerTypeAnnotation: oci.ContainerTypeSandbox},
 		Linux:       &specs.Linux{Namespaces: namespaceList(append(podKinds, specs.PIDNamespace, specs.MountNamespace)...)},
 	}
 }
@@ -177,7 +178,7 @@ func TestWhatASandboxCannotDo(t *testing.T) {
 	task := n.pod(sandboxSpec())
 	ctx := proctest.Context(t)
 	proctest.WantKind(t, task.Exec("e", stdio.Config{}, []byte("{}")), errdefs.IsNotImplemented, "not implemented")
-	proctest.WantKind(t, task.Checkpoint(ctx, CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
+	proctest.WantKind(t, task.Checkpoint(ctx, oci.CheckpointOptions{}), errdefs.IsNotImplemented, "not implemented")
 	_, err := task.Process("e")
 	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = task.Stats()

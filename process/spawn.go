@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -12,7 +13,7 @@ import (
 // spawn has the OCI runtime make a process: it opens the streams, lets run call
 // the runtime, and returns the process as a claimed child. After an error nothing
 // is open, but what the runtime may have made is the caller's to undo.
-func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile string, run func(*stdio.Streams, *stdio.ConsoleSocket) error) (_ *reap.Child, err error) {
+func (h *Supervisor) spawn(ctx context.Context, p *Process, o oci.Options, pidFile string, run func(*stdio.Streams, *stdio.ConsoleSocket) error) (_ *reap.Child, err error) {
 	// Until the process is claimed, its exit must wait for us.
 	defer h.reaper.Hold()()
 
@@ -31,7 +32,7 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 	if err := run(s, console); err != nil {
 		return nil, err
 	}
-	pid, err := readPidFile(pidFile)
+	pid, err := oci.ReadPidFile(pidFile)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +48,7 @@ func (h *Supervisor) spawn(ctx context.Context, p *Process, o Options, pidFile s
 	return child, nil
 }
 
-func (h *Supervisor) openStdio(ctx context.Context, p *Process, o Options) (*stdio.Streams, *stdio.ConsoleSocket, error) {
+func (h *Supervisor) openStdio(ctx context.Context, p *Process, o oci.Options) (*stdio.Streams, *stdio.ConsoleSocket, error) {
 	logger := &stdio.LoggerConfig{ID: p.loggerID(), Namespace: h.namespace, Reaper: h.reaper, ReadyTimeout: stdio.LoggerReadyTimeout}
 	if !p.stdio.Terminal {
 		s, err := stdio.Open(ctx, p.stdio, logger, stdio.Owner{UID: o.IoUID, GID: o.IoGID})

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -15,7 +16,7 @@ func TestSpecWithoutSections(t *testing.T) {
 	for _, text := range []string{`{}`, `null`, `{"process": null, "linux": null}`} {
 		bundle := t.TempDir()
 		proctest.Must(t, os.WriteFile(filepath.Join(bundle, "config.json"), []byte(text), 0o600))
-		s, err := readSpec(bundle)
+		s, err := oci.ReadSpec(bundle)
 		proctest.Must(t, err)
 		if s.Process == nil || s.Linux == nil {
 			t.Errorf("%s: a section is missing", text)

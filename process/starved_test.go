@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 )
 
@@ -27,7 +28,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 				release()
 				release = proctest.UseUpDescriptors(t, later) // others' requests have taken them
 			}
-			_, err := runToEnd(proctest.Context(t), []string{"sh", "-c", "sleep 0.1; echo >" + done}, [3]*os.File{}, started)
+			_, err := oci.RunToEnd(proctest.Context(t), []string{"sh", "-c", "sleep 0.1; echo >" + done}, [3]*os.File{}, started)
 			release()
 			switch missing := os.Remove(done); {
 			case err == nil && missing != nil:
@@ -52,7 +53,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 		ctx, cancel := context.WithCancel(proctest.Context(t))
 		defer cancel()
 		defer reaper.Hold()()
-		_, err := runToEnd(ctx, []string{"sleep", "100000"}, [3]*os.File{}, func() {
+		_, err := oci.RunToEnd(ctx, []string{"sleep", "100000"}, [3]*os.File{}, func() {
 			t.Cleanup(proctest.UseUpDescriptors(t, 0))
 			cancel()
 		})
@@ -68,7 +69,7 @@ func TestPidFileIsReadWhenThereAreDescriptorsAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
 	proctest.Must(t, os.WriteFile(path, []byte("42"), 0o600))
 	time.AfterFunc(50*time.Millisecond, proctest.UseUpDescriptors(t, 0))
-	if pid, err := readPidFile(path); err != nil || pid != 42 {
+	if pid, err := oci.ReadPidFile(path); err != nil || pid != 42 {
 		t.Errorf("got %d and error %v", pid, err)
 	}
 }

@@ -6,9 +6,11 @@ import (
 	"sync"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -82,7 +84,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err 
 	if err := checkNamespaceList(s.Linux.Namespaces); err != nil {
 		return nil, err
 	}
-	if !r.Sandbox && !isSandbox(s) {
+	if !r.Sandbox && !oci.IsSandbox(s) {
 		t, err = h.newContainer(ctx, r, s)
 	} else if r.Checkpoint != "" {
 		return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
@@ -98,8 +100,8 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err 
 	return t, nil
 }
 
-func (h *Supervisor) ociRuntime(bundle string, o Options) *ociRuntime {
-	return &ociRuntime{options: o, namespace: h.namespace, bundle: bundle, reaper: h.reaper}
+func (h *Supervisor) ociRuntime(bundle string, o oci.Options) *oci.Runtime {
+	return &oci.Runtime{Options: o, Namespace: h.namespace, Bundle: bundle, Reaper: h.reaper}
 }
 
 // Release ends all sandboxes, when the shim ends without having been told to
@@ -120,3 +122,12 @@ func (h *Supervisor) Release() {
 // releaseTimeout bounds how long a shim that ends waits for its sandboxes. Their exits
 // are told at once, but for a pod's init that does not die.
 const releaseTimeout = 5 * time.Second
+
+// specOf returns the spec of what is to be created, with the sections that are
+// missing in it as empty ones.
+func specOf(r CreateRequest) (*specs.Spec, error) {
+	if r.Spec != nil {
+		return oci.Complete(*r.Spec), nil
+	}
+	return oci.ReadSpec(r.Bundle)
+}

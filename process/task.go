@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -48,7 +49,7 @@ type Task struct {
 type body interface {
 	runner
 	newExec(t *Task, id string, sio stdio.Config, spec []byte) (*Process, error)
-	checkpoint(ctx context.Context, o CheckpointOptions) error
+	checkpoint(ctx context.Context, o oci.CheckpointOptions) error
 	update(ctx context.Context, r *specs.LinuxResources) error
 	// signalAll sends sig to all processes.
 	signalAll(sig unix.Signal) error
@@ -61,8 +62,15 @@ type body interface {
 	discard(ctx context.Context) error
 }
 
-// Stdio names where the streams of a process lead.
-type Stdio = stdio.Config
+// What requests carry for the rooms below.
+type (
+	// Options are those of the runtime options that concern the OCI runtime.
+	Options = oci.Options
+	// CheckpointOptions are those of a checkpoint.
+	CheckpointOptions = oci.CheckpointOptions
+	// Stdio names where the streams of a process lead.
+	Stdio = stdio.Config
+)
 
 // CreateRequest says what task to create.
 type CreateRequest struct {
@@ -72,7 +80,7 @@ type CreateRequest struct {
 	// Checkpoint is the directory of images to restore the container from; empty
 	// for a new one. ParentCheckpoint is that of the images it builds upon.
 	Checkpoint, ParentCheckpoint string
-	Options                      Options
+	Options                      oci.Options
 	// Sandbox asks for a sandbox, as the annotations in a spec may do. Such a one
 	// is no task to containerd, which is told nothing of it by events.
 	Sandbox bool
@@ -100,19 +108,6 @@ type Pod struct {
 	Cgroup string
 	// Config is CRI's configuration of the pod, in JSON; nil from a client that is not CRI.
 	Config []byte
-}
-
-// CheckpointOptions are those of containerd.runc.v1.CheckpointOptions.
-type CheckpointOptions struct {
-	Path                string // directory for the images
-	WorkPath            string // for criu's logs; a temporary one if empty
-	ParentPath          string
-	Exit                bool // end the container
-	OpenTCP             bool
-	ExternalUnixSockets bool
-	Terminal            bool
-	FileLocks           bool
-	EmptyNamespaces     []string
 }
 
 // RestoreFiles makes the files of a sandbox again, see [CreateRequest.Files], if
@@ -272,7 +267,7 @@ func (t *Task) Update(ctx context.Context, r *specs.LinuxResources) error {
 }
 
 // Checkpoint writes the state of the container's processes to disk, by criu.
-func (t *Task) Checkpoint(ctx context.Context, o CheckpointOptions) error {
+func (t *Task) Checkpoint(ctx context.Context, o oci.CheckpointOptions) error {
 	t.init.verb.Lock()
 	defer t.init.verb.Unlock()
 	if err := t.init.check(verbCheckpoint); err != nil {

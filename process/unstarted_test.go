@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -87,7 +88,7 @@ func TestSizeOfATerminalBeforeStart(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "spec")
 			proctest.Must(t, p.runner.(*execution).writeSpec(p, path))
 			var got specs.Process
-			proctest.Must(t, readJSON(path, &got))
+			proctest.Must(t, oci.ReadJSON(path, &got))
 			if (got.ConsoleSize == nil) != (tc.want == nil) || tc.want != nil && *got.ConsoleSize != *tc.want {
 				t.Errorf("the size is %v, want %v", got.ConsoleSize, tc.want)
 			}

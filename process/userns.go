@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/program"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -254,7 +255,7 @@ func idMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 
 // checkUserNamespace refuses a new user namespace in which nobody would be root.
 func checkUserNamespace(s *specs.Spec) error {
-	ns, ok := namespaceOf(s, specs.UserNamespace)
+	ns, ok := oci.NamespaceOf(s, specs.UserNamespace)
 	if !ok || ns.Path != "" {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
@@ -143,7 +144,7 @@ func TestMembersGetTheUserNamespaceOfThePod(t *testing.T) {
 		if got := proctest.Inode(t, namespaceIn(t, r.Bundle, specs.UserNamespace)); got != held {
 			t.Errorf("path %q leads to %d, not the pod's %d", path, got, held)
 		}
-		got, err := readSpec(r.Bundle)
+		got, err := oci.ReadSpec(r.Bundle)
 		proctest.Must(t, err)
 		if path == "" && got.Linux.UIDMappings[0].HostID != rootUID {
 			t.Errorf("the mappings are %+v", got.Linux.UIDMappings)

@@ -10,6 +10,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/shim"
 	"containerd-shim-pause-v2/task"
@@ -45,7 +46,7 @@ func main() {
 		Intercept:    task.Intercept,
 		Delete:       deleteTask,
 		JoinCgroup:   joinCgroup,
-		Features:     process.Features,
+		Features:     oci.Features,
 	}
 	go func() { os.Exit(shim.Run(context.Background(), program, os.Args[1:])) }()
 	thread.Serve()

@@ -1,7 +1,10 @@
 package proctest
 
 import (
+	"bytes"
 	"context"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -332,3 +335,36 @@ func TerminalSize(t *testing.T, tty *os.File) (width, height uint16) {
 	Must(t, err)
 	return size.Col, size.Row
 }
+
+// GoProgram writes a file into which Go's linker could have written what it was made of: see debug/buildinfo.
+func GoProgram(t *testing.T, name, module string) (path string) {
+	t.Helper()
+	str := func(s string) []byte { return append(binary.AppendUvarint(nil, uint64(len(s))), s...) }
+	const mark = "0123456789abcdef" // around what was made
+	info := append([]byte("\xff Go buildinf:\x08\x02"), make([]byte, 16)...)
+	info = append(append(info, str("go1.26")...), str(mark+module+mark)...)
+	header := elf.Header64{
+		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
+	}
+	copy(header.Ident[:], []byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)})
+	const start = 0x80
+	segment := elf.Prog64{
+		Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W),
+		Off: start, Vaddr: 0x400000, Filesz: uint64(len(info)), Memsz: uint64(len(info)), Align: 16,
+	}
+	var file bytes.Buffer
+	Must(t, binary.Write(&file, binary.LittleEndian, header))
+	Must(t, binary.Write(&file, binary.LittleEndian, segment))
+	file.Write(make([]byte, start-file.Len()))
+	file.Write(info)
+	path = filepath.Join(t.TempDir(), name)
+	Must(t, os.WriteFile(path, file.Bytes(), 0o700))
+	return path
+}
+
+const (
+	RuncModule = "path\tgithub.com/opencontainers/runc\nmod\tgithub.com/opencontainers/runc\tv1.5.2\th1:x=\n"
+	// Distributions build it in their own way.
+	RuncPackage = "path\tgithub.com/opencontainers/runc\nbuild\t-compiler=gc\n"
+)

@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"encoding/json"
@@ -14,22 +14,13 @@ import (
 // Annotations with which CRI tells a runtime what a container is to its pod.
 // Source: containerd, internal/cri/annotations.
 const (
-	containerTypeAnnotation = "io.kubernetes.cri.container-type"
-	sandboxIDAnnotation     = "io.kubernetes.cri.sandbox-id"
-	containerTypeSandbox    = "sandbox"
+	ContainerTypeAnnotation = "io.kubernetes.cri.container-type"
+	SandboxIDAnnotation     = "io.kubernetes.cri.sandbox-id"
+	ContainerTypeSandbox    = "sandbox"
 )
 
-// specOf returns the spec of what is to be created, with the sections that are
-// missing in it as empty ones.
-func specOf(r CreateRequest) (*specs.Spec, error) {
-	if r.Spec != nil {
-		return complete(*r.Spec), nil
-	}
-	return readSpec(r.Bundle)
-}
-
 // readSpec reads the config.json of a bundle.
-func readSpec(bundle string) (*specs.Spec, error) {
+func ReadSpec(bundle string) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -39,10 +30,10 @@ func readSpec(bundle string) (*specs.Spec, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fmt.Errorf("cannot decode %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
-	return complete(s), nil
+	return Complete(s), nil
 }
 
-func complete(s specs.Spec) *specs.Spec {
+func Complete(s specs.Spec) *specs.Spec {
 	if s.Process == nil {
 		s.Process = &specs.Process{}
 	}
@@ -58,7 +49,7 @@ const clientSpec = "config.client.json"
 
 // restoreSpec gives the bundle the spec of its client back, so that a task can be
 // created of it once more: the changed one leads to namespaces that will have gone.
-func restoreSpec(bundle string) error {
+func RestoreSpec(bundle string) error {
 	err := os.Rename(filepath.Join(bundle, clientSpec), filepath.Join(bundle, "config.json"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot restore the OCI spec: %w", err)
@@ -77,13 +68,13 @@ func keepSpec(bundle string) error {
 
 // changeSpec sets fields of "linux" in the config.json of a bundle. All else stays
 // as it is, known or not. [restoreSpec] undoes it.
-func changeSpec(bundle string, linux map[string]any) error {
+func ChangeSpec(bundle string, linux map[string]any) error {
 	path := filepath.Join(bundle, "config.json")
 	if err := keepSpec(bundle); err != nil {
 		return err
 	}
 	var whole, section map[string]json.RawMessage
-	if err := readJSON(path, &whole); err != nil {
+	if err := ReadJSON(path, &whole); err != nil {
 		return err
 	}
 	if whole == nil {
@@ -109,16 +100,16 @@ func changeSpec(bundle string, linux map[string]any) error {
 		return err
 	}
 	whole["linux"] = data
-	return writeJSON(path, whole)
+	return WriteJSON(path, whole)
 }
 
-func isSandbox(s *specs.Spec) bool {
-	return s.Annotations[containerTypeAnnotation] == containerTypeSandbox
+func IsSandbox(s *specs.Spec) bool {
+	return s.Annotations[ContainerTypeAnnotation] == ContainerTypeSandbox
 }
 
 // namespaceOf returns the spec's entry for a type of namespace. The second result
 // is false if there is none: then it is the host's.
-func namespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
+func NamespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
 	for _, ns := range s.Linux.Namespaces {
 		if ns.Type == t {
 			return ns, true
@@ -130,7 +121,7 @@ func namespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespac
 // ownsPIDNamespace says whether the container gets a PID namespace of its own,
 // so that the kernel kills all of its processes when its init ends
 // (pid_namespaces(7)).
-func ownsPIDNamespace(s *specs.Spec) bool {
-	ns, ok := namespaceOf(s, specs.PIDNamespace)
+func OwnsPIDNamespace(s *specs.Spec) bool {
+	ns, ok := NamespaceOf(s, specs.PIDNamespace)
 	return ok && ns.Path == ""
 }

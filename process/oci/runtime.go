@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"bufio"
@@ -43,45 +43,61 @@ type Options struct {
 	AlwaysCallRuntime bool `json:"always_call_runtime,omitempty"`
 }
 
+// CheckpointOptions are those of containerd.runc.v1.CheckpointOptions.
+type CheckpointOptions struct {
+	Path                string // directory for the images
+	WorkPath            string // for criu's logs; a temporary one if empty
+	ParentPath          string
+	Exit                bool // end the container
+	OpenTCP             bool
+	ExternalUnixSockets bool
+	Terminal            bool
+	FileLocks           bool
+	EmptyNamespaces     []string
+}
+
+// checkpointImage is what a container is restored from; empty for a new one.
+type CheckpointImage struct{ Path, Parent, Work string }
+
 // defaultRoot is where the stock shim keeps the OCI runtime's state; the same
 // place makes `runc --root /run/containerd/runc/k8s.io list` work for both.
 const defaultRoot = "/run/containerd/runc"
 
 // ociRuntime calls the OCI runtime for the containers of one bundle.
-type ociRuntime struct {
-	options   Options
-	namespace string // containerd's
-	bundle    string
+type Runtime struct {
+	Options   Options
+	Namespace string // containerd's
+	Bundle    string
 	// cgroupsPath is that of the container's spec; empty if the cgroup is not its alone.
-	cgroupsPath string
-	reaper      *reap.Reaper  // nil in a process that does not reap
-	force       time.Duration // zero for forceTimeout
+	CgroupsPath string
+	Reaper      *reap.Reaper  // nil in a process that does not reap
+	Force       time.Duration // zero for forceTimeout
 }
 
-func (r *ociRuntime) patience() time.Duration {
-	if r.force == 0 {
+func (r *Runtime) patience() time.Duration {
+	if r.Force == 0 {
 		return forceTimeout
 	}
-	return r.force
+	return r.Force
 }
 
 // root is the directory in which the OCI runtime keeps its state.
-func (r *ociRuntime) root() string {
-	root := r.options.Root
+func (r *Runtime) Root() string {
+	root := r.Options.Root
 	if root == "" {
 		root = defaultRoot
 	}
-	return filepath.Join(root, r.namespace)
+	return filepath.Join(root, r.Namespace)
 }
 
 // knows says whether the OCI runtime has state of the container: a directory of
 // its name, with runc, crun and youki.
-func (r *ociRuntime) knows(id string) bool {
+func (r *Runtime) Knows(id string) bool {
 	_, err := os.Stat(r.stateDir(id))
 	return err == nil
 }
 
-func (r *ociRuntime) stateDir(id string) string { return filepath.Join(r.root(), id) }
+func (r *Runtime) stateDir(id string) string { return filepath.Join(r.Root(), id) }
 
 // call is one call of the OCI runtime.
 type call struct {
@@ -100,21 +116,21 @@ type call struct {
 // run calls the OCI runtime. An error of it carries the message that the runtime
 // wrote to its log, which says more than its exit status. The log is called log.json
 // like the stock shim's; another one keeps calls that run at the same time apart.
-func (r *ociRuntime) run(ctx context.Context, c call) error {
-	if r.reaper != nil {
-		defer r.reaper.Hold()()
+func (r *Runtime) run(ctx context.Context, c call) error {
+	if r.Reaper != nil {
+		defer r.Reaper.Hold()()
 	}
 	if c.log == "" {
-		c.log = runtimeLog
+		c.log = LogFile
 	}
-	log := filepath.Join(r.bundle, c.log)
+	log := filepath.Join(r.Bundle, c.log)
 	start := fileSize(log)
-	args := []string{r.binary(), "--root", r.root(), "--log", log, "--log-format", "json"}
-	if r.options.SystemdCgroup {
+	args := []string{r.binary(), "--root", r.Root(), "--log", log, "--log-format", "json"}
+	if r.Options.SystemdCgroup {
 		args = append(args, "--systemd-cgroup")
 	}
 	args = append(append(append(args, c.verb), c.args...), c.id)
-	out, err := runToEnd(ctx, args, c.stdio, c.started)
+	out, err := RunToEnd(ctx, args, c.stdio, c.started)
 	if err == nil {
 		return nil
 	}
@@ -128,14 +144,14 @@ func (r *ociRuntime) run(ctx context.Context, c call) error {
 }
 
 // binary is the name or path of the OCI runtime.
-func (r *ociRuntime) binary() string {
-	if r.options.BinaryName == "" {
+func (r *Runtime) binary() string {
+	if r.Options.BinaryName == "" {
 		return runc.DefaultCommand
 	}
-	return r.options.BinaryName
+	return r.Options.BinaryName
 }
 
-const runtimeLog = "log.json"
+const LogFile = "log.json"
 
 func fileSize(path string) int64 {
 	st, err := os.Stat(path)
@@ -192,7 +208,7 @@ func started(s *stdio.Streams) func() {
 	}
 }
 
-func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
+func (r *Runtime) Create(ctx context.Context, id, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	return r.run(ctx, call{
 		verb: "create", id: id, stdio: s.Child, started: started(s),
 		args: append(madeArgs(pidFile, console), r.bundleArgs()...),
@@ -200,36 +216,36 @@ func (r *ociRuntime) create(ctx context.Context, id, pidFile string, s *stdio.St
 }
 
 // bundleArgs are the arguments of the commands that make a container.
-func (r *ociRuntime) bundleArgs() []string {
-	args := []string{"--bundle", r.bundle}
-	if r.options.NoPivotRoot {
+func (r *Runtime) bundleArgs() []string {
+	args := []string{"--bundle", r.Bundle}
+	if r.Options.NoPivotRoot {
 		args = append(args, "--no-pivot")
 	}
-	if r.options.NoNewKeyring {
+	if r.Options.NoNewKeyring {
 		args = append(args, "--no-new-keyring")
 	}
 	return args
 }
 
-func (r *ociRuntime) start(ctx context.Context, id string) error {
-	return r.awaited(r.run(ctx, call{verb: "start", id: id}), filepath.Join(r.bundle, "init.pid"))
+func (r *Runtime) Start(ctx context.Context, id string) error {
+	return r.awaited(r.run(ctx, call{verb: "start", id: id}), filepath.Join(r.Bundle, "init.pid"))
 }
 
 // awaited takes the outcome of a command that lets a process go, and waits until this has
 // executed its program.
-func (r *ociRuntime) awaited(err error, pidFile string) error {
+func (r *Runtime) awaited(err error, pidFile string) error {
 	if err != nil {
 		return err
 	}
-	if pid, err := readPidFile(pidFile); err == nil {
+	if pid, err := ReadPidFile(pidFile); err == nil {
 		awaitProgram(pid, r.isInit)
 	}
 	return nil
 }
 
 // exec executes a process, whose spec is in a file.
-func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
-	defer os.Remove(filepath.Join(r.bundle, log))
+func (r *Runtime) Exec(ctx context.Context, id, spec, pidFile, log string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
+	defer os.Remove(filepath.Join(r.Bundle, log))
 	err := r.run(ctx, call{
 		verb: "exec", id: id, log: log, stdio: s.Child, started: started(s),
 		args: append(madeArgs(pidFile, console), "--process", spec, "--detach"),
@@ -237,23 +253,23 @@ func (r *ociRuntime) exec(ctx context.Context, id, spec, pidFile, log string, s 
 	return r.awaited(err, pidFile)
 }
 
-func (r *ociRuntime) restore(ctx context.Context, id string, image checkpointImage, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
-	args := append(madeArgs(pidFile, console), "--image-path", image.path, "--work-path", image.work)
-	if image.parent != "" {
-		args = append(args, "--parent-path", image.parent)
+func (r *Runtime) Restore(ctx context.Context, id string, image CheckpointImage, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
+	args := append(madeArgs(pidFile, console), "--image-path", image.Path, "--work-path", image.Work)
+	if image.Parent != "" {
+		args = append(args, "--parent-path", image.Parent)
 	}
-	if r.options.NoPivotRoot {
+	if r.Options.NoPivotRoot {
 		args = append(args, "--no-pivot")
 	}
 	// Without --no-subreaper, which crun does not know. With runc it makes no difference:
 	// what it adopts comes to the shim when it ends.
 	return r.run(ctx, call{
 		verb: "restore", id: id, stdio: s.Child, started: started(s),
-		args: append(args, "--bundle", r.bundle, "--detach"),
+		args: append(args, "--bundle", r.Bundle, "--detach"),
 	})
 }
 
-func (r *ociRuntime) checkpoint(ctx context.Context, id string, o CheckpointOptions) error {
+func (r *Runtime) Checkpoint(ctx context.Context, id string, o CheckpointOptions) error {
 	args := []string{"--image-path", o.Path, "--work-path", o.WorkPath}
 	if o.ParentPath != "" {
 		args = append(args, "--parent-path", o.ParentPath)
@@ -272,7 +288,7 @@ func (r *ociRuntime) checkpoint(ctx context.Context, id string, o CheckpointOpti
 	return r.run(ctx, call{verb: "checkpoint", id: id, args: args})
 }
 
-func (r *ociRuntime) update(ctx context.Context, id string, resources *specs.LinuxResources) error {
+func (r *Runtime) Update(ctx context.Context, id string, resources *specs.LinuxResources) error {
 	data, err := json.Marshal(resources)
 	if err != nil {
 		return err
@@ -293,8 +309,8 @@ const forceTimeout = time.Minute
 // end though the OCI runtime may fail. One that it does not know (any more: a checkpoint
 // that ends the container removes it) is no error: then what the shim itself knows of is
 // removed.
-func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
-	if !r.knows(id) {
+func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
+	if !r.Knows(id) {
 		return r.removeUnknown(ctx, force)
 	}
 	lost := r.hasLost(id)
@@ -310,7 +326,7 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
 	// By force runc removes a directory without state, and says no more.
-	if !lost && (err == nil || r.knows(id)) {
+	if !lost && (err == nil || r.Knows(id)) {
 		return err
 	}
 	if err := os.RemoveAll(r.stateDir(id)); err != nil {
@@ -323,7 +339,7 @@ func (r *ociRuntime) delete(ctx context.Context, id string, force bool) error {
 // which this could know what to remove: no files, or one that a full disk has cut off. A
 // runtime that was killed while it made the container may have made the fifo only, by
 // which that is started.
-func (r *ociRuntime) hasLost(id string) bool {
+func (r *Runtime) hasLost(id string) bool {
 	files, err := os.ReadDir(r.stateDir(id))
 	if err != nil {
 		return false
@@ -343,7 +359,7 @@ func (r *ociRuntime) hasLost(id string) bool {
 // removeUnknown removes the cgroup of a container of which the OCI runtime has lost its
 // state, and which it will never remove. One that was killed while it made the container
 // may have left a process there.
-func (r *ociRuntime) removeUnknown(ctx context.Context, kill bool) error {
+func (r *Runtime) removeUnknown(ctx context.Context, kill bool) error {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
 		return err
@@ -353,7 +369,30 @@ func (r *ociRuntime) removeUnknown(ctx context.Context, kill bool) error {
 			return err
 		}
 	}
-	return r.removeCgroup(ctx)
+	return r.RemoveCgroup(ctx)
+}
+
+// runDetached has the runtime create and start a container.
+func (r *Runtime) RunDetached(ctx context.Context, id, pidFile string) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	return r.run(ctx, call{
+		verb: "run", id: id, stdio: [3]*os.File{null, null, null},
+		args: append(append(madeArgs(pidFile, nil), "--detach"), r.bundleArgs()...),
+	})
+}
+
+// hasSeccomp says whether the runtime was built with seccomp. One that does not
+// tell is taken to have been.
+func (r *Runtime) HasSeccomp(ctx context.Context) bool {
+	f, err := Features(ctx, r.Options.BinaryName)
+	if err != nil || f.Linux == nil || f.Linux.Seccomp == nil || f.Linux.Seccomp.Enabled == nil {
+		return true
+	}
+	return *f.Linux.Seccomp.Enabled
 }
 
 // Features asks an OCI runtime, given by name or path (default runc), for the
@@ -373,7 +412,7 @@ const descriptorTimeout = 10 * time.Second
 
 // readPidFile returns the pid that the OCI runtime has written. It does not give up at
 // once where descriptors are used up: the process would go on, and nobody know of it.
-func readPidFile(path string) (int, error) {
+func ReadPidFile(path string) (int, error) {
 	pid, err := runc.ReadPidFile(path)
 	for end := time.Now().Add(descriptorTimeout); isUsedUp(err) && time.Now().Before(end); {
 		time.Sleep(look)

@@ -1,10 +1,7 @@
-package process
+package oci
 
 import (
-	"bytes"
 	"context"
-	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -55,7 +52,7 @@ func TestOpenExecFifo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			fifo, init := waitingInit(t, script)
-			if err := openExecFifo(proctest.Context(t), fifo, init); err != nil {
+			if err := OpenExecFifo(proctest.Context(t), fifo, init); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Lstat(fifo); !errors.Is(err, os.ErrNotExist) {
@@ -70,7 +67,7 @@ func TestOpenExecFifoThatAnotherHoldsOpen(t *testing.T) {
 	other, err := os.OpenFile(fifo, os.O_RDWR, 0)
 	proctest.Must(t, err)
 	defer other.Close()
-	if err := openExecFifo(proctest.Context(t), fifo, init); err != nil {
+	if err := OpenExecFifo(proctest.Context(t), fifo, init); err != nil {
 		t.Error(err)
 	}
 }
@@ -82,7 +79,7 @@ func TestOpenExecFifoOfADeadInit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			fifo, init := waitingInit(t, script)
-			err := openExecFifo(proctest.Context(t), fifo, init)
+			err := OpenExecFifo(proctest.Context(t), fifo, init)
 			proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 			if err == nil || !strings.Contains(err.Error(), "already dead") {
 				t.Errorf("got %v", err)
@@ -95,7 +92,7 @@ func TestOpenExecFifoEndsWithItsContext(t *testing.T) {
 	fifo, init := waitingInit(t, "kill -STOP $$")
 	ctx, cancel := context.WithTimeout(proctest.Context(t), 10*time.Millisecond)
 	defer cancel()
-	if err := openExecFifo(ctx, fifo, init); !errors.Is(err, context.DeadlineExceeded) {
+	if err := OpenExecFifo(ctx, fifo, init); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -114,7 +111,7 @@ func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
-	proctest.Must(t, openExecFifo(ctx, fifo, init))
+	proctest.Must(t, OpenExecFifo(ctx, fifo, init))
 	if ctx.Err() == nil {
 		t.Error("the client was still there")
 	}
@@ -128,20 +125,20 @@ func TestOpenExecFifoOfAContainerThatRuns(t *testing.T) {
 	fifo, init := waitingInit(t, `while [ ! -e "$1.go" ]; do sleep 0.01; done; exec sleep 1000`)
 	proctest.Must(t, os.WriteFile(fifo+".go", nil, 0o600))
 	proctest.Eventually(t, "it has executed its program", func() bool { return !isInitOfRunc(init.Pid) })
-	proctest.Must(t, openExecFifo(proctest.Context(t), fifo, init))
+	proctest.Must(t, OpenExecFifo(proctest.Context(t), fifo, init))
 }
 
 func TestStartedProcessHasExecutedItsProgram(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
 	_, init := waitingInit(t, `echo >`+ready+`; sleep 0.3; exec sleep 1000`)
 	proctest.Eventually(t, "it is ready", func() bool { _, err := os.Lstat(ready); return err == nil })
-	r := &ociRuntime{options: Options{BinaryName: "/no/such/runtime"}}
+	r := &Runtime{Options: Options{BinaryName: "/no/such/runtime"}}
 	awaitProgram(init.Pid, r.isInit)
 	if r.isInit(init.Pid) {
 		t.Error("it has not executed its program")
 	}
 	// crun's init is executed from its own file.
-	r.options.BinaryName = "/bin/sleep"
+	r.Options.BinaryName = "/bin/sleep"
 	if !r.isInit(init.Pid) {
 		t.Error("the program of the OCI runtime itself is not known")
 	}
@@ -155,39 +152,6 @@ func TestStartedProcessHasExecutedItsProgram(t *testing.T) {
 	}
 }
 
-// goProgram writes a file into which Go's linker could have written what it was made of: see debug/buildinfo.
-func goProgram(t *testing.T, name, module string) (path string) {
-	t.Helper()
-	str := func(s string) []byte { return append(binary.AppendUvarint(nil, uint64(len(s))), s...) }
-	const mark = "0123456789abcdef" // around what was made
-	info := append([]byte("\xff Go buildinf:\x08\x02"), make([]byte, 16)...)
-	info = append(append(info, str("go1.26")...), str(mark+module+mark)...)
-	header := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
-		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
-	}
-	copy(header.Ident[:], []byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)})
-	const start = 0x80
-	segment := elf.Prog64{
-		Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W),
-		Off: start, Vaddr: 0x400000, Filesz: uint64(len(info)), Memsz: uint64(len(info)), Align: 16,
-	}
-	var file bytes.Buffer
-	proctest.Must(t, binary.Write(&file, binary.LittleEndian, header))
-	proctest.Must(t, binary.Write(&file, binary.LittleEndian, segment))
-	file.Write(make([]byte, start-file.Len()))
-	file.Write(info)
-	path = filepath.Join(t.TempDir(), name)
-	proctest.Must(t, os.WriteFile(path, file.Bytes(), 0o700))
-	return path
-}
-
-const (
-	runcModule = "path\tgithub.com/opencontainers/runc\nmod\tgithub.com/opencontainers/runc\tv1.5.2\th1:x=\n"
-	// Distributions build it in their own way.
-	runcPackage = "path\tgithub.com/opencontainers/runc\nbuild\t-compiler=gc\n"
-)
-
 func wrapper(t *testing.T, name, runc string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), name)
@@ -197,10 +161,10 @@ func wrapper(t *testing.T, name, runc string) (path string) {
 
 // It is what the program is that counts, not what it is called.
 func TestRuncIsKnownByWhatItIs(t *testing.T) {
-	runc := goProgram(t, "runtime", runcModule)
+	runc := proctest.GoProgram(t, "runtime", proctest.RuncModule)
 	link := filepath.Join(t.TempDir(), "runc")
 	proctest.Must(t, os.Symlink(runc, link))
-	replaced := goProgram(t, "runc", runcModule)
+	replaced := proctest.GoProgram(t, "runc", proctest.RuncModule)
 	for _, tc := range []struct {
 		path string
 		is   bool
@@ -208,23 +172,23 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 		{runc, true},
 		{link, true},
 		{replaced, true},
-		{goProgram(t, "runc", runcPackage), true},
-		{goProgram(t, "runc", strings.Replace(runcModule, "v1.5.2", "(devel)", 1)), true},
-		{goProgram(t, "runc", strings.Replace(runcModule, "v1.5.2", "v0.0.0-20260101000000-0123456789ab", 1)), true},
-		{goProgram(t, "runc", strings.Replace(runcModule, "v1.5.2", "v2.0.0", 1)), false},
-		{goProgram(t, "runc", "path\tgithub.com/someone/runc\n"), false},
-		{goProgram(t, "runc", "path\tgithub.com/someone/wrapper\ndep\tgithub.com/opencontainers/runc\tv1.5.2\n"), false},
+		{proctest.GoProgram(t, "runc", proctest.RuncPackage), true},
+		{proctest.GoProgram(t, "runc", strings.Replace(proctest.RuncModule, "v1.5.2", "(devel)", 1)), true},
+		{proctest.GoProgram(t, "runc", strings.Replace(proctest.RuncModule, "v1.5.2", "v0.0.0-20260101000000-0123456789ab", 1)), true},
+		{proctest.GoProgram(t, "runc", strings.Replace(proctest.RuncModule, "v1.5.2", "v2.0.0", 1)), false},
+		{proctest.GoProgram(t, "runc", "path\tgithub.com/someone/runc\n"), false},
+		{proctest.GoProgram(t, "runc", "path\tgithub.com/someone/wrapper\ndep\tgithub.com/opencontainers/runc\tv1.5.2\n"), false},
 		{wrapper(t, "runc", runc), false},
 		{wrapper(t, "runc-audit", runc), false},
 		{"/bin/sh", false},
 		{"/no/such/runc", false},
 	} {
 		for range 2 {
-			if is := (&ociRuntime{options: Options{BinaryName: tc.path}}).isRunc(); is != tc.is {
+			if is := (&Runtime{Options: Options{BinaryName: tc.path}}).isRunc(); is != tc.is {
 				t.Errorf("%s: it is runc: %t", tc.path, is)
 			}
 		}
-		if (&ociRuntime{options: Options{BinaryName: tc.path, AlwaysCallRuntime: true}}).isRunc() {
+		if (&Runtime{Options: Options{BinaryName: tc.path, AlwaysCallRuntime: true}}).isRunc() {
 			t.Errorf("%s: it is not always called", tc.path)
 		}
 	}
@@ -232,11 +196,11 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 		t.Errorf("%s is not taken for runc", installed)
 	}
 	proctest.Must(t, os.Rename(wrapper(t, "other", runc), replaced))
-	if (&ociRuntime{options: Options{BinaryName: replaced}}).isRunc() {
+	if (&Runtime{Options: Options{BinaryName: replaced}}).isRunc() {
 		t.Error("what runc was replaced with is taken for it")
 	}
 	t.Setenv("PATH", filepath.Dir(link))
-	if !(&ociRuntime{}).isRunc() {
+	if !(&Runtime{}).isRunc() {
 		t.Error("runc is not found by its name")
 	}
 }
@@ -245,10 +209,10 @@ func TestExecFifoIsRuncsOnly(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "ns", "c")
 	proctest.Must(t, os.MkdirAll(dir, 0o700))
-	runc := goProgram(t, "runtime", runcModule)
+	runc := proctest.GoProgram(t, "runtime", proctest.RuncModule)
 	fifoOf := func(binary string) string {
-		r := &ociRuntime{options: Options{BinaryName: binary, Root: root}, namespace: "ns"}
-		return r.execFifo("c")
+		r := &Runtime{Options: Options{BinaryName: binary, Root: root}, Namespace: "ns"}
+		return r.ExecFifo("c")
 	}
 	want := func(step, binary string, is bool) {
 		t.Helper()
@@ -272,7 +236,7 @@ func TestRemoveContainerOfRunc(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "ns", "c")
 	cgroup := t.TempDir()
-	runc := goProgram(t, "runtime", runcModule)
+	runc := proctest.GoProgram(t, "runtime", proctest.RuncModule)
 	try := func(o Options, state string) bool {
 		t.Helper()
 		proctest.Must(t, os.MkdirAll(dir, 0o700))
@@ -281,8 +245,8 @@ func TestRemoveContainerOfRunc(t *testing.T) {
 			proctest.Must(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(state), 0o600))
 		}
 		o.Root = root
-		r := &ociRuntime{options: o, namespace: "ns"}
-		done := r.removeContainer(proctest.Context(t), "c")
+		r := &Runtime{Options: o, Namespace: "ns"}
+		done := r.RemoveContainer(proctest.Context(t), "c")
 		for _, path := range []string{dir, filepath.Join(cgroup, "made")} {
 			if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) != done {
 				t.Errorf("%+v, %s: %v, and %s: %v", o, state, done, path, err)

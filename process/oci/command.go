@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"context"
@@ -21,7 +21,7 @@ import (
 // It does without os/exec, of whose features it needs none: that forks another process
 // at its first use, to find out what the kernel can do, and keeps a thread for each
 // process that it waits for.
-func runToEnd(ctx context.Context, args []string, stdio [3]*os.File, started func()) (out string, err error) {
+func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started func()) (out string, err error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
 		return "", err

@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"context"
@@ -19,24 +19,24 @@ import (
 
 // end kills a container and removes all of it, in the order of what matters: it takes no
 // time to end processes, however busy the host is. What calls the OCI runtime comes last.
-func (r *ociRuntime) end(ctx context.Context, id string) error {
+func (r *Runtime) End(ctx context.Context, id string) error {
 	err := r.kill(ctx, id)
 	if !r.removeKilled(ctx, id) {
-		derr := r.delete(ctx, id, true)
+		derr := r.Delete(ctx, id, true)
 		if wasKilled(derr) && ctx.Err() == nil {
-			derr = r.delete(ctx, id, true) // what it had not done
+			derr = r.Delete(ctx, id, true) // what it had not done
 		}
 		err = errors.Join(err, derr)
 	}
 	// Under load, runc gives up on a cgroup whose last process the kernel has not
 	// taken out yet, with no more than a line in its log.
-	return errors.Join(err, r.removeCgroup(ctx))
+	return errors.Join(err, r.RemoveCgroup(ctx))
 }
 
-func (r *ociRuntime) removeKilled(ctx context.Context, id string) bool {
+func (r *Runtime) removeKilled(ctx context.Context, id string) bool {
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
-	return r.removeContainer(ctx, id)
+	return r.RemoveContainer(ctx, id)
 }
 
 // endTimeout bounds how long processes may take to die, and then how long a cgroup may
@@ -45,7 +45,7 @@ const endTimeout = time.Second
 
 // kill kills the init of a container, and with it all in its PID namespace; if that is
 // not its own, or not known, all in the cgroup. It waits until the init has ended.
-func (r *ociRuntime) kill(ctx context.Context, id string) (err error) {
+func (r *Runtime) kill(ctx context.Context, id string) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot kill container %s: %w", id, err)
@@ -76,14 +76,14 @@ func (r *ociRuntime) kill(ctx context.Context, id string) (err error) {
 }
 
 // ownsPIDNamespace says whether all of the container ends with its init.
-func (r *ociRuntime) ownsPIDNamespace() bool {
-	s, err := readSpec(r.bundle)
-	return err == nil && ownsPIDNamespace(s)
+func (r *Runtime) ownsPIDNamespace() bool {
+	s, err := ReadSpec(r.Bundle)
+	return err == nil && OwnsPIDNamespace(s)
 }
 
 // openInit returns a pidfd of the container's init; nil if that has ended, or is not known
 // by more than its pid, which may be another process's by now, or if there are no pidfds.
-func (r *ociRuntime) openInit(id string) *os.File {
+func (r *Runtime) openInit(id string) *os.File {
 	state, err := r.runcState(id)
 	if err != nil || state.InitPid <= 0 {
 		return nil // it is no container of runc's
@@ -128,11 +128,11 @@ func awaitDeath(ctx context.Context, pidfd *os.File) error {
 }
 
 // cgroup returns the container's; nil if it has none, or not any more.
-func (r *ociRuntime) cgroup() (*cgroups.Cgroup, error) {
-	if r.cgroupsPath == "" {
+func (r *Runtime) cgroup() (*cgroups.Cgroup, error) {
+	if r.CgroupsPath == "" {
 		return nil, nil
 	}
-	cgroup, err := cgroups.Load(r.cgroupsPath, r.options.SystemdCgroup)
+	cgroup, err := cgroups.Load(r.CgroupsPath, r.Options.SystemdCgroup)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
@@ -143,7 +143,7 @@ func (r *ociRuntime) cgroup() (*cgroups.Cgroup, error) {
 }
 
 // sharesCgroup says whether others are in the container's cgroup before it is created.
-func (r *ociRuntime) sharesCgroup() bool {
+func (r *Runtime) SharesCgroup() bool {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
 		return false
@@ -153,7 +153,7 @@ func (r *ociRuntime) sharesCgroup() bool {
 }
 
 // removeCgroup removes the container's cgroup, unless it stays busy.
-func (r *ociRuntime) removeCgroup(ctx context.Context) error {
+func (r *Runtime) RemoveCgroup(ctx context.Context) error {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
 		return err

@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"context"
@@ -30,8 +30,8 @@ import (
 
 // isRunc says whether the OCI runtime is runc itself, whatever it is called, and may be
 // done without. A program that calls runc, under any name, is to get all commands.
-func (r *ociRuntime) isRunc() bool {
-	if r.options.AlwaysCallRuntime {
+func (r *Runtime) isRunc() bool {
+	if r.Options.AlwaysCallRuntime {
 		return false
 	}
 	path, err := exec.LookPath(r.binary())
@@ -85,10 +85,10 @@ func isRuncProgram(path string) bool {
 
 // stateFile is where runc keeps what it knows of a container. crun has no file of that
 // name.
-func (r *ociRuntime) stateFile(id string) string { return filepath.Join(r.root(), id, "state.json") }
+func (r *Runtime) stateFile(id string) string { return filepath.Join(r.Root(), id, "state.json") }
 
 // runcState is what is of use of that file (State in libcontainer, 1.0 to 1.5).
-type runcState struct {
+type RuncState struct {
 	InitPid      int               `json:"init_process_pid"`
 	InitStart    uint64            `json:"init_process_start"` // see startTime
 	CgroupPaths  map[string]string `json:"cgroup_paths"`
@@ -102,11 +102,11 @@ type runcState struct {
 }
 
 // runcState returns what runc has written of a container.
-func (r *ociRuntime) runcState(id string) (s runcState, err error) {
+func (r *Runtime) runcState(id string) (s RuncState, err error) {
 	if !r.isRunc() {
 		return s, fmt.Errorf("the OCI runtime %s is not runc: %w", r.binary(), errdefs.ErrNotFound)
 	}
-	err = readJSON(r.stateFile(id), &s)
+	err = ReadJSON(r.stateFile(id), &s)
 	return s, err
 }
 
@@ -121,14 +121,14 @@ func (r *ociRuntime) runcState(id string) (s runcState, err error) {
 
 // execFifo returns the path of the fifo if the container is one of runc's that waits to
 // be started; otherwise it is empty.
-func (r *ociRuntime) execFifo(id string) string {
+func (r *Runtime) ExecFifo(id string) string {
 	if !r.isRunc() {
 		return ""
 	}
 	if _, err := os.Lstat(r.stateFile(id)); err != nil {
 		return ""
 	}
-	fifo := filepath.Join(r.root(), id, "exec.fifo")
+	fifo := filepath.Join(r.Root(), id, "exec.fifo")
 	if st, err := os.Lstat(fifo); err != nil || st.Mode().Type() != os.ModeNamedPipe {
 		return ""
 	}
@@ -147,7 +147,7 @@ const (
 // openExecFifo lets the init behind a fifo go on, and returns when it has executed the
 // container's program. Once it goes on, that the client has gone changes nothing: the
 // container runs, and nobody could start it a second time.
-func openExecFifo(ctx context.Context, path string, init *reap.Child) error {
+func OpenExecFifo(ctx context.Context, path string, init *reap.Child) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -252,7 +252,7 @@ func isInitOfRunc(pid int) bool {
 
 // isInit is isInitOfRunc for any OCI runtime: crun's init is executed from its own file,
 // or from a copy in memory.
-func (r *ociRuntime) isInit(pid int) bool {
+func (r *Runtime) isInit(pid int) bool {
 	if isInitOfRunc(pid) {
 		return true
 	}
@@ -276,7 +276,7 @@ func (r *ociRuntime) isInit(pid int) bool {
 // more than usual: it removes the cgroup, and runc's directory of the container (destroy,
 // libcontainer/state_linux.go). It returns false if that is left to runc, which then goes
 // on with what is there: hooks, systemd's unit, a group in the CPU's cache control.
-func (r *ociRuntime) removeContainer(ctx context.Context, id string) bool {
+func (r *Runtime) RemoveContainer(ctx context.Context, id string) bool {
 	state, err := r.runcState(id)
 	switch {
 	case err != nil, len(state.CgroupPaths) == 0:
@@ -284,7 +284,7 @@ func (r *ociRuntime) removeContainer(ctx context.Context, id string) bool {
 	case state.IntelRdtPath != "", state.Config.Cgroups.Systemd, len(state.Config.Hooks.Poststop) > 0:
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cgroupTimeout)
 	defer cancel()
 	err = cgroups.RemoveDirs(ctx, slices.Collect(maps.Values(state.CgroupPaths)))
 	if err == nil {
@@ -295,3 +295,6 @@ func (r *ociRuntime) removeContainer(ctx context.Context, id string) bool {
 	}
 	return err == nil
 }
+
+// cgroupTimeout bounds how long the cgroup of a container that has ended may stay busy.
+const cgroupTimeout = 10 * time.Second

@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"os"
@@ -32,17 +32,5 @@ func TestLastErrorOfALog(t *testing.T) {
 	}
 	if got := lastError(filepath.Join(t.TempDir(), "none"), 0); got != "" {
 		t.Errorf("without a log got %q", got)
-	}
-}
-
-func TestFeaturesOfTheRuntime(t *testing.T) {
-	n := newNode(t)
-	defer reaper.Hold()()
-	f, err := Features(proctest.Context(t), n.options.BinaryName)
-	if err != nil || f.OCIVersionMin != "1.0.0" {
-		t.Errorf("got %+v and error %v", f, err)
-	}
-	if _, err := Features(proctest.Context(t), "/nonexistent/runtime"); err == nil || !strings.Contains(err.Error(), "/nonexistent/runtime") {
-		t.Errorf("got %v, want an error that names the runtime", err)
 	}
 }

@@ -1,4 +1,4 @@
-package process
+package oci
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 func sh(ctx context.Context, t *testing.T, command string, stdio [3]*os.File) (string, error) {
 	t.Helper()
 	defer reaper.Hold()()
-	return runToEnd(ctx, []string{"sh", "-c", command}, stdio, nil)
+	return RunToEnd(ctx, []string{"sh", "-c", command}, stdio, nil)
 }
 
 func TestRunToEnd(t *testing.T) {
@@ -30,7 +30,7 @@ func TestRunToEnd(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", command, err, want)
 		}
 	}
-	_, err := runToEnd(proctest.Context(t), []string{"no-such-program"}, [3]*os.File{}, nil)
+	_, err := RunToEnd(proctest.Context(t), []string{"no-such-program"}, [3]*os.File{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
 		t.Errorf("got %v", err)
 	}
