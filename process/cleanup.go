@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 
 	"github.com/containerd/containerd/v2/core/mount"
 )
@@ -58,10 +59,10 @@ func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bu
 	} else {
 		errs = append(errs, rt.RemoveCgroup(ctx))
 	}
-	errs = append(errs, record.Files.remove(), removePodInitRoot(record.InitRoot, bundle))
+	errs = append(errs, record.Files.Remove(), pod.RemoveInitRoot(record.InitRoot, bundle))
 	if s, err := oci.ReadSpec(bundle); err != nil {
 		errs = append(errs, err)
-	} else if err := newHooks(s, id, bundle, 0).stopped(ctx); err != nil {
+	} else if err := pod.NewHooks(s, id, bundle, 0).Stopped(ctx); err != nil {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -249,7 +249,7 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 			if left := cgroupsLeft(); len(left) > 0 {
 				t.Errorf("cgroups are left: %v", left)
 			}
-			if mounted(t, filepath.Join(r.Bundle, "rootfs")) {
+			if proctest.Mounted(t, filepath.Join(r.Bundle, "rootfs")) {
 				t.Error("the root file system is mounted")
 			}
 		})

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -33,11 +34,11 @@ func FuzzSpec(f *testing.F) {
 		if err != nil {
 			return
 		}
-		own := ownNamespaces{}
+		own := pod.Own{}
 		for _, ns := range s.Linux.Namespaces {
 			own[ns.Type] = true
 		}
-		if checkNamespaceList(s.Linux.Namespaces) == nil && len(own) != len(s.Linux.Namespaces) {
+		if pod.CheckNamespaceList(s.Linux.Namespaces) == nil && len(own) != len(s.Linux.Namespaces) {
 			t.Errorf("a type is listed twice in %v", s.Linux.Namespaces)
 		}
 		_, _ = checkSandbox(s, own)
@@ -77,18 +78,18 @@ func FuzzSysctl(f *testing.F) {
 	} {
 		f.Add(key)
 	}
-	own := ownNamespaces{specs.NetworkNamespace: true, specs.IPCNamespace: true, specs.UTSNamespace: true}
+	own := pod.Own{specs.NetworkNamespace: true, specs.IPCNamespace: true, specs.UTSNamespace: true}
 	f.Fuzz(func(t *testing.T, key string) {
-		list, err := sandboxSysctls(map[string]string{key: "1"}, own)
+		list, err := pod.Sysctls(map[string]string{key: "1"}, own)
 		if err != nil {
 			return
 		}
-		path := filepath.Join("/proc/sys", list[0].path)
-		if path != "/proc/sys/"+list[0].path || strings.Contains(path, "/../") {
+		path := filepath.Join("/proc/sys", list[0].Path)
+		if path != "/proc/sys/"+list[0].Path || strings.Contains(path, "/../") {
 			t.Errorf("%q leads to %s", key, path)
 		}
 		for _, below := range []string{"net/", "fs/mqueue/", "kernel/"} {
-			if strings.HasPrefix(list[0].path, below) {
+			if strings.HasPrefix(list[0].Path, below) {
 				return
 			}
 		}

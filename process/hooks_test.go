@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
@@ -219,18 +220,18 @@ func bareHook(t *testing.T) (hook specs.Hook, ran func() string) {
 
 func TestHooksRunInTheirNamespaces(t *testing.T) {
 	n, l := newNode(t), newHookLog(t)
-	pod := n.pod(l.spec())
+	task := n.pod(l.spec())
 	links := func(tid int) (lines string) {
-		for _, ns := range podNamespaceTypes {
-			link, err := os.Readlink(proctest.ThreadNS(tid, ns.proc))
+		for _, ns := range pod.NamespaceTypes {
+			link, err := os.Readlink(proctest.ThreadNS(tid, ns.Proc))
 			proctest.Must(t, err)
 			lines += link + "\n"
 		}
 		return lines
 	}
 	inside, host := links(podTID), links(os.Getpid())
-	kill(t, pod)
-	remove(t, pod)
+	kill(t, task)
+	remove(t, task)
 	for _, kind := range hookKinds {
 		want := host
 		if kind == "createContainer" {
@@ -544,7 +545,7 @@ func TestPoststopHooksThatTakeTime(t *testing.T) {
 		}
 		spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{hook}}
 		task := n.pod(spec)
-		task.body.(*sandbox).hooks.patience = limit
+		task.body.(*sandbox).hooks.Patience = limit
 		kill(t, task)
 		remove(t, task)
 		if limit == 0 {

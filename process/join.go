@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -107,7 +108,7 @@ func runsThisProgram(pid int) bool {
 // membership finds the namespaces of a container in a sandbox.
 type membership struct {
 	sandbox *sandbox
-	opened  []*nsFile // held open until the container has entered them
+	opened  []*pod.NSFile // held open until the container has entered them
 }
 
 func (m *membership) close() {
@@ -159,7 +160,7 @@ func (m *membership) resolve(ctx context.Context, ns specs.LinuxNamespace) (stri
 // resolveThread is for the types of namespaces that the sandbox's thread is in.
 // Without a path the pod's is meant: a container of a pod made by hand.
 func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
-	pod := m.sandbox.path(procNames[ns.Type])
+	pod := m.sandbox.path(pod.ProcNames[ns.Type])
 	if ns.Path == "" {
 		return pod, nil
 	}
@@ -167,7 +168,7 @@ func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if f.id != m.sandbox.ids[ns.Type] {
+	if f.ID != m.sandbox.ids[ns.Type] {
 		return "", refuse(ns, "is not the pod's")
 	}
 	return pod, nil
@@ -182,7 +183,7 @@ func (m *membership) resolvePID(ctx context.Context, ns specs.LinuxNamespace) (s
 		if err != nil {
 			return "", err
 		}
-		return init.ns.path(), nil
+		return init.ns.Path(), nil
 	}
 	return m.resolveOther(ns)
 }
@@ -195,16 +196,16 @@ func (m *membership) resolveUser(ns specs.LinuxNamespace) (string, error) {
 		return m.resolveOther(ns)
 	}
 	if ns.Path == "" || ns.Path == m.sandbox.path("user") {
-		return userns.path(), nil
+		return userns.Path(), nil
 	}
 	f, err := m.open(ns)
 	if err != nil {
 		return "", err
 	}
-	if f.id != userns.id {
+	if f.ID != userns.ID {
 		return "", refuse(ns, "is not the pod's")
 	}
-	return userns.path(), nil
+	return userns.Path(), nil
 }
 
 // resolveOther refuses the host's namespace where the pod has its own, however
@@ -218,19 +219,19 @@ func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	host, err := hostNamespace(ns.Type)
+	host, err := pod.HostNamespace(ns.Type)
 	if err != nil {
 		return "", err
 	}
-	if f.id == host && m.sandbox.own[ns.Type] {
+	if f.ID == host && m.sandbox.own[ns.Type] {
 		return "", refuse(ns, "is the host's, but the pod has one of its own")
 	}
-	return f.path(), nil
+	return f.Path(), nil
 }
 
 // open opens the path of an entry, and holds it open until the container has joined.
-func (m *membership) open(ns specs.LinuxNamespace) (*nsFile, error) {
-	f, err := openNamespace(ns.Path)
+func (m *membership) open(ns specs.LinuxNamespace) (*pod.NSFile, error) {
+	f, err := pod.Open(ns.Path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
@@ -34,8 +35,8 @@ func TestMembersGetNoNamespaceOfTheHost(t *testing.T) {
 		Type: specs.UserNamespace, Path: bindUserNamespace(t),
 	})
 	n.pod(spec)
-	for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace) {
-		name := procNames[kind]
+	for _, kind := range append(proctest.PodKinds, specs.PIDNamespace, specs.UserNamespace) {
+		name := pod.ProcNames[kind]
 		link := filepath.Join(t.TempDir(), "link")
 		proctest.Must(t, os.Symlink(hostPath(t, name), link))
 		mounted := filepath.Join(t.TempDir(), "mounted")
@@ -75,8 +76,8 @@ func bindUserNamespace(t *testing.T) string {
 func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
-	for _, ns := range podNamespaceTypes {
-		task := n.make(n.request("member", member(t, ns.kind, proctest.ThreadNS(podTID, ns.proc))))
+	for _, ns := range pod.NamespaceTypes {
+		task := n.make(n.request("member", member(t, ns.Kind, proctest.ThreadNS(podTID, ns.Proc))))
 		_, err := task.Delete(proctest.Context(t), "")
 		proctest.Must(t, err)
 	}
@@ -90,13 +91,13 @@ func TestMembersWithoutPathsGetTheNamespacesOfThePod(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
 	spec := member(t, specs.MountNamespace, "")
-	kinds := append(podKinds, specs.PIDNamespace, specs.CgroupNamespace)
-	spec.Linux.Namespaces = append(spec.Linux.Namespaces, namespaceList(kinds...)...)
+	kinds := append(proctest.PodKinds, specs.PIDNamespace, specs.CgroupNamespace)
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, proctest.NamespaceList(kinds...)...)
 	r := n.request("member", spec)
 	n.make(r)
-	for _, ns := range podNamespaceTypes {
-		if proctest.Inode(t, namespaceIn(t, r.Bundle, ns.kind)) != proctest.Inode(t, proctest.ThreadNS(podTID, ns.proc)) {
-			t.Errorf("the %s namespace is not the pod's", ns.kind)
+	for _, ns := range pod.NamespaceTypes {
+		if proctest.Inode(t, namespaceIn(t, r.Bundle, ns.Kind)) != proctest.Inode(t, proctest.ThreadNS(podTID, ns.Proc)) {
+			t.Errorf("the %s namespace is not the pod's", ns.Kind)
 		}
 	}
 	for _, kind := range []specs.LinuxNamespaceType{specs.MountNamespace, specs.PIDNamespace, specs.CgroupNamespace} {
@@ -179,8 +180,8 @@ func TestMembersOfAPodOnTheHost(t *testing.T) {
 	spec.Hostname = ""
 	spec.Linux.Namespaces = nil
 	n.pod(spec)
-	for _, kind := range append(podKinds, specs.PIDNamespace) {
-		task := n.make(n.request("member", member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), procNames[kind]))))
+	for _, kind := range append(proctest.PodKinds, specs.PIDNamespace) {
+		task := n.make(n.request("member", member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), pod.ProcNames[kind]))))
 		_, err := task.Delete(proctest.Context(t), "")
 		proctest.Must(t, err)
 	}
@@ -214,7 +215,7 @@ func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 	})
 	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.UserNamespace} {
 		n := newNode(t)
-		spec := member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, procNames[kind]))
+		spec := member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, pod.ProcNames[kind]))
 		spec.Annotations[oci.SandboxIDAnnotation] = "elsewhere"
 		_, err := n.Create(proctest.Context(t), n.request("stranger", spec))
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "in another shim") {
@@ -391,7 +392,7 @@ func TestPathsThatLeadToNoNamespace(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	proctest.Must(t, os.WriteFile(file, nil, 0o600))
 	for name, path := range map[string]string{"fifo": proctest.Mkfifo(t), "file": file, "device": os.DevNull} {
-		for _, kind := range append(podKinds, specs.PIDNamespace, specs.UserNamespace, specs.MountNamespace) {
+		for _, kind := range append(proctest.PodKinds, specs.PIDNamespace, specs.UserNamespace, specs.MountNamespace) {
 			if c := n.await(n.creating(n.request("member", member(t, kind, path)))); c.err == nil || !strings.Contains(c.err.Error(), path) {
 				t.Errorf("%s as %s namespace: error is %v", name, kind, c.err)
 			}

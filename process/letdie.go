@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"containerd-shim-pause-v2/cgroups"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
@@ -46,7 +47,7 @@ func (c *container) letDie() {
 // killPodInit kills the init of the pod's PID namespace, and so all containers
 // that share it.
 func (s *sandbox) killPodInit(i *podInit) error {
-	groups := append(s.host.sharersOf(i.ns.id), s.task.group())
+	groups := append(s.host.sharersOf(i.ns.ID), s.task.group())
 	if err := i.child.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
@@ -56,7 +57,7 @@ func (s *sandbox) killPodInit(i *podInit) error {
 
 // addSharer remembers a container that lives in a PID namespace which is not its own.
 func (h *Supervisor) addSharer(c *container) {
-	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", c.child.Pid))
+	id, err := pod.StatNamespace(fmt.Sprintf("/proc/%d/ns/pid", c.child.Pid))
 	if err != nil {
 		return // it has ended
 	}
@@ -71,13 +72,13 @@ func (h *Supervisor) removeSharer(c *container) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if e := h.entries[c.task.ID]; e != nil {
-		e.pidns = nsID{}
+		e.pidns = pod.NSID{}
 	}
 }
 
 // sharersOf returns the cgroups of the containers that share a PID namespace with
 // its init.
-func (h *Supervisor) sharersOf(pidns nsID) (groups []*cgroups.Cgroup) {
+func (h *Supervisor) sharersOf(pidns pod.NSID) (groups []*cgroups.Cgroup) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range h.entries {
@@ -94,7 +95,7 @@ func (h *Supervisor) sharersWith(init *reap.Child) []*cgroups.Cgroup {
 	if !h.hasSharers() {
 		return nil
 	}
-	id, err := statNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.Pid))
+	id, err := pod.StatNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.Pid))
 	if err != nil || errdefs.IsNotFound(init.Signal(0)) {
 		return nil // with the init, all others have ended
 	}
@@ -105,7 +106,7 @@ func (h *Supervisor) hasSharers() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range h.entries {
-		if e.pidns != (nsID{}) {
+		if e.pidns != (pod.NSID{}) {
 			return true
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/reap"
 
@@ -27,7 +28,7 @@ var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
 	reaper *reap.Reaper
 	// podThread is where sandboxes live. It is not the main thread, so paths to its namespaces contain its tid.
-	podThread *Thread
+	podThread *pod.Thread
 	podTID    int
 )
 
@@ -55,8 +56,8 @@ func TestMain(m *testing.M) {
 }
 
 // startThread starts a thread that serves for ever, and returns it with its tid.
-func startThread() (*Thread, int) {
-	thread, tid := NewMainThread(), make(chan int)
+func startThread() (*pod.Thread, int) {
+	thread, tid := pod.NewMainThread(), make(chan int)
 	go func() {
 		runtime.LockOSThread()
 		tid <- unix.Gettid()

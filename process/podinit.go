@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
@@ -23,12 +24,9 @@ import (
 // long as it: the kernel kills all processes of a PID namespace without init.
 type podInit struct {
 	child *reap.Child
-	ns    *nsFile       // the PID namespace
+	ns    *pod.NSFile   // the PID namespace
 	ended chan struct{} // closed when it has been reaped
 }
-
-// podInitName is what ps(1) shows in the containers: that of the pause program.
-const podInitName = "/pause"
 
 // startInit brings the pod's init up before a container needs it.
 func (s *sandbox) startInit(ctx context.Context) error {
@@ -121,7 +119,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := os.MkdirAll(bundle, 0o711); err != nil {
 		return nil, err
 	}
-	if err := makePodInitRoot(s.initRoot, enabledLabels(spec).mount); err != nil {
+	if err := pod.MakeInitRoot(s.initRoot, pod.EnabledLabels(spec).Mount); err != nil {
 		return nil, err
 	}
 	defer s.host.reaper.Hold()()
@@ -142,13 +140,13 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 }
 
 // openPodNamespace opens a namespace that must not be the host's.
-func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*nsFile, error) {
-	f, err := openNamespace(path)
+func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*pod.NSFile, error) {
+	f, err := pod.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	host, err := hostNamespace(kind)
-	if err == nil && f.id == host {
+	host, err := pod.HostNamespace(kind)
+	if err == nil && f.ID == host {
 		err = fmt.Errorf("the OCI runtime has made no %s namespace", kind)
 	}
 	if err != nil {
@@ -214,7 +212,7 @@ func (s *sandbox) removePodInit(ctx context.Context) error {
 	if err := s.host.ociRuntime(bundle, s.options).Delete(ctx, s.task.ID, failed); err != nil {
 		return err
 	}
-	if err := removePodInitRoot(s.initRoot, s.task.Bundle); err != nil {
+	if err := pod.RemoveInitRoot(s.initRoot, s.task.Bundle); err != nil {
 		return err
 	}
 	return os.RemoveAll(bundle)

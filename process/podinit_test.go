@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
@@ -135,17 +136,17 @@ func TestInitHasNoRights(t *testing.T) {
 	score := 77
 	spec.Process = &specs.Process{User: specs.User{UID: 12, GID: 34}, OOMScoreAdj: &score, SelinuxLabel: "l", ApparmorProfile: "p"}
 	spec.Linux.MountLabel = "m"
-	pod, init := n.sharedPod(spec)
+	task, init := n.sharedPod(spec)
 	var got specs.Spec
-	proctest.Must(t, oci.ReadJSON(filepath.Join(pod.Bundle, podInitDir, "config.json"), &got))
+	proctest.Must(t, oci.ReadJSON(filepath.Join(task.Bundle, podInitDir, "config.json"), &got))
 	p := got.Process
-	read, err := oci.ReadSpec(pod.Bundle)
+	read, err := oci.ReadSpec(task.Bundle)
 	proctest.Must(t, err)
-	want := enabledLabels(read)
+	want := pod.EnabledLabels(read)
 	if !p.NoNewPrivileges || p.Capabilities == nil || !reflect.DeepEqual(*p.Capabilities, specs.LinuxCapabilities{}) {
 		t.Errorf("rights are %+v, no new privileges %t", p.Capabilities, p.NoNewPrivileges)
 	}
-	if p.User.UID != 12 || p.User.GID != 34 || *p.OOMScoreAdj != score || p.SelinuxLabel != want.process || p.ApparmorProfile != want.profile || got.Linux.MountLabel != want.mount {
+	if p.User.UID != 12 || p.User.GID != 34 || *p.OOMScoreAdj != score || p.SelinuxLabel != want.Process || p.ApparmorProfile != want.Profile || got.Linux.MountLabel != want.Mount {
 		t.Errorf("it is not run as the sandbox's spec says: %+v", p)
 	}
 	if got.Linux.Seccomp.DefaultAction != specs.ActErrno || !got.Root.Readonly {
@@ -313,7 +314,7 @@ func TestInitSharesThePodsNamespaces(t *testing.T) {
 		specs.PIDNamespace: 0, specs.MountNamespace: 0, specs.CgroupNamespace: 0, // new
 		specs.NetworkNamespace: proctest.Inode(t, proctest.ThreadNS(podTID, "net")),
 		specs.IPCNamespace:     proctest.Inode(t, proctest.ThreadNS(podTID, "ipc")),
-		specs.UserNamespace:    pod.body.(*sandbox).userns.id.ino,
+		specs.UserNamespace:    pod.body.(*sandbox).userns.ID.Inode,
 	}
 	for _, ns := range got.Linux.Namespaces {
 		var ino uint64

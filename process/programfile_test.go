@@ -9,9 +9,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process/proctest"
-	"containerd-shim-pause-v2/process/program"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,45 +87,4 @@ func TestProgramThatCannotBeMadeIsNamed(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-}
-
-func TestProgramFileIsExecuted(t *testing.T) {
-	code, err := program.PodInit()
-	if errdefs.IsNotImplemented(err) {
-		t.Skip(err)
-	}
-	proctest.Must(t, err)
-	proctest.NoLeakedFDs(t)
-	defer reaper.Hold()()
-	// Programs that are made, and started, at the same time must not be in each other's way.
-	errs := make(chan error)
-	const many = 16
-	for range many {
-		go func() { errs <- runProgram(code) }()
-	}
-	for range many {
-		if err := <-errs; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func runProgram(code []byte) error {
-	file, err := programFile("init", code)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	cmd := exec.Command("/proc/self/fd/3")
-	cmd.ExtraFiles = []*os.File{file}
-	// Not in the way that Go usually forks, where nothing else is executed meanwhile.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	if err := cmd.Process.Kill(); err != nil {
-		return err
-	}
-	_ = cmd.Wait() // it was killed
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ type bundleRecord struct {
 	Sandbox     bool        `json:"sandbox"`
 	CgroupsPath string      `json:"cgroups_path"` // empty if it is not the task's alone
 	InitRoot    string      `json:"init_root,omitempty"`
-	Files       *PodFiles   `json:"files,omitempty"`
+	Files       *pod.Files  `json:"files,omitempty"`
 }
 
 // exitRecord is how the task in a bundle ended.

@@ -10,6 +10,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/process/stdio"
 
@@ -36,12 +37,12 @@ type sandbox struct {
 	// initPID says that the sandbox has a PID namespace, in which the pause
 	// program would be the init.
 	initPID bool
-	own     ownNamespaces
-	ids     map[specs.LinuxNamespaceType]nsID // of net, ipc and uts, own or not
-	userns  *nsFile                           // nil if it is the host's
+	own     pod.Own
+	ids     map[specs.LinuxNamespaceType]pod.NSID // of net, ipc and uts, own or not
+	userns  *pod.NSFile                           // nil if it is the host's
 	fifos   []*os.File
-	files   *PodFiles // nil if they are the client's
-	hooks   *hooks    // nil if there are none
+	files   *pod.Files // nil if they are the client's
+	hooks   *pod.Hooks // nil if there are none
 
 	// life ends when the sandbox begins to end, with an [endedError] as the cause: then
 	// whoever joins is to give up.
@@ -77,27 +78,27 @@ func (e *endedError) Error() string { return fmt.Sprintf("sandbox %s has ended",
 func (e *endedError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
 func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *specs.Spec, e *entry) (_ *Task, err error) {
-	set, err := resolveNamespaces(spec.Linux.Namespaces)
+	set, err := pod.Resolve(spec.Linux.Namespaces)
 	if err != nil {
 		return nil, err
 	}
-	defer set.close()
-	own := set.own()
+	defer set.Close()
+	own := set.Own()
 	sysctls, err := checkSandbox(spec, own)
 	if err != nil {
 		return nil, err
 	}
-	pid, err := h.thread.id()
+	pid, err := h.thread.ID()
 	if err != nil {
 		return nil, err
 	}
 	t := &Task{ID: r.ID, Bundle: r.Bundle, Pod: r.Pod, host: h}
 	s := &sandbox{
-		task: t, host: h, options: r.Options, pid: pid, initRoot: podInitRootOf(r), own: own, bringsInit: r.SharesPID,
+		task: t, host: h, options: r.Options, pid: pid, initRoot: pod.InitRootOf(r.Bundle, r.ID, !r.Sandbox), own: own, bringsInit: r.SharesPID,
 		made: make(chan struct{}), freed: make(chan struct{}),
 	}
 	s.life, s.giveUp = context.WithCancelCause(context.Background())
-	s.hooks = newHooks(spec, r.ID, r.Bundle, pid)
+	s.hooks = pod.NewHooks(spec, r.ID, r.Bundle, pid)
 	_, s.initPID = oci.NamespaceOf(spec, specs.PIDNamespace)
 	t.body = s
 	events := h.events
@@ -172,14 +173,14 @@ func (s *sandbox) close() (joined bool) {
 	return joined
 }
 
-func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, set namespaceSet, sysctls []sysctl) (err error) {
+func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, set pod.Namespaces, sysctls []pod.Sysctl) (err error) {
 	ctx, cancel := s.within(ctx)
 	defer cancel()
 	record := bundleRecord{Options: r.Options, Sandbox: true, CgroupsPath: spec.Linux.CgroupsPath, InitRoot: s.initRoot, Files: r.Files}
 	if err := writeRecord(r.Bundle, record); err != nil {
 		return err
 	}
-	if err := r.Files.make(); err != nil {
+	if err := r.Files.Make(); err != nil {
 		return fmt.Errorf("cannot make the pod's files: %w", err)
 	}
 	s.files = r.Files
@@ -193,7 +194,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 		return err
 	}
 	defer s.host.reaper.Hold()()
-	if err := s.hooks.created(ctx, s.host.thread); err != nil {
+	if err := s.hooks.Created(ctx, s.host.thread); err != nil {
 		return err
 	}
 	return context.Cause(s.life) // the shim may be about to end
@@ -201,47 +202,47 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 
 // makeNamespaces puts the thread into the pod's namespaces and sets what the spec
 // sets in them.
-func (s *sandbox) makeNamespaces(spec *specs.Spec, set namespaceSet, sysctls []sysctl) (err error) {
+func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls []pod.Sysctl) (err error) {
 	if s.own[specs.UserNamespace] {
 		defer s.host.reaper.Hold()()
-		holder, err := startHolder(spec, set)
+		holder, err := pod.StartHolder(spec, set)
 		if err != nil {
 			return err
 		}
-		defer func() { s.userns = holder.take() }()
-		if err := holder.fill(set); err != nil {
+		defer func() { s.userns = holder.Take() }()
+		if err := holder.Fill(set); err != nil {
 			return err
 		}
-		if err := holder.translate(sysctls); err != nil {
+		if err := holder.Translate(sysctls); err != nil {
 			return err
 		}
 	}
-	return s.host.thread.enter(set, func() error {
+	return s.host.thread.Enter(set, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}
-		if err := writeSysctls(sysctls); err != nil {
+		if err := pod.WriteSysctls(sysctls); err != nil {
 			return err
 		}
 		var err error
-		s.ids, err = threadNamespaces()
+		s.ids, err = pod.ThreadNamespaces()
 		return err
 	})
 }
 
 // checkSandbox refuses what cannot be done before anything is made, and returns
 // the sysctls to write.
-func checkSandbox(s *specs.Spec, own ownNamespaces) ([]sysctl, error) {
+func checkSandbox(s *specs.Spec, own pod.Own) ([]pod.Sysctl, error) {
 	if (s.Hostname != "" || s.Domainname != "") && !own[specs.UTSNamespace] {
 		return nil, fmt.Errorf("a host name or domain name cannot be set, because the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := checkUserNamespace(s); err != nil {
+	if err := pod.CheckUserNamespace(s); err != nil {
 		return nil, err
 	}
-	if err := checkHooks(s.Hooks); err != nil {
+	if err := pod.CheckHooks(s.Hooks); err != nil {
 		return nil, err
 	}
-	return sandboxSysctls(s.Linux.Sysctl, own)
+	return pod.Sysctls(s.Linux.Sysctl, own)
 }
 
 func (s *sandbox) makeCgroup(spec *specs.Spec, systemd bool) error {
@@ -303,7 +304,7 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 		}
 	}
 	defer s.host.reaper.Hold()()
-	err := s.hooks.started(ctx)
+	err := s.hooks.Started(ctx)
 	if err != nil {
 		go s.end(reap.ExitSignalBase + int(unix.SIGKILL))
 	}
@@ -372,7 +373,7 @@ func (s *sandbox) letGo() {
 	s.endPodInit()
 	s.task.unwatchOOM()
 	stdio.CloseAll(s.fifos...)
-	if err := s.files.unmount(); err != nil {
+	if err := s.files.Unmount(); err != nil {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's /dev/shm is left")
 	}
 }
@@ -387,7 +388,7 @@ func (s *sandbox) free() {
 		if s.userns != nil {
 			s.userns.Close()
 		}
-		if err := s.host.thread.leave(); err != nil {
+		if err := s.host.thread.Leave(); err != nil {
 			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
 		}
 	})
@@ -421,7 +422,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	if err := s.removePodInit(ctx); err != nil {
 		return err
 	}
-	if err := s.files.remove(); err != nil {
+	if err := s.files.Remove(); err != nil {
 		return err
 	}
 	if cgroup := s.task.group(); cgroup != nil {
@@ -433,7 +434,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	}
 	defer s.host.reaper.Hold()()
 	// They run once, and so even if the client has gone.
-	if err := s.hooks.stopped(context.WithoutCancel(ctx)); err != nil {
+	if err := s.hooks.Stopped(context.WithoutCancel(ctx)); err != nil {
 		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")
 	}
 	return removeRecord(s.task.Bundle)
@@ -470,7 +471,7 @@ func (s *sandbox) restoreFiles() error {
 		return nil //nolint:nilerr // the sandbox has ended: nobody needs them any more
 	}
 	defer leave()
-	return s.files.restore()
+	return s.files.Restore()
 }
 
 func (s *sandbox) signalAll(sig unix.Signal) error { return s.signal(sig) }

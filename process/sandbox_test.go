@@ -26,7 +26,7 @@ func sandboxSpec() *specs.Spec {
 	return &specs.Spec{
 		Hostname:    "test-pod",
 		Annotations: map[string]string{oci.ContainerTypeAnnotation: oci.ContainerTypeSandbox},
-		Linux:       &specs.Linux{Namespaces: namespaceList(append(podKinds, specs.PIDNamespace, specs.MountNamespace)...)},
+		Linux:       &specs.Linux{Namespaces: proctest.NamespaceList(append(proctest.PodKinds, specs.PIDNamespace, specs.MountNamespace)...)},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 
 	"github.com/containerd/errdefs"
@@ -18,7 +19,7 @@ import (
 // sandboxes by whichever API they were made, under one key.
 type Supervisor struct {
 	namespace string // containerd's
-	thread    *Thread
+	thread    *pod.Thread
 	reaper    *reap.Reaper
 	events    Events
 
@@ -33,12 +34,12 @@ type entry struct {
 	task *Task    // nil while it is being created
 	pod  *sandbox // nil unless it is one; there before it is complete
 	// pidns is the PID namespace of a container that shares another's; zero without.
-	pidns nsID
+	pidns pod.NSID
 }
 
 // NewSupervisor returns a supervisor for the tasks of one of containerd's
 // namespaces. The thread is the one that a sandbox will live in.
-func NewSupervisor(namespace string, thread *Thread, reaper *reap.Reaper, events Events) *Supervisor {
+func NewSupervisor(namespace string, thread *pod.Thread, reaper *reap.Reaper, events Events) *Supervisor {
 	return &Supervisor{
 		namespace: namespace,
 		thread:    thread,
@@ -81,7 +82,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err 
 	if err != nil {
 		return nil, err
 	}
-	if err := checkNamespaceList(s.Linux.Namespaces); err != nil {
+	if err := pod.CheckNamespaceList(s.Linux.Namespaces); err != nil {
 		return nil, err
 	}
 	if !r.Sandbox && !oci.IsSandbox(s) {

@@ -12,6 +12,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -70,7 +71,14 @@ type (
 	CheckpointOptions = oci.CheckpointOptions
 	// Stdio names where the streams of a process lead.
 	Stdio = stdio.Config
+	// PodFiles are the files of a pod that its containers get.
+	PodFiles = pod.Files
+	// DNS is what a pod's resolv.conf says.
+	DNS = pod.DNS
 )
+
+// HasSELinux says whether the kernel has SELinux and a policy for it.
+func HasSELinux() bool { return pod.HasSELinux() }
 
 // CreateRequest says what task to create.
 type CreateRequest struct {
@@ -90,7 +98,7 @@ type CreateRequest struct {
 	// Spec is what the spec in the bundle says; nil if it is to be read.
 	Spec *specs.Spec
 	// Files are made for the sandbox; nil if the client makes them.
-	Files *PodFiles
+	Files *pod.Files
 	// Pod is what the Sandbox API tells; nil otherwise.
 	Pod *Pod
 	// Prepare completes the request as soon as the id and the bundle are the task's own;

@@ -81,7 +81,7 @@ func TestNamespacesBelongToTheUserNamespaceOfThePod(t *testing.T) {
 			before := children(t)
 			pod := n.pod(tc.spec)
 			noMoreChildren(t, before)
-			held := pod.body.(*sandbox).userns.id.ino
+			held := pod.body.(*sandbox).userns.ID.Inode
 			if tc.given != (held == proctest.Inode(t, userns)) {
 				t.Errorf("the user namespace is the given one: %t", !tc.given)
 			}
@@ -135,8 +135,8 @@ func sameUser(t *testing.T) {
 func TestMembersGetTheUserNamespaceOfThePod(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod(userSpec(""))
-	held := pod.body.(*sandbox).userns.id.ino
-	for _, path := range []string{"", fmt.Sprintf("/proc/%d/ns/user", podTID), pod.body.(*sandbox).userns.path()} {
+	held := pod.body.(*sandbox).userns.ID.Inode
+	for _, path := range []string{"", fmt.Sprintf("/proc/%d/ns/user", podTID), pod.body.(*sandbox).userns.Path()} {
 		spec := member(t, specs.UserNamespace, path)
 		spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 5, Size: 5}}
 		r := n.request("member", spec)

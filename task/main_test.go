@@ -16,6 +16,7 @@ import (
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 
 	eventsapi "github.com/containerd/containerd/api/events"
@@ -39,7 +40,7 @@ const deadline = 60 * time.Second
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
 	reaper   *reap.Reaper
-	thread   *process.Thread
+	thread   *pod.Thread
 	threadID uint32 // under which the sandbox is seen
 )
 
@@ -51,7 +52,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	reaper, thread = reap.NewReaper(context.Background()), process.NewMainThread()
+	reaper, thread = reap.NewReaper(context.Background()), pod.NewMainThread()
 	tid := make(chan int)
 	go func() {
 		runtime.LockOSThread()

@@ -11,6 +11,7 @@ import (
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
 	"containerd-shim-pause-v2/process/oci"
+	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/shim"
 	"containerd-shim-pause-v2/task"
@@ -30,7 +31,7 @@ var (
 func init() { runtime.LockOSThread() }
 
 func main() {
-	thread := process.NewMainThread()
+	thread := pod.NewMainThread()
 	program := &shim.Program{
 		Runtime:  "io.containerd.pause.v2",
 		Version:  version,
@@ -53,7 +54,7 @@ func main() {
 }
 
 // serve registers the services of a shim process.
-func serve(ctx context.Context, p *shim.Process, thread *process.Thread) (stop func()) {
+func serve(ctx context.Context, p *shim.Process, thread *pod.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, reap.NewReaper(ctx), events)
 	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runToEnd runs an OCI runtime to its end, or until ctx's. It returns the beginning of
+// RunToEnd runs an OCI runtime to its end, or until ctx's. It returns the beginning of
 // what the runtime has written if it was given no files.
 //
 // It does without os/exec, of whose features it needs none: that forks another process

@@ -17,7 +17,7 @@ import (
 
 // How a container ends that no shim watches any more.
 
-// end kills a container and removes all of it, in the order of what matters: it takes no
+// End kills a container and removes all of it, in the order of what matters: it takes no
 // time to end processes, however busy the host is. What calls the OCI runtime comes last.
 func (r *Runtime) End(ctx context.Context, id string) error {
 	err := r.kill(ctx, id)
@@ -142,7 +142,7 @@ func (r *Runtime) cgroup() (*cgroups.Cgroup, error) {
 	return cgroup, nil
 }
 
-// sharesCgroup says whether others are in the container's cgroup before it is created.
+// SharesCgroup says whether others are in the container's cgroup before it is created.
 func (r *Runtime) SharesCgroup() bool {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
@@ -152,7 +152,7 @@ func (r *Runtime) SharesCgroup() bool {
 	return err == nil && len(pids) > 0
 }
 
-// removeCgroup removes the container's cgroup, unless it stays busy.
+// RemoveCgroup removes the container's cgroup, unless it stays busy.
 func (r *Runtime) RemoveCgroup(ctx context.Context) error {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {

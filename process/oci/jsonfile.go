@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// writeJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
+// WriteJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
 // be synced to disk.
 func WriteJSON(path string, v any) error {
 	data, err := json.Marshal(v)
@@ -23,6 +23,7 @@ func WriteJSON(path string, v any) error {
 	return nil
 }
 
+// ReadJSON decodes a file. Its error is [os.ErrNotExist] if there is none.
 func ReadJSON(path string, v any) error {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -87,7 +87,7 @@ func isRuncProgram(path string) bool {
 // name.
 func (r *Runtime) stateFile(id string) string { return filepath.Join(r.Root(), id, "state.json") }
 
-// runcState is what is of use of that file (State in libcontainer, 1.0 to 1.5).
+// RuncState is what is of use of that file (State in libcontainer, 1.0 to 1.5).
 type RuncState struct {
 	InitPid      int               `json:"init_process_pid"`
 	InitStart    uint64            `json:"init_process_start"` // see startTime
@@ -119,7 +119,7 @@ func (r *Runtime) runcState(id string) (s RuncState, err error) {
 // The runtime specification has the poststart hooks run by start, too. runc runs them at
 // the end of create, up to 1.5 at least; where there are any, it is called all the same.
 
-// execFifo returns the path of the fifo if the container is one of runc's that waits to
+// ExecFifo returns the path of the fifo if the container is one of runc's that waits to
 // be started; otherwise it is empty.
 func (r *Runtime) ExecFifo(id string) string {
 	if !r.isRunc() {
@@ -144,7 +144,7 @@ const (
 	execFifoTimeout = 10 * time.Second
 )
 
-// openExecFifo lets the init behind a fifo go on, and returns when it has executed the
+// OpenExecFifo lets the init behind a fifo go on, and returns when it has executed the
 // container's program. Once it goes on, that the client has gone changes nothing: the
 // container runs, and nobody could start it a second time.
 func OpenExecFifo(ctx context.Context, path string, init *reap.Child) error {
@@ -272,7 +272,7 @@ func (r *Runtime) isInit(pid int) bool {
 	return err == nil && os.SameFile(own, current)
 }
 
-// removeContainer does what `runc delete` does to a container that has ended, and has no
+// RemoveContainer does what `runc delete` does to a container that has ended, and has no
 // more than usual: it removes the cgroup, and runc's directory of the container (destroy,
 // libcontainer/state_linux.go). It returns false if that is left to runc, which then goes
 // on with what is there: hooks, systemd's unit, a group in the CPU's cache control.

@@ -56,19 +56,19 @@ type CheckpointOptions struct {
 	EmptyNamespaces     []string
 }
 
-// checkpointImage is what a container is restored from; empty for a new one.
+// CheckpointImage is what a container is restored from; empty for a new one.
 type CheckpointImage struct{ Path, Parent, Work string }
 
 // defaultRoot is where the stock shim keeps the OCI runtime's state; the same
 // place makes `runc --root /run/containerd/runc/k8s.io list` work for both.
 const defaultRoot = "/run/containerd/runc"
 
-// ociRuntime calls the OCI runtime for the containers of one bundle.
+// Runtime calls the OCI runtime for the containers of one bundle.
 type Runtime struct {
 	Options   Options
 	Namespace string // containerd's
 	Bundle    string
-	// cgroupsPath is that of the container's spec; empty if the cgroup is not its alone.
+	// CgroupsPath is that of the container's spec; empty if the cgroup is not its alone.
 	CgroupsPath string
 	Reaper      *reap.Reaper  // nil in a process that does not reap
 	Force       time.Duration // zero for forceTimeout
@@ -81,7 +81,7 @@ func (r *Runtime) patience() time.Duration {
 	return r.Force
 }
 
-// root is the directory in which the OCI runtime keeps its state.
+// Root is the directory in which the OCI runtime keeps its state.
 func (r *Runtime) Root() string {
 	root := r.Options.Root
 	if root == "" {
@@ -90,7 +90,7 @@ func (r *Runtime) Root() string {
 	return filepath.Join(root, r.Namespace)
 }
 
-// knows says whether the OCI runtime has state of the container: a directory of
+// Knows says whether the OCI runtime has state of the container: a directory of
 // its name, with runc, crun and youki.
 func (r *Runtime) Knows(id string) bool {
 	_, err := os.Stat(r.stateDir(id))
@@ -151,6 +151,7 @@ func (r *Runtime) binary() string {
 	return r.Options.BinaryName
 }
 
+// LogFile is the name of the OCI runtime's log in a bundle, the same as the stock shim's.
 const LogFile = "log.json"
 
 func fileSize(path string) int64 {
@@ -208,6 +209,8 @@ func started(s *stdio.Streams) func() {
 	}
 }
 
+// Create has the OCI runtime create the container of the bundle, up to its init that waits
+// to be started. The init's pid is in pidFile then.
 func (r *Runtime) Create(ctx context.Context, id, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	return r.run(ctx, call{
 		verb: "create", id: id, stdio: s.Child, started: started(s),
@@ -227,6 +230,7 @@ func (r *Runtime) bundleArgs() []string {
 	return args
 }
 
+// Start has the OCI runtime start a container that it has created.
 func (r *Runtime) Start(ctx context.Context, id string) error {
 	return r.awaited(r.run(ctx, call{verb: "start", id: id}), filepath.Join(r.Bundle, "init.pid"))
 }
@@ -243,7 +247,7 @@ func (r *Runtime) awaited(err error, pidFile string) error {
 	return nil
 }
 
-// exec executes a process, whose spec is in a file.
+// Exec executes a process, whose spec is in a file.
 func (r *Runtime) Exec(ctx context.Context, id, spec, pidFile, log string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	defer os.Remove(filepath.Join(r.Bundle, log))
 	err := r.run(ctx, call{
@@ -253,6 +257,8 @@ func (r *Runtime) Exec(ctx context.Context, id, spec, pidFile, log string, s *st
 	return r.awaited(err, pidFile)
 }
 
+// Restore has the OCI runtime make the container of the bundle from a checkpoint, and start
+// it. The init's pid is in pidFile then.
 func (r *Runtime) Restore(ctx context.Context, id string, image CheckpointImage, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	args := append(madeArgs(pidFile, console), "--image-path", image.Path, "--work-path", image.Work)
 	if image.Parent != "" {
@@ -269,6 +275,7 @@ func (r *Runtime) Restore(ctx context.Context, id string, image CheckpointImage,
 	})
 }
 
+// Checkpoint has the OCI runtime write the state of the container's processes to disk, by criu.
 func (r *Runtime) Checkpoint(ctx context.Context, id string, o CheckpointOptions) error {
 	args := []string{"--image-path", o.Path, "--work-path", o.WorkPath}
 	if o.ParentPath != "" {
@@ -288,6 +295,7 @@ func (r *Runtime) Checkpoint(ctx context.Context, id string, o CheckpointOptions
 	return r.run(ctx, call{verb: "checkpoint", id: id, args: args})
 }
 
+// Update has the OCI runtime change the resources of the container.
 func (r *Runtime) Update(ctx context.Context, id string, resources *specs.LinuxResources) error {
 	data, err := json.Marshal(resources)
 	if err != nil {
@@ -305,7 +313,7 @@ func (r *Runtime) Update(ctx context.Context, id string, resources *specs.LinuxR
 // waits for that who could give up.
 const forceTimeout = time.Minute
 
-// delete removes the container from the OCI runtime, by force with its processes, which
+// Delete removes the container from the OCI runtime, by force with its processes, which
 // end though the OCI runtime may fail. One that it does not know (any more: a checkpoint
 // that ends the container removes it) is no error: then what the shim itself knows of is
 // removed.
@@ -372,7 +380,7 @@ func (r *Runtime) removeUnknown(ctx context.Context, kill bool) error {
 	return r.RemoveCgroup(ctx)
 }
 
-// runDetached has the runtime create and start a container.
+// RunDetached has the runtime create and start a container.
 func (r *Runtime) RunDetached(ctx context.Context, id, pidFile string) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -385,7 +393,7 @@ func (r *Runtime) RunDetached(ctx context.Context, id, pidFile string) error {
 	})
 }
 
-// hasSeccomp says whether the runtime was built with seccomp. One that does not
+// HasSeccomp says whether the runtime was built with seccomp. One that does not
 // tell is taken to have been.
 func (r *Runtime) HasSeccomp(ctx context.Context) bool {
 	f, err := Features(ctx, r.Options.BinaryName)
@@ -410,7 +418,7 @@ func Features(ctx context.Context, binary string) (*features.Features, error) {
 // descriptorTimeout bounds how long it is waited until others have closed descriptors.
 const descriptorTimeout = 10 * time.Second
 
-// readPidFile returns the pid that the OCI runtime has written. It does not give up at
+// ReadPidFile returns the pid that the OCI runtime has written. It does not give up at
 // once where descriptors are used up: the process would go on, and nobody know of it.
 func ReadPidFile(path string) (int, error) {
 	pid, err := runc.ReadPidFile(path)

@@ -19,7 +19,7 @@ const (
 	ContainerTypeSandbox    = "sandbox"
 )
 
-// readSpec reads the config.json of a bundle.
+// ReadSpec reads the config.json of a bundle.
 func ReadSpec(bundle string) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
@@ -33,6 +33,7 @@ func ReadSpec(bundle string) (*specs.Spec, error) {
 	return Complete(s), nil
 }
 
+// Complete returns the spec with the sections that are missing in it as empty ones.
 func Complete(s specs.Spec) *specs.Spec {
 	if s.Process == nil {
 		s.Process = &specs.Process{}
@@ -47,7 +48,7 @@ func Complete(s specs.Spec) *specs.Spec {
 // a changed one is in its place.
 const clientSpec = "config.client.json"
 
-// restoreSpec gives the bundle the spec of its client back, so that a task can be
+// RestoreSpec gives the bundle the spec of its client back, so that a task can be
 // created of it once more: the changed one leads to namespaces that will have gone.
 func RestoreSpec(bundle string) error {
 	err := os.Rename(filepath.Join(bundle, clientSpec), filepath.Join(bundle, "config.json"))
@@ -66,7 +67,7 @@ func keepSpec(bundle string) error {
 	return nil
 }
 
-// changeSpec sets fields of "linux" in the config.json of a bundle. All else stays
+// ChangeSpec sets fields of "linux" in the config.json of a bundle. All else stays
 // as it is, known or not. [restoreSpec] undoes it.
 func ChangeSpec(bundle string, linux map[string]any) error {
 	path := filepath.Join(bundle, "config.json")
@@ -103,11 +104,12 @@ func ChangeSpec(bundle string, linux map[string]any) error {
 	return WriteJSON(path, whole)
 }
 
+// IsSandbox says whether the annotations of a spec ask for a sandbox.
 func IsSandbox(s *specs.Spec) bool {
 	return s.Annotations[ContainerTypeAnnotation] == ContainerTypeSandbox
 }
 
-// namespaceOf returns the spec's entry for a type of namespace. The second result
+// NamespaceOf returns the spec's entry for a type of namespace. The second result
 // is false if there is none: then it is the host's.
 func NamespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
 	for _, ns := range s.Linux.Namespaces {
@@ -118,7 +120,7 @@ func NamespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespac
 	return specs.LinuxNamespace{}, false
 }
 
-// ownsPIDNamespace says whether the container gets a PID namespace of its own,
+// OwnsPIDNamespace says whether the container gets a PID namespace of its own,
 // so that the kernel kills all of its processes when its init ends
 // (pid_namespaces(7)).
 func OwnsPIDNamespace(s *specs.Spec) bool {

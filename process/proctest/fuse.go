@@ -36,6 +36,7 @@ const (
 	fusePoll    = 40
 )
 
+// ServeFile mounts a file system of one file until the end of the test.
 func ServeFile(t *testing.T, text string) *ServedFile {
 	t.Helper()
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -121,6 +122,7 @@ func (f *ServedFile) answer(operation uint32, body []byte) ([]byte, unix.Errno) 
 	return nil, unix.ENOSYS
 }
 
+// Written returns all that was written to the file.
 func (f *ServedFile) Written() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,3 +1,4 @@
+// Package proctest has what tests of running things need, and knows nothing of tasks.
 package proctest
 
 import (
@@ -20,10 +21,12 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// deadline is how long a test waits for what must happen; it is never what a test measures. PAUSE_TEST_PATIENCE says
+// Deadline is how long a test waits for what must happen; it is never what a test measures. PAUSE_TEST_PATIENCE says
 // by how much the machine may be slower than usual.
 var Deadline = patience() * time.Minute
 
@@ -34,6 +37,7 @@ func patience() time.Duration {
 	return 1
 }
 
+// Context returns a context that ends with the test, or at its deadline.
 func Context(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
@@ -41,6 +45,7 @@ func Context(t *testing.T) context.Context {
 	return ctx
 }
 
+// Must ends the test at an error.
 func Must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -48,6 +53,7 @@ func Must(t testing.TB, err error) {
 	}
 }
 
+// WantKind fails the test if an error is not of a kind.
 func WantKind(t *testing.T, err error, is func(error) bool, what string) {
 	t.Helper()
 	if !is(err) {
@@ -55,7 +61,7 @@ func WantKind(t *testing.T, err error, is func(error) bool, what string) {
 	}
 }
 
-// eventually fails the test if a condition does not come true.
+// Eventually fails the test if a condition does not come true.
 func Eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(Deadline); !condition(); time.Sleep(2 * time.Millisecond) {
@@ -65,7 +71,7 @@ func Eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// noLeakedFDs fails the test if descriptors are open at its end that were not at its start.
+// NoLeakedFDs fails the test if descriptors are open at its end that were not at its start.
 func NoLeakedFDs(t *testing.T) {
 	t.Helper()
 	before := OpenFDs()
@@ -86,6 +92,7 @@ func NoLeakedFDs(t *testing.T) {
 	})
 }
 
+// OpenFDs returns what the descriptors of this process lead to, by their numbers.
 func OpenFDs() map[string]string {
 	fds := make(map[string]string)
 	entries, _ := os.ReadDir("/proc/self/fd")
@@ -98,7 +105,7 @@ func OpenFDs() map[string]string {
 	return fds
 }
 
-// script writes a shell script, as the OCI runtime for tests runs them.
+// Script writes a shell script, as the OCI runtime for tests runs them.
 func Script(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "script")
@@ -106,6 +113,7 @@ func Script(t *testing.T, text string) string {
 	return path
 }
 
+// Mkfifo makes a fifo.
 func Mkfifo(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fifo")
@@ -113,7 +121,7 @@ func Mkfifo(t *testing.T) string {
 	return path
 }
 
-// inode returns the number of a namespace.
+// Inode returns the number of a namespace.
 func Inode(t *testing.T, path string) uint64 {
 	t.Helper()
 	var st unix.Stat_t
@@ -121,11 +129,12 @@ func Inode(t *testing.T, path string) uint64 {
 	return st.Ino
 }
 
-// threadNS is the path of a namespace of a thread of this process.
+// ThreadNS is the path of a namespace of a thread of this process.
 func ThreadNS(tid int, name string) string {
 	return fmt.Sprintf("/proc/%d/task/%d/ns/%s", os.Getpid(), tid, name)
 }
 
+// AtHome says whether a thread of this process is in the namespaces of the calling one.
 func AtHome(t *testing.T, tid int) bool {
 	t.Helper()
 	for _, name := range []string{"net", "ipc", "uts"} {
@@ -136,7 +145,7 @@ func AtHome(t *testing.T, tid int) bool {
 	return true
 }
 
-// othersAtHome fails the test if any thread but one is not in the test's namespaces.
+// OthersAtHome fails the test if any thread but one is not in the test's namespaces.
 func OthersAtHome(t *testing.T, except int) {
 	t.Helper()
 	tasks, err := os.ReadDir("/proc/self/task")
@@ -158,7 +167,7 @@ func OthersAtHome(t *testing.T, except int) {
 	}
 }
 
-// bindNetwork makes a new network namespace that is held by a bind mount.
+// BindNetwork makes a new network namespace that is held by a bind mount.
 func BindNetwork(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "net")
@@ -177,7 +186,7 @@ func BindNetwork(t *testing.T) string {
 	return path
 }
 
-// reading is what comes out of a fifo, to its end.
+// Reading is what comes out of a fifo, to its end.
 type Reading struct {
 	t    *testing.T
 	Open chan struct{} // closed when there is a writer
@@ -186,7 +195,7 @@ type Reading struct {
 	err  error
 }
 
-// readFifo opens the fifo, which waits for a writer, and reads it to its end.
+// ReadFifo opens the fifo, which waits for a writer, and reads it to its end.
 func ReadFifo(t *testing.T, path string) *Reading {
 	t.Helper()
 	r := &Reading{t: t, Open: make(chan struct{}), Done: make(chan struct{})}
@@ -204,6 +213,7 @@ func ReadFifo(t *testing.T, path string) *Reading {
 	return r
 }
 
+// All returns what was read up to the end, which it waits for.
 func (r *Reading) All() string {
 	r.t.Helper()
 	select {
@@ -215,7 +225,7 @@ func (r *Reading) All() string {
 	return string(r.text)
 }
 
-// useUpDescriptors lets no more than so many descriptors be had, until release is called.
+// UseUpDescriptors lets no more than so many descriptors be had, until release is called.
 func UseUpDescriptors(t *testing.T, free int) (release func()) {
 	t.Helper()
 	var before unix.Rlimit
@@ -258,7 +268,7 @@ func openNull(t *testing.T) int {
 	return fd
 }
 
-// again runs the test that calls it in another process, which the caller may have changed, and fails the test
+// Again runs the test that calls it in another process, which the caller may have changed, and fails the test
 // with it. It returns true in that process.
 func Again(t *testing.T, change func(*exec.Cmd)) (inside bool) {
 	t.Helper()
@@ -286,7 +296,7 @@ func Again(t *testing.T, change func(*exec.Cmd)) (inside bool) {
 	return false
 }
 
-// refuseSyscall makes a system call fail in this process from now on, as a seccomp filter around a shim may.
+// RefuseSyscall makes a system call fail in this process from now on, as a seccomp filter around a shim may.
 func RefuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
 	t.Helper()
 	const allow, fail = 0x7fff0000, 0x00050000 // SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
@@ -304,6 +314,7 @@ func RefuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
 	}
 }
 
+// ProcessState returns the letter that proc_pid_stat(5) has for the state of a process; empty without one.
 func ProcessState(pid int) string {
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -363,8 +374,44 @@ func GoProgram(t *testing.T, name, module string) (path string) {
 	return path
 }
 
+// What Go's linker writes into runc.
 const (
 	RuncModule = "path\tgithub.com/opencontainers/runc\nmod\tgithub.com/opencontainers/runc\tv1.5.2\th1:x=\n"
-	// Distributions build it in their own way.
+	// RuncPackage is what distributions make of it, which build it in their own way.
 	RuncPackage = "path\tgithub.com/opencontainers/runc\nbuild\t-compiler=gc\n"
 )
+
+// NamespaceList lists new namespaces of the given types.
+func NamespaceList(kinds ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
+	var list []specs.LinuxNamespace
+	for _, kind := range kinds {
+		list = append(list, specs.LinuxNamespace{Type: kind})
+	}
+	return list
+}
+
+// PodKinds are the types that a sandbox has of its own.
+var PodKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
+
+// Sleeper starts a process that ends with the test. It is for packages without a reaper.
+func Sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
+	t.Helper()
+	cmd := exec.Command("sleep", "100000")
+	cmd.SysProcAttr = attr
+	Must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
+// Mounted says whether something is mounted at a path.
+func Mounted(t *testing.T, path string) bool {
+	t.Helper()
+	mounted, err := mountinfo.Mounted(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return mounted
+}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startTime returns when a process has begun, in clock ticks since the boot
+// StartTime returns when a process has begun, in clock ticks since the boot
 // (proc_pid_stat(5), field 22). Together with its pid this identifies it.
 func StartTime(pid int) (uint64, error) {
 	const field = 22

@@ -1,11 +1,12 @@
 package reap
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"golang.org/x/sys/unix"
 )

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isReady says whether a file is ready for the events, has failed or is at its end
+// IsReady says whether a file is ready for the events, has failed or is at its end
 // (poll(2)).
 //
 // It is a raw system call, as it waits for nothing: for one that might, Go wakes up a

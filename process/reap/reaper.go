@@ -61,7 +61,7 @@ func NewReaper(ctx context.Context) *Reaper {
 	return r
 }
 
-// hold keeps unclaimed children unreaped that begin before release is called.
+// Hold keeps unclaimed children unreaped that begin before release is called.
 func (r *Reaper) Hold() (release func()) {
 	h := &hold{since: now()}
 	r.mu.Lock()
@@ -78,7 +78,7 @@ func (r *Reaper) Hold() (release func()) {
 	}
 }
 
-// child is a child of the shim that has an owner.
+// Child is a child of the shim that has an owner.
 type Child struct {
 	reaper *Reaper
 	Pid    int
@@ -87,7 +87,7 @@ type Child struct {
 	reaped bool // guarded by mu: the pid may belong to another process by now
 }
 
-// claim makes the caller the owner of the child pid: it must call wait, once. A
+// Claim makes the caller the owner of the child pid: it must call wait, once. A
 // child can be claimed only while it cannot be reaped: under hold.
 func (r *Reaper) Claim(pid int) *Child {
 	r.mu.Lock()
@@ -170,7 +170,7 @@ func childrenOfAll() (pids []int) {
 	return pids
 }
 
-// wait blocks until the child has ended, reaps it and returns its exit status as
+// Wait blocks until the child has ended, reaps it and returns its exit status as
 // a shell would: 128 plus the signal if one ended it.
 func (c *Child) Wait() (int, error) {
 	err := AwaitExit(c.Pid)
@@ -194,7 +194,7 @@ func (c *Child) Wait() (int, error) {
 	return status.ExitStatus(), nil
 }
 
-// signal sends a signal to the child. Its pid cannot be another process's,
+// Signal sends a signal to the child. Its pid cannot be another process's,
 // because it is not reaped meanwhile.
 func (c *Child) Signal(sig unix.Signal) error {
 	c.mu.Lock()
@@ -218,11 +218,11 @@ func (r *Reaper) disown(pid int) {
 const (
 	// unknownStatus is what containerd calls containerd.UnknownExitStatus.
 	unknownStatus = 255
-	// exitSignalBase is added to the signal that ended a process, as sh(1) does.
+	// ExitSignalBase is added to the signal that ended a process, as sh(1) does.
 	ExitSignalBase = 128
 )
 
-// awaitExit blocks until the child pid is a zombie. Its error says that there is no such
+// AwaitExit blocks until the child pid is a zombie. Its error says that there is no such
 // child. A goroutine parked on a pidfd costs no thread; where there is none to be had, a
 // thread waits: kernels before 5.10 know no non-blocking pidfd, descriptors may be used up,
 // memory or the poller's room as well, and a seccomp filter may know no pidfd_open(2).
@@ -282,6 +282,7 @@ func awaitPid(pid int) error {
 	}
 }
 
+// IgnoringEINTR calls f again as long as a signal interrupts it.
 func IgnoringEINTR(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, syscall.EINTR) {

@@ -9,10 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// consoleSocket receives the master of a process's terminal from the OCI runtime
+// ConsoleSocket receives the master of a process's terminal from the OCI runtime
 // (runc, docs/terminals.md, "Detached with a new terminal").
 type ConsoleSocket struct{ *runc.Socket }
 
+// NewConsoleSocket makes a socket to receive a console by.
 func NewConsoleSocket() (*ConsoleSocket, error) {
 	s, err := runc.NewTempConsoleSocket()
 	if err != nil {
@@ -21,7 +22,7 @@ func NewConsoleSocket() (*ConsoleSocket, error) {
 	return &ConsoleSocket{s}, nil
 }
 
-// receive waits for the master until ctx ends.
+// Receive waits for the master until ctx ends.
 func (s *ConsoleSocket) Receive(ctx context.Context) (*os.File, error) {
 	defer context.AfterFunc(ctx, func() { s.Close() })()
 	console, err := s.ReceiveMaster()
@@ -41,7 +42,7 @@ func (s *ConsoleSocket) Receive(ctx context.Context) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "console"), nil
 }
 
-// openConsole opens what the streams of a process with a terminal need, but for
+// OpenConsole opens what the streams of a process with a terminal need, but for
 // the terminal itself, which attach adds.
 func OpenConsole(ctx context.Context, sio Config, l *LoggerConfig) (_ *Streams, err error) {
 	s := &Streams{Patience: settleTimeout}
@@ -83,7 +84,7 @@ func OpenConsole(ctx context.Context, sio Config, l *LoggerConfig) (_ *Streams, 
 	return s, nil
 }
 
-// attach connects a terminal's master with the streams, and owns it from then on. Reading,
+// Attach connects a terminal's master with the streams, and owns it from then on. Reading,
 // writing and resizing share the one file, which goes with the process.
 func (s *Streams) Attach(master *os.File) {
 	s.tty = master
@@ -99,13 +100,13 @@ func (s *Streams) Attach(master *os.File) {
 // when a user closes a terminal's window. The stock shim does the same.
 func (s *Streams) hangUp() { s.tty.Close() }
 
-// terminalSize is in characters. It is encoded as the specification's Box.
+// Size is in characters. It is encoded as the specification's Box.
 type Size struct {
 	Width  uint16 `json:"width"`
 	Height uint16 `json:"height"`
 }
 
-// resize sets the size of the terminal. Without one, or when it is closed, it does
+// Resize sets the size of the terminal. Without one, or when it is closed, it does
 // nothing, as a client that follows its own terminal's size would expect.
 func (s *Streams) Resize(size Size) error {
 	if s == nil || s.tty == nil {

@@ -19,11 +19,11 @@ import (
 // The stock shim gives it the same.
 const loggerTimeout = 12 * time.Second
 
-// loggerReadyTimeout is how long a logging program may take to become ready. Without a
+// LoggerReadyTimeout is how long a logging program may take to become ready. Without a
 // bound, one that hangs would hold the create for ever.
 const LoggerReadyTimeout = 30 * time.Second
 
-// loggerRequest is what a logging program is told, and asked.
+// LoggerConfig is what a logging program is told, and asked.
 type LoggerConfig struct {
 	ID, Namespace string
 	Reaper        *reap.Reaper

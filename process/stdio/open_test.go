@@ -1,12 +1,13 @@
 package stdio
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
-	"containerd-shim-pause-v2/process/reap"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"containerd-shim-pause-v2/process/proctest"
+	"containerd-shim-pause-v2/process/reap"
 
 	"golang.org/x/sys/unix"
 )

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stdio names where the streams of a process lead, as in containerd's API: paths
+// Config names where the streams of a process lead, as in containerd's API: paths
 // of fifos, or for Stdout a URI with the scheme file, binary or binary-v2. Empty
 // is /dev/null. With a terminal, Stdout carries the standard error as well.
 type Config struct {
@@ -28,7 +28,7 @@ type Config struct {
 // in its pipes; a child that outlives it may hold them open for ever.
 const drainTimeout = 10 * time.Second
 
-// streams are the open ends of a process's streams on the shim's side.
+// Streams are the open ends of a process's streams on the shim's side.
 //
 //	process ──pipe──▶ copy in the shim ──▶ fifo, file
 //	process ──pipe──▶ logging program
@@ -42,7 +42,7 @@ type Streams struct {
 	copies sync.WaitGroup // the outputs' copies
 	tty    *os.File       // the console's master, if there is one
 
-	// patience is how long the exit is held back at most for readers that are too slow.
+	// Patience is how long the exit is held back at most for readers that are too slow.
 	Patience time.Duration
 }
 
@@ -85,7 +85,7 @@ func (o *output) inFlight() int { return bytesIn(o.src) + bytesIn(o.keep) }
 // Owner is the user and group who may reopen a process's pipes, through /dev/stdout.
 type Owner struct{ UID, GID uint32 }
 
-// openStreams opens all that the streams of a process without terminal need.
+// Open opens all that the streams of a process without terminal need.
 // The pipes belong to the user and group which the runtime options give.
 func Open(ctx context.Context, sio Config, l *LoggerConfig, o Owner) (_ *Streams, err error) {
 	s := &Streams{Patience: settleTimeout}
@@ -201,7 +201,7 @@ func chown(f *os.File, o Owner) error {
 	return nil
 }
 
-// start begins to copy, when the process has been started.
+// Start begins to copy, when the process has been started.
 func (s *Streams) Start() {
 	s.CloseChildEnds()
 	if s.in != nil {
@@ -231,6 +231,7 @@ func (s *Streams) Start() {
 	}
 }
 
+// CloseChildEnds closes the process's ends, when the process has its own copies.
 func (s *Streams) CloseChildEnds() {
 	for i, f := range s.Child {
 		if f != nil {
@@ -240,7 +241,7 @@ func (s *Streams) CloseChildEnds() {
 	}
 }
 
-// closeInput ends the standard input once all that was written to it is read.
+// CloseInput ends the standard input once all that was written to it is read.
 func (s *Streams) CloseInput() {
 	if s.in != nil {
 		CloseAll(s.in.keep)
@@ -255,7 +256,7 @@ const (
 	settleTimeout = time.Second
 )
 
-// settle waits until readers have taken most of the output, unless they are too slow.
+// Settle waits until readers have taken most of the output, unless they are too slow.
 func (s *Streams) Settle() {
 	end := time.Now().Add(s.Patience)
 	for nap := time.Millisecond; time.Now().Before(end); nap = min(2*nap, 10*time.Millisecond) {
@@ -266,7 +267,7 @@ func (s *Streams) Settle() {
 	}
 }
 
-// inFlight returns how many bytes of an output nobody has read yet; of that with most.
+// InFlight returns how many bytes of an output nobody has read yet; of that with most.
 func (s *Streams) InFlight() (n int) {
 	for _, o := range s.outputs {
 		n = max(n, o.inFlight())
@@ -292,7 +293,7 @@ func bytesIn(f *os.File) (n int) {
 	return n
 }
 
-// drain waits until the output has been copied, at most for drainTimeout, and says whether
+// Drain waits until the output has been copied, at most for drainTimeout, and says whether
 // it has. No other reader is waited for: output that nobody reads is dropped.
 func (s *Streams) Drain(ctx context.Context) error {
 	done := make(chan struct{})
@@ -322,7 +323,7 @@ func (s *Streams) Drain(ctx context.Context) error {
 	}
 }
 
-// close closes everything, which ends copies that are still running. It may be
+// Close closes everything, which ends copies that are still running. It may be
 // called more than once, and at any time.
 func (s *Streams) Close() {
 	s.CloseChildEnds()
@@ -338,6 +339,7 @@ func (s *Streams) Close() {
 	}
 }
 
+// CloseAll closes those of the files that are not nil.
 func CloseAll(files ...*os.File) {
 	for _, f := range files {
 		if f != nil {

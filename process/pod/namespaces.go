@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"fmt"
@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// podNamespaceTypes are the types that a sandbox's thread takes, with the name
+// NamespaceTypes are the types that a sandbox's thread takes, with the name
 // under /proc/<pid>/ns and the flag of unshare(2) and setns(2). PID and user
 // namespaces are not among them: the first holds only for children, the second
 // cannot be entered by one thread of many (setns(2)).
-var podNamespaceTypes = []struct {
-	kind specs.LinuxNamespaceType
-	proc string
+var NamespaceTypes = []struct {
+	Kind specs.LinuxNamespaceType
+	Proc string
 	flag int
 }{
 	{specs.NetworkNamespace, "net", unix.CLONE_NEWNET},
@@ -23,30 +23,31 @@ var podNamespaceTypes = []struct {
 	{specs.UTSNamespace, "uts", unix.CLONE_NEWUTS},
 }
 
-// nsID identifies a namespace: the device and inode of its file in nsfs
+// NSID identifies a namespace: the device and inode of its file in nsfs
 // (namespaces(7), "The /proc/pid/ns/ directory").
-type nsID struct{ dev, ino uint64 }
+type NSID struct{ dev, Inode uint64 }
 
-func statNamespace(path string) (nsID, error) {
+// StatNamespace identifies the namespace that a path leads to.
+func StatNamespace(path string) (NSID, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return nsID{}, &os.PathError{Op: "stat", Path: path, Err: err}
+		return NSID{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return nsID{st.Dev, st.Ino}, nil
+	return NSID{st.Dev, st.Ino}, nil
 }
 
-// nsFile is the open file of a namespace. Unlike a path it leads to the same
+// NSFile is the open file of a namespace. Unlike a path it leads to the same
 // namespace as long as it is open, whatever becomes of the process or link that
 // it was found by; and the namespace stays.
-type nsFile struct {
+type NSFile struct {
 	*os.File
-	id   nsID
+	ID   NSID
 	flag int // of clone(2): its type
 }
 
-// openNamespace opens a path that a client has given. It refuses what is no
+// Open opens a path that a client has given. It refuses what is no
 // namespace, and does not wait, as the open of a fifo would.
-func openNamespace(path string) (*nsFile, error) {
+func Open(path string) (*NSFile, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
@@ -54,7 +55,7 @@ func openNamespace(path string) (*nsFile, error) {
 	return newNSFile(os.NewFile(uintptr(fd), path))
 }
 
-func newNSFile(f *os.File) (*nsFile, error) {
+func newNSFile(f *os.File) (*NSFile, error) {
 	flag, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil {
 		f.Close()
@@ -65,19 +66,19 @@ func newNSFile(f *os.File) (*nsFile, error) {
 		f.Close()
 		return nil, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
-	return &nsFile{f, nsID{st.Dev, st.Ino}, flag}, nil
+	return &NSFile{f, NSID{st.Dev, st.Ino}, flag}, nil
 }
 
-// path is where others find the open file. runc takes a path to a user namespace
+// Path is where others find the open file. runc takes a path to a user namespace
 // that begins with /proc/<number>/ for that of a process in it, and reads the ID
 // mappings of that process (GetUserNamespaceMappings in libcontainer); the dot
 // keeps it from that.
-func (f *nsFile) path() string {
+func (f *NSFile) Path() string {
 	return fmt.Sprintf("/proc/./%d/fd/%d", os.Getpid(), f.Fd())
 }
 
-// checkNamespaceList refuses what runc refuses: a type listed twice.
-func checkNamespaceList(list []specs.LinuxNamespace) error {
+// CheckNamespaceList refuses what runc refuses: a type listed twice.
+func CheckNamespaceList(list []specs.LinuxNamespace) error {
 	seen := make(map[specs.LinuxNamespaceType]bool)
 	for _, ns := range list {
 		if seen[ns.Type] {
@@ -100,19 +101,19 @@ var cloneFlags = map[specs.LinuxNamespaceType]int{
 	specs.TimeNamespace:    unix.CLONE_NEWTIME,
 }
 
-// hostNamespace returns the identity of the shim's own namespace of a type,
+// HostNamespace returns the identity of the shim's own namespace of a type,
 // which is the host's in all threads but those that hold sandboxes. The path
 // must not be /proc/self, which is the main thread's.
-func hostNamespace(kind specs.LinuxNamespaceType) (nsID, error) {
-	name, ok := procNames[kind]
+func HostNamespace(kind specs.LinuxNamespaceType) (NSID, error) {
+	name, ok := ProcNames[kind]
 	if !ok {
-		return nsID{}, fmt.Errorf("unknown namespace type %q: %w", kind, errdefs.ErrInvalidArgument)
+		return NSID{}, fmt.Errorf("unknown namespace type %q: %w", kind, errdefs.ErrInvalidArgument)
 	}
-	return statNamespace("/proc/thread-self/ns/" + name)
+	return StatNamespace("/proc/thread-self/ns/" + name)
 }
 
-// procNames are the names under /proc/<pid>/ns of the types in an OCI spec.
-var procNames = map[specs.LinuxNamespaceType]string{
+// ProcNames are the names under /proc/<pid>/ns of the types in an OCI spec.
+var ProcNames = map[specs.LinuxNamespaceType]string{
 	specs.PIDNamespace:     "pid",
 	specs.NetworkNamespace: "net",
 	specs.MountNamespace:   "mnt",
@@ -123,16 +124,16 @@ var procNames = map[specs.LinuxNamespaceType]string{
 	specs.TimeNamespace:    "time",
 }
 
-// threadNamespaces returns the calling thread's namespaces of the types that a
+// ThreadNamespaces returns the calling thread's namespaces of the types that a
 // sandbox's thread may take.
-func threadNamespaces() (map[specs.LinuxNamespaceType]nsID, error) {
-	ids := make(map[specs.LinuxNamespaceType]nsID)
-	for _, t := range podNamespaceTypes {
-		id, err := statNamespace("/proc/thread-self/ns/" + t.proc)
+func ThreadNamespaces() (map[specs.LinuxNamespaceType]NSID, error) {
+	ids := make(map[specs.LinuxNamespaceType]NSID)
+	for _, t := range NamespaceTypes {
+		id, err := StatNamespace("/proc/thread-self/ns/" + t.Proc)
 		if err != nil {
 			return nil, err
 		}
-		ids[t.kind] = id
+		ids[t.Kind] = id
 	}
 	return ids, nil
 }

@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"errors"
@@ -57,9 +57,9 @@ func (t *Thread) Serve() {
 	}
 }
 
-// id returns the thread's ID, that of the process for the main thread. Under it
+// ID returns the thread's ID, that of the process for the main thread. Under it
 // /proc shows the thread's namespaces (proc(5), /proc/tid).
-func (t *Thread) id() (tid int, err error) {
+func (t *Thread) ID() (tid int, err error) {
 	err = t.Do(func() error {
 		tid = unix.Gettid()
 		return nil
@@ -87,10 +87,10 @@ func (t *Thread) Do(f func() error) error {
 	return <-done
 }
 
-// enter puts the thread into the namespaces of a set: into an existing one if it has
+// Enter puts the thread into the namespaces of a set: into an existing one if it has
 // a file, else into a new one. Then it calls setup in the thread. After an error the
 // thread is where it was before.
-func (t *Thread) enter(set namespaceSet, setup func() error) error {
+func (t *Thread) Enter(set Namespaces, setup func() error) error {
 	return t.Do(func() (err error) {
 		if len(t.held) > 0 {
 			return fmt.Errorf("the thread holds a pod already: %w", errdefs.ErrFailedPrecondition)
@@ -113,28 +113,28 @@ func (t *Thread) enter(set namespaceSet, setup func() error) error {
 }
 
 // take runs in the thread.
-func (t *Thread) take(set namespaceSet) error {
-	for _, kind := range podNamespaceTypes {
-		ns := set.find(kind.kind)
+func (t *Thread) take(set Namespaces) error {
+	for _, kind := range NamespaceTypes {
+		ns := set.find(kind.Kind)
 		if ns == nil {
 			continue
 		}
-		home, err := os.Open("/proc/thread-self/ns/" + kind.proc)
+		home, err := os.Open("/proc/thread-self/ns/" + kind.Proc)
 		if err != nil {
-			return fmt.Errorf("cannot remember the host's %s namespace: %w", kind.kind, err)
+			return fmt.Errorf("cannot remember the host's %s namespace: %w", kind.Kind, err)
 		}
-		t.held = append(t.held, heldNamespace{kind.kind, kind.flag, home})
+		t.held = append(t.held, heldNamespace{kind.Kind, kind.flag, home})
 		if err := ns.enter(kind.flag); err != nil {
-			return fmt.Errorf("cannot enter the pod's %s namespace: %w", kind.kind, err)
+			return fmt.Errorf("cannot enter the pod's %s namespace: %w", kind.Kind, err)
 		}
 	}
 	return nil
 }
 
-// leave takes the thread out of the pod's namespaces, so that the kernel frees them
+// Leave takes the thread out of the pod's namespaces, so that the kernel frees them
 // unless containers or bind mounts still hold them. A thread that was made for the
 // pod ends, and must not be used again; so it does not matter if it finds no way home.
-func (t *Thread) leave() error {
+func (t *Thread) Leave() error {
 	err := t.Do(t.goHome)
 	if t.main {
 		return err

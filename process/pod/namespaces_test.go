@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"errors"
@@ -19,30 +19,20 @@ import (
 
 func noSetup() error { return nil }
 
-func namespaceList(kinds ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
-	var list []specs.LinuxNamespace
-	for _, kind := range kinds {
-		list = append(list, specs.LinuxNamespace{Type: kind})
-	}
-	return list
-}
-
 // enterList resolves a list, and enters it.
 func enterList(thread *Thread, list []specs.LinuxNamespace, setup func() error) error {
-	set, err := resolveNamespaces(list)
+	set, err := Resolve(list)
 	if err != nil {
 		return err
 	}
-	defer set.close()
-	return thread.enter(set, setup)
+	defer set.Close()
+	return thread.Enter(set, setup)
 }
-
-var podKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
 
 func TestThreadTakesNewNamespaces(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	thread, tid := startThread()
-	list := namespaceList(append(podKinds, specs.MountNamespace, specs.PIDNamespace)...)
+	list := proctest.NamespaceList(append(proctest.PodKinds, specs.MountNamespace, specs.PIDNamespace)...)
 	ran := 0
 	err := enterList(thread, list, func() error { ran = unix.Gettid(); return nil })
 	proctest.Must(t, err)
@@ -50,10 +40,10 @@ func TestThreadTakesNewNamespaces(t *testing.T) {
 		t.Errorf("setup ran in thread %d, want %d", ran, tid)
 	}
 	inside := make(map[string]uint64)
-	for _, ns := range podNamespaceTypes {
-		inside[ns.proc] = proctest.Inode(t, proctest.ThreadNS(tid, ns.proc))
-		if inside[ns.proc] == proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.proc)) {
-			t.Errorf("the thread is in the host's %s namespace", ns.proc)
+	for _, ns := range NamespaceTypes {
+		inside[ns.Proc] = proctest.Inode(t, proctest.ThreadNS(tid, ns.Proc))
+		if inside[ns.Proc] == proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.Proc)) {
+			t.Errorf("the thread is in the host's %s namespace", ns.Proc)
 		}
 	}
 	for _, name := range []string{"mnt", "pid", "user", "cgroup"} {
@@ -63,30 +53,30 @@ func TestThreadTakesNewNamespaces(t *testing.T) {
 	}
 	proctest.OthersAtHome(t, tid)
 
-	proctest.Must(t, thread.leave())
+	proctest.Must(t, thread.Leave())
 	if !proctest.AtHome(t, tid) {
 		t.Error("the thread has not come back")
 	}
-	proctest.Must(t, thread.leave()) // nothing is left to be done
+	proctest.Must(t, thread.Leave()) // nothing is left to be done
 }
 
 func TestThreadTakesOnlyWhatIsListed(t *testing.T) {
-	for _, kind := range podKinds {
+	for _, kind := range proctest.PodKinds {
 		thread, tid := startThread()
-		err := enterList(thread, namespaceList(kind), noSetup)
+		err := enterList(thread, proctest.NamespaceList(kind), noSetup)
 		proctest.Must(t, err)
-		for _, ns := range podNamespaceTypes {
-			own := proctest.Inode(t, proctest.ThreadNS(tid, ns.proc)) != proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.proc))
-			if own != (ns.kind == kind) {
-				t.Errorf("%s alone: own %s namespace: %t", kind, ns.kind, own)
+		for _, ns := range NamespaceTypes {
+			own := proctest.Inode(t, proctest.ThreadNS(tid, ns.Proc)) != proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.Proc))
+			if own != (ns.Kind == kind) {
+				t.Errorf("%s alone: own %s namespace: %t", kind, ns.Kind, own)
 			}
 		}
-		proctest.Must(t, thread.leave())
+		proctest.Must(t, thread.Leave())
 	}
 }
 
 func TestThreadTakesExistingNamespaces(t *testing.T) {
-	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+	process := proctest.Sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
 	for name, path := range map[string]string{
 		"bind mount":           proctest.BindNetwork(t),
 		"of another process":   fmt.Sprintf("/proc/%d/ns/net", process),
@@ -101,7 +91,7 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 			if got, want := proctest.Inode(t, proctest.ThreadNS(tid, "net")), proctest.Inode(t, path); got != want {
 				t.Errorf("the thread is in namespace %d, want %d", got, want)
 			}
-			proctest.Must(t, thread.leave())
+			proctest.Must(t, thread.Leave())
 			if !proctest.AtHome(t, tid) {
 				t.Error("the thread has not come back")
 			}
@@ -112,14 +102,14 @@ func TestThreadTakesExistingNamespaces(t *testing.T) {
 // The end of a network namespace takes its devices with it, and the other ends of its pairs.
 func TestNamespacesAreFreedByTheKernel(t *testing.T) {
 	thread, tid := startThread()
-	err := enterList(thread, namespaceList(podKinds...), noSetup)
+	err := enterList(thread, proctest.NamespaceList(proctest.PodKinds...), noSetup)
 	proctest.Must(t, err)
 	device := fmt.Sprintf("pt%d", tid)
 	run(t, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(tid))
 	if _, err := net.InterfaceByName(device); err != nil {
 		t.Fatal(err)
 	}
-	proctest.Must(t, thread.leave())
+	proctest.Must(t, thread.Leave())
 	proctest.Eventually(t, "the device is gone", func() bool {
 		_, err := net.InterfaceByName(device)
 		return err != nil
@@ -131,7 +121,7 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 	proctest.Must(t, os.WriteFile(file, nil, 0o600))
 	failed := errors.New("setup failed")
 	with := func(uts string) []specs.LinuxNamespace {
-		return append(namespaceList(specs.NetworkNamespace, specs.IPCNamespace),
+		return append(proctest.NamespaceList(specs.NetworkNamespace, specs.IPCNamespace),
 			specs.LinuxNamespace{Type: specs.UTSNamespace, Path: uts})
 	}
 	for _, tc := range []struct {
@@ -140,8 +130,8 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 		setup func() error
 		want  error
 	}{
-		{"setup", namespaceList(podKinds...), func() error { return failed }, failed},
-		{"panic in setup", namespaceList(podKinds...), func() error { panic("on purpose") }, nil},
+		{"setup", proctest.NamespaceList(proctest.PodKinds...), func() error { return failed }, failed},
+		{"panic in setup", proctest.NamespaceList(proctest.PodKinds...), func() error { panic("on purpose") }, nil},
 		{"a path that does not exist", with("/nonexistent"), noSetup, os.ErrNotExist},
 		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, errdefs.ErrInvalidArgument},
 		{"a path that is no namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
@@ -191,7 +181,7 @@ func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 	err = enterList(thread, []specs.LinuxNamespace{{Type: specs.UTSNamespace}}, func() error { return nil })
 	proctest.Must(t, err)
 	proctest.Must(t, thread.held[0].home.Close())
-	if err := thread.leave(); err == nil {
+	if err := thread.Leave(); err == nil {
 		t.Fatal("the thread has left without knowing where to")
 	}
 	if err := enterList(thread, nil, func() error { return nil }); err == nil {
@@ -201,24 +191,24 @@ func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 
 func TestChildrenStayAtHome(t *testing.T) {
 	thread, _ := startThread()
-	err := enterList(thread, namespaceList(podKinds...), noSetup)
+	err := enterList(thread, proctest.NamespaceList(proctest.PodKinds...), noSetup)
 	proctest.Must(t, err)
-	for _, ns := range podNamespaceTypes {
-		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.proc), fmt.Sprint(proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.proc))); got != want {
-			t.Errorf("a child is in %s namespace %s, want %s", ns.proc, got, want)
+	for _, ns := range NamespaceTypes {
+		if got, want := run(t, "stat", "-Lc", "%i", "/proc/self/ns/"+ns.Proc), fmt.Sprint(proctest.Inode(t, proctest.ThreadNS(unix.Gettid(), ns.Proc))); got != want {
+			t.Errorf("a child is in %s namespace %s, want %s", ns.Proc, got, want)
 		}
 	}
-	proctest.Must(t, thread.leave())
+	proctest.Must(t, thread.Leave())
 }
 
 func TestANamespaceTypeIsListedOnce(t *testing.T) {
-	proctest.Must(t, checkNamespaceList(namespaceList(podKinds...)))
-	err := checkNamespaceList(append(namespaceList(podKinds...), specs.LinuxNamespace{Type: specs.IPCNamespace, Path: "/x"}))
+	proctest.Must(t, CheckNamespaceList(proctest.NamespaceList(proctest.PodKinds...)))
+	err := CheckNamespaceList(append(proctest.NamespaceList(proctest.PodKinds...), specs.LinuxNamespace{Type: specs.IPCNamespace, Path: "/x"}))
 	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestPathsThatLeadToTheHost(t *testing.T) {
-	process := sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID})
+	process := proctest.Sleeper(t, &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID})
 	link := filepath.Join(t.TempDir(), "link")
 	proctest.Must(t, os.Symlink(hostPath(t, "net"), link))
 	for path, want := range map[string]bool{
@@ -228,20 +218,20 @@ func TestPathsThatLeadToTheHost(t *testing.T) {
 		fmt.Sprintf("/proc/%d/ns/net", process): false,
 		proctest.BindNetwork(t):                 false,
 	} {
-		set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}})
+		set, err := Resolve([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}})
 		if err != nil || set[0].host != want {
 			t.Errorf("%q: got %+v and error %v", path, set, err)
 		}
-		if own := set.own()[specs.NetworkNamespace]; own == want {
+		if own := set.Own()[specs.NetworkNamespace]; own == want {
 			t.Errorf("%q: the sandbox's own: %t", path, own)
 		}
-		set.close()
+		set.Close()
 	}
-	_, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/nonexistent"}})
+	_, err := Resolve([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/nonexistent"}})
 	if !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("got %v, want ENOENT", err)
 	}
-	_, err = resolveNamespaces([]specs.LinuxNamespace{{Type: "colour", Path: "/proc/self/ns/net"}})
+	_, err = Resolve([]specs.LinuxNamespace{{Type: "colour", Path: "/proc/self/ns/net"}})
 	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
@@ -251,17 +241,17 @@ func TestResolvedNamespacesDoNotChange(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "link")
 	checked := proctest.BindNetwork(t)
 	proctest.Must(t, os.Symlink(checked, link))
-	set, err := resolveNamespaces([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: link}})
+	set, err := Resolve([]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: link}})
 	proctest.Must(t, err)
-	defer set.close()
+	defer set.Close()
 	proctest.Must(t, os.Remove(link))
 	proctest.Must(t, os.Symlink(hostPath(t, "net"), link))
 	thread, tid := startThread()
-	proctest.Must(t, thread.enter(set, noSetup))
+	proctest.Must(t, thread.Enter(set, noSetup))
 	if got, want := proctest.Inode(t, proctest.ThreadNS(tid, "net")), proctest.Inode(t, checked); got != want {
 		t.Errorf("the thread is in namespace %d, want %d", got, want)
 	}
-	proctest.Must(t, thread.leave())
+	proctest.Must(t, thread.Leave())
 }
 
 // A thread that was made for a pod ends with it, and so does what it held.
@@ -269,14 +259,14 @@ func TestThreadOfAPodEndsWithIt(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	for range 3 {
 		thread := StartThread()
-		tid, err := thread.id()
+		tid, err := thread.ID()
 		proctest.Must(t, err)
-		proctest.Must(t, enterList(thread, namespaceList(podKinds...), noSetup))
+		proctest.Must(t, enterList(thread, proctest.NamespaceList(proctest.PodKinds...), noSetup))
 		if proctest.AtHome(t, tid) {
 			t.Error("the thread is in the host's namespaces")
 		}
 		proctest.OthersAtHome(t, tid)
-		proctest.Must(t, thread.leave())
+		proctest.Must(t, thread.Leave())
 		proctest.Eventually(t, "the thread has ended", func() bool {
 			_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid))
 			return errors.Is(err, os.ErrNotExist)

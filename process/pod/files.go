@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"errors"
@@ -9,18 +9,16 @@ import (
 	"strings"
 	"sync"
 
-	"containerd-shim-pause-v2/process/stdio"
-
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/log"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-// PodFiles are the files that CRI mounts into all containers of a pod, in the
+// Files are the files that CRI mounts into all containers of a pod, in the
 // directories where it looks for them. With the Sandbox API they are the
 // sandbox's to make and to remove.
-type PodFiles struct {
+type Files struct {
 	Dir      string // of hostname, hosts and resolv.conf
 	ShmDir   string // to mount the pod's /dev/shm on; empty if the pod uses the host's
 	Hostname string // the host's name if empty
@@ -39,9 +37,9 @@ type DNS struct{ Servers, Searches, Options []string }
 // in containerd's internal/cri/server/podsandbox).
 const shmSize = 64 << 20
 
-// make writes the files with the modes that CRI gives them. The directories must
+// Make writes the files with the modes that CRI gives them. The directories must
 // not exist yet, so nothing that is in them can lead elsewhere.
-func (f *PodFiles) make() error {
+func (f *Files) Make() error {
 	if f == nil {
 		return nil
 	}
@@ -61,7 +59,7 @@ func (f *PodFiles) make() error {
 
 // fill makes what is missing in the directories. The mount comes last: there is nothing
 // to undo but files.
-func (f *PodFiles) fill() error {
+func (f *Files) fill() error {
 	for name, content := range map[string]func() ([]byte, error){"hostname": f.hostname, "hosts": hosts, "resolv.conf": f.resolvConf} {
 		path := filepath.Join(f.Dir, name)
 		if _, err := os.Lstat(path); err == nil {
@@ -78,7 +76,7 @@ func (f *PodFiles) fill() error {
 	return f.mountShm()
 }
 
-func (f *PodFiles) hostname() ([]byte, error) {
+func (f *Files) hostname() ([]byte, error) {
 	name := f.Hostname
 	if name == "" {
 		var err error
@@ -97,7 +95,7 @@ func hosts() ([]byte, error) {
 	return data, nil
 }
 
-func (f *PodFiles) resolvConf() ([]byte, error) {
+func (f *Files) resolvConf() ([]byte, error) {
 	if f.DNS != nil {
 		return []byte(f.DNS.String()), nil
 	}
@@ -127,7 +125,7 @@ func (d *DNS) String() string {
 }
 
 // mountShm mounts the pod's /dev/shm, if it is not there.
-func (f *PodFiles) mountShm() error {
+func (f *Files) mountShm() error {
 	if f.ShmDir == "" {
 		return nil
 	}
@@ -155,8 +153,8 @@ func (f *PodFiles) mountShm() error {
 
 // holdShm keeps a mount of the pod's /dev/shm for moveShm. It does without where there is
 // none at no path: Linux before 5.2 knows no such, and a seccomp filter may not.
-func (f *PodFiles) holdShm() {
-	stdio.CloseAll(f.shm)
+func (f *Files) holdShm() {
+	closeFile(f.shm)
 	f.shm = nil
 	fd, err := unix.OpenTree(unix.AT_FDCWD, f.ShmDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -167,7 +165,7 @@ func (f *PodFiles) holdShm() {
 }
 
 // moveShm puts the mount that is held in the place of one that is gone.
-func (f *PodFiles) moveShm() error {
+func (f *Files) moveShm() error {
 	err := unix.MoveMount(int(f.shm.Fd()), "", unix.AT_FDCWD, f.ShmDir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
 		return &os.PathError{Op: "move_mount", Path: f.ShmDir, Err: err}
@@ -176,11 +174,11 @@ func (f *PodFiles) moveShm() error {
 	return nil
 }
 
-// restore makes again what is gone of the files: when it starts, CRI takes the
+// Restore makes again what is gone of the files: when it starts, CRI takes the
 // directories of sandboxes that are no containers for orphans, and removes them
 // (cleanupOrphanedIDDirs in containerd's internal/cri/server/restart.go). It may have
 // removed one of the two, or not all that is in it.
-func (f *PodFiles) restore() error {
+func (f *Files) Restore() error {
 	if f == nil {
 		return nil
 	}
@@ -225,14 +223,14 @@ func writeNew(path string, data []byte) error {
 	return errors.Join(err, file.Chmod(0o644), file.Close())
 }
 
-// unmount takes away what would keep CRI from removing the directories.
-func (f *PodFiles) unmount() error {
+// Unmount takes away what would keep CRI from removing the directories.
+func (f *Files) Unmount() error {
 	if f == nil || f.ShmDir == "" {
 		return nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	stdio.CloseAll(f.shm)
+	closeFile(f.shm)
 	f.shm = nil
 	err := mount.UnmountAll(f.ShmDir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -241,19 +239,19 @@ func (f *PodFiles) unmount() error {
 	return nil
 }
 
-// remove removes the files and their directories.
-func (f *PodFiles) remove() error {
+// Remove removes the files and their directories.
+func (f *Files) Remove() error {
 	if f == nil {
 		return nil
 	}
-	if err := f.unmount(); err != nil {
+	if err := f.Unmount(); err != nil {
 		return err
 	}
 	return removeDirs(f.dirs())
 }
 
 // dirs are the directories that are this sandbox's alone.
-func (f *PodFiles) dirs() []string {
+func (f *Files) dirs() []string {
 	if f.ShmDir == "" {
 		return []string{f.Dir}
 	}
@@ -266,4 +264,11 @@ func removeDirs(dirs []string) error {
 		errs = append(errs, os.RemoveAll(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// closeFile closes a file that may be nil.
+func closeFile(f *os.File) {
+	if f != nil {
+		f.Close()
+	}
 }

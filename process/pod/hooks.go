@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hooks are those in a sandbox's spec, which no OCI runtime sees. They run when
+// Hooks are those in a sandbox's spec, which no OCI runtime sees. They run when
 // the runtime specification says so ("Lifecycle" in runtime.md):
 //
 //	prestart, createRuntime  when the namespaces are there, in the host's
@@ -27,25 +27,25 @@ import (
 //
 // startContainer hooks are those of a program that is about to be executed in the
 // container's root file system; a sandbox has neither.
-type hooks struct {
+type Hooks struct {
 	specs.Hooks
 	state specs.State // but for its status
-	// patience is poststopTimeout.
-	patience time.Duration
+	// Patience is poststopTimeout.
+	Patience time.Duration
 }
 
-// newHooks returns the hooks of a sandbox, nil if it has none.
-func newHooks(s *specs.Spec, id, bundle string, pid int) *hooks {
+// NewHooks returns the hooks of a sandbox, nil if it has none.
+func NewHooks(s *specs.Spec, id, bundle string, pid int) *Hooks {
 	if s.Hooks == nil {
 		return nil
 	}
-	return &hooks{Hooks: *s.Hooks, patience: poststopTimeout, state: specs.State{
+	return &Hooks{Hooks: *s.Hooks, Patience: poststopTimeout, state: specs.State{
 		Version: s.Version, ID: id, Pid: pid, Bundle: bundle, Annotations: s.Annotations,
 	}}
 }
 
-// checkHooks refuses hooks that could never run.
-func checkHooks(h *specs.Hooks) error {
+// CheckHooks refuses hooks that could never run.
+func CheckHooks(h *specs.Hooks) error {
 	if h == nil {
 		return nil
 	}
@@ -62,8 +62,8 @@ func checkHooks(h *specs.Hooks) error {
 	return nil
 }
 
-// created runs the hooks of a create, up to the first that fails.
-func (h *hooks) created(ctx context.Context, thread *Thread) error {
+// Created runs the hooks of a create, up to the first that fails.
+func (h *Hooks) Created(ctx context.Context, thread *Thread) error {
 	if h == nil {
 		return nil
 	}
@@ -79,8 +79,8 @@ func (h *hooks) created(ctx context.Context, thread *Thread) error {
 	return err
 }
 
-// started runs the poststart hooks, up to the first that fails.
-func (h *hooks) started(ctx context.Context) error {
+// Started runs the poststart hooks, up to the first that fails.
+func (h *Hooks) Started(ctx context.Context) error {
 	if h == nil {
 		return nil
 	}
@@ -91,12 +91,12 @@ func (h *hooks) started(ctx context.Context) error {
 // own: a sandbox cannot be deleted before they have ended.
 const poststopTimeout = time.Minute
 
-// stopped runs the poststop hooks: all, whether they fail or not, as long as there is time.
-func (h *hooks) stopped(ctx context.Context) error {
+// Stopped runs the poststop hooks: all, whether they fail or not, as long as there is time.
+func (h *Hooks) Stopped(ctx context.Context) error {
 	if h == nil || len(h.Poststop) == 0 {
 		return nil
 	}
-	limit := h.patience
+	limit := h.Patience
 	for _, hook := range h.Poststop {
 		if hook.Timeout != nil {
 			limit += time.Duration(*hook.Timeout) * time.Second
@@ -112,7 +112,7 @@ func (h *hooks) stopped(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (h *hooks) run(ctx context.Context, kind string, list []specs.Hook, status specs.ContainerState) error {
+func (h *Hooks) run(ctx context.Context, kind string, list []specs.Hook, status specs.ContainerState) error {
 	state := h.state
 	state.Status = status
 	data, err := json.Marshal(state)

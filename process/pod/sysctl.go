@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"errors"
@@ -21,15 +21,15 @@ var ipcSysctls = []string{
 	"kernel/shm_next_id", "kernel/shm_rmid_forced", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
 }
 
-// sysctl is one value to write, at a path below /proc/sys.
-type sysctl struct{ path, value string }
+// Sysctl is one value to write, at a path below /proc/sys.
+type Sysctl struct{ Path, value string }
 
-// sandboxSysctls checks the sysctls of a sandbox's spec and returns them in the
+// Sysctls checks the sysctls of a sandbox's spec and returns them in the
 // order of their keys. A key is allowed only if the kernel keeps it per
 // namespace and the spec gives the pod a namespace of that type which is not
 // the host's; anything else would change the host.
-func sandboxSysctls(sysctls map[string]string, own ownNamespaces) ([]sysctl, error) {
-	list := make([]sysctl, 0, len(sysctls))
+func Sysctls(sysctls map[string]string, own Own) ([]Sysctl, error) {
+	list := make([]Sysctl, 0, len(sysctls))
 	for key, value := range sysctls {
 		path, err := sysctlPath(key)
 		if err != nil {
@@ -42,9 +42,9 @@ func sandboxSysctls(sysctls map[string]string, own ownNamespaces) ([]sysctl, err
 		if !own[kind] {
 			return nil, fmt.Errorf("sysctl %q is not allowed, because the pod uses the host's %s namespace: %w", key, kind, errdefs.ErrInvalidArgument)
 		}
-		list = append(list, sysctl{path, value})
+		list = append(list, Sysctl{path, value})
 	}
-	slices.SortFunc(list, func(a, b sysctl) int { return strings.Compare(a.path, b.path) })
+	slices.SortFunc(list, func(a, b Sysctl) int { return strings.Compare(a.Path, b.Path) })
 	return list, nil
 }
 
@@ -82,12 +82,12 @@ func sysctlNamespace(path string) (specs.LinuxNamespaceType, bool) {
 	return "", false
 }
 
-// writeSysctls runs in the thread that is in the pod's namespaces: the kernel
+// WriteSysctls runs in the thread that is in the pod's namespaces: the kernel
 // resolves /proc/sys/net and the IPC keys by the calling thread.
-func writeSysctls(list []sysctl) error {
+func WriteSysctls(list []Sysctl) error {
 	for _, s := range list {
 		if err := writeSysctl(s); err != nil {
-			return fmt.Errorf("cannot set sysctl %q: %w", strings.ReplaceAll(s.path, "/", "."), err)
+			return fmt.Errorf("cannot set sysctl %q: %w", strings.ReplaceAll(s.Path, "/", "."), err)
 		}
 	}
 	return nil
@@ -96,9 +96,9 @@ func writeSysctls(list []sysctl) error {
 // writeSysctl writes one value. Those of an IPC namespace that belongs to a user
 // namespace can be written by its root only, not even by the host's (kernel,
 // ipc_permissions in ipc/ipc_sysctl.c); the file's owner tells who that is.
-func writeSysctl(s sysctl) error {
-	path := filepath.Join("/proc/sys", s.path)
-	if kind, _ := sysctlNamespace(s.path); kind != specs.IPCNamespace {
+func writeSysctl(s Sysctl) error {
+	path := filepath.Join("/proc/sys", s.Path)
+	if kind, _ := sysctlNamespace(s.Path); kind != specs.IPCNamespace {
 		return writeValue(path, s.value)
 	}
 	var st unix.Stat_t

@@ -1,40 +1,39 @@
-package process
+package pod
 
 import (
 	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/program"
-	"containerd-shim-pause-v2/process/stdio"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// holder is a process that lives for a moment in a pod's user namespace. What is
+// Holder is a process that lives for a moment in a pod's user namespace. What is
 // made there belongs to that namespace: of others, containers could neither
 // mount an mqueue file system nor set the host name (user_namespaces(7)). A
 // thread of the shim cannot make them, as it cannot enter a user namespace.
-type holder struct {
+type Holder struct {
 	cmd    *exec.Cmd
 	stdin  *os.File
-	userns *nsFile
+	userns *NSFile
 }
 
 // holderTimeout bounds how long a holder may take for its system calls.
 const holderTimeout = 10 * time.Second
 
-// startHolder has a process enter the pod's user namespace, and make the new ones of
+// StartHolder has a process enter the pod's user namespace, and make the new ones of
 // the set there. The reaper must be on hold until it has ended.
-func startHolder(s *specs.Spec, set namespaceSet) (_ *holder, err error) {
+func StartHolder(s *specs.Spec, set Namespaces) (_ *Holder, err error) {
 	code, err := program.Holder()
 	if err != nil {
 		return nil, err
@@ -48,7 +47,7 @@ func startHolder(s *specs.Spec, set namespaceSet) (_ *holder, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the pod's user namespace: %w", err)
 	}
-	h := &holder{cmd: exec.Command("/proc/self/fd/3"), userns: userns} // the first of ExtraFiles
+	h := &Holder{cmd: exec.Command("/proc/self/fd/3"), userns: userns} // the first of ExtraFiles
 	h.cmd.ExtraFiles = []*os.File{file}
 	h.cmd.Env = []string{}
 	order := program.Order{UserNamespace: -1, Flags: set.newFlags()}
@@ -70,7 +69,7 @@ func startHolder(s *specs.Spec, set namespaceSet) (_ *holder, err error) {
 		return nil, err
 	}
 	if h.userns == nil {
-		if h.userns, err = openNamespace(h.path("user")); err != nil {
+		if h.userns, err = Open(h.path("user")); err != nil {
 			h.end()
 			return nil, err
 		}
@@ -81,7 +80,7 @@ func startHolder(s *specs.Spec, set namespaceSet) (_ *holder, err error) {
 // userNamespace opens the user namespace that the set has a file of, or that owns the
 // network namespace in it: CRI's Sandbox API makes both, but hands only the latter
 // over. Without either there is none yet.
-func (set namespaceSet) userNamespace() (*nsFile, error) {
+func (set Namespaces) userNamespace() (*NSFile, error) {
 	if ns := set.find(specs.UserNamespace); ns != nil && ns.file != nil {
 		fd, err := unix.FcntlInt(ns.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -102,8 +101,8 @@ func (set namespaceSet) userNamespace() (*nsFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := hostNamespace(specs.UserNamespace)
-	if err != nil || owner.id == host {
+	host, err := HostNamespace(specs.UserNamespace)
+	if err != nil || owner.ID == host {
 		owner.Close()
 		return nil, err
 	}
@@ -111,7 +110,7 @@ func (set namespaceSet) userNamespace() (*nsFile, error) {
 }
 
 // run starts the process, gives it its order and waits for its report.
-func (h *holder) run(order program.Order) error {
+func (h *Holder) run(order program.Order) error {
 	in, stdin, err := os.Pipe()
 	if err != nil {
 		return err
@@ -147,33 +146,33 @@ func (h *holder) run(order program.Order) error {
 }
 
 // path is that of a namespace of the holder, by the name under /proc/<pid>/ns.
-func (h *holder) path(name string) string {
+func (h *Holder) path(name string) string {
 	return fmt.Sprintf("/proc/%d/ns/%s", h.cmd.Process.Pid, name)
 }
 
-// fill opens the namespaces that the holder has made.
-func (h *holder) fill(set namespaceSet) error {
-	for _, t := range podNamespaceTypes {
-		ns := set.find(t.kind)
+// Fill opens the namespaces that the holder has made.
+func (h *Holder) Fill(set Namespaces) error {
+	for _, t := range NamespaceTypes {
+		ns := set.find(t.Kind)
 		if ns == nil || ns.file != nil {
 			continue
 		}
-		f, err := openNamespace(h.path(t.proc))
+		f, err := Open(h.path(t.Proc))
 		if err != nil {
-			return fmt.Errorf("cannot open the %s namespace made for the pod: %w", t.kind, err)
+			return fmt.Errorf("cannot open the %s namespace made for the pod: %w", t.Kind, err)
 		}
 		ns.file = f
 	}
 	return nil
 }
 
-// translate turns group IDs of the pod into those of the host in the one sysctl
+// Translate turns group IDs of the pod into those of the host in the one sysctl
 // that has some: the kernel takes them for IDs of the writer's user namespace
 // (kernel, ipv4_ping_group_range in net/ipv4/sysctl_net_ipv4.c).
-func (h *holder) translate(sysctls []sysctl) error {
+func (h *Holder) Translate(sysctls []Sysctl) error {
 	const name = "net/ipv4/ping_group_range"
 	for i, s := range sysctls {
-		if s.path != name {
+		if s.Path != name {
 			continue
 		}
 		ids, err := readIDMap(fmt.Sprintf("/proc/%d/gid_map", h.cmd.Process.Pid))
@@ -225,8 +224,8 @@ func (m mappedIDs) toHost(text string) (uint64, error) {
 	return 0, fmt.Errorf("the user namespace of the pod has no group %d: %w", id, errdefs.ErrInvalidArgument)
 }
 
-// take lets the holder end and returns the user namespace.
-func (h *holder) take() *nsFile {
+// Take lets the holder end and returns the user namespace.
+func (h *Holder) Take() *NSFile {
 	userns := h.userns
 	h.userns = nil
 	h.end()
@@ -234,8 +233,8 @@ func (h *holder) take() *nsFile {
 }
 
 // end lets the holder end, and with it the namespaces that nobody has entered.
-func (h *holder) end() {
-	stdio.CloseAll(h.stdin)
+func (h *Holder) end() {
+	closeFile(h.stdin)
 	if h.cmd.Process != nil {
 		_ = h.cmd.Process.Kill() // it may have ended
 		_ = h.cmd.Wait()         // it was killed
@@ -253,10 +252,9 @@ func idMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 	return ids
 }
 
-// checkUserNamespace refuses a new user namespace in which nobody would be root.
-func checkUserNamespace(s *specs.Spec) error {
-	ns, ok := oci.NamespaceOf(s, specs.UserNamespace)
-	if !ok || ns.Path != "" {
+// CheckUserNamespace refuses a new user namespace in which nobody would be root.
+func CheckUserNamespace(s *specs.Spec) error {
+	if !slices.Contains(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace}) {
 		return nil
 	}
 	for _, ids := range [][]specs.LinuxIDMapping{s.Linux.UIDMappings, s.Linux.GIDMappings} {

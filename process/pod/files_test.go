@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"errors"
@@ -10,32 +10,22 @@ import (
 
 	"containerd-shim-pause-v2/process/proctest"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-func podFiles(t *testing.T) *PodFiles {
+func podFiles(t *testing.T) *Files {
 	t.Helper()
 	dir := t.TempDir()
-	f := &PodFiles{
+	f := &Files{
 		Dir: filepath.Join(dir, "root", "pod"), ShmDir: filepath.Join(dir, "state", "pod", "shm"),
 		Hostname: "name", DNS: &DNS{Servers: []string{"192.0.2.1"}},
 	}
-	t.Cleanup(func() { proctest.Must(t, f.remove()) })
+	t.Cleanup(func() { proctest.Must(t, f.Remove()) })
 	return f
 }
 
-func mounted(t *testing.T, path string) bool {
-	t.Helper()
-	mounted, err := mountinfo.Mounted(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
-	return mounted
-}
-
 // wantFiles fails the test if a file is not as it was made, or /dev/shm not the pod's.
-func (f *PodFiles) wantFiles(t *testing.T) {
+func (f *Files) wantFiles(t *testing.T) {
 	t.Helper()
 	hosts, err := os.ReadFile("/etc/hosts")
 	proctest.Must(t, err)
@@ -45,20 +35,20 @@ func (f *PodFiles) wantFiles(t *testing.T) {
 			t.Errorf("%s is %q, error %v, want %q", name, got, err, want)
 		}
 	}
-	if !mounted(t, f.ShmDir) {
+	if !proctest.Mounted(t, f.ShmDir) {
 		t.Error("nothing is mounted for /dev/shm")
 	}
 }
 
 // wantGone fails the test if anything is left.
-func (f *PodFiles) wantGone(t *testing.T) {
+func (f *Files) wantGone(t *testing.T) {
 	t.Helper()
 	for _, dir := range f.dirs() {
 		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", dir, err)
 		}
 	}
-	if mounted(t, f.ShmDir) {
+	if proctest.Mounted(t, f.ShmDir) {
 		t.Errorf("%s is mounted", f.ShmDir)
 	}
 }
@@ -67,27 +57,27 @@ func (f *PodFiles) wantGone(t *testing.T) {
 func TestPodFilesAreRestored(t *testing.T) {
 	removals := []struct {
 		name   string
-		remove func(t *testing.T, f *PodFiles)
+		remove func(t *testing.T, f *Files)
 	}{
-		{"mount", func(t *testing.T, f *PodFiles) { proctest.Must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH)) }},
-		{"shm", func(t *testing.T, f *PodFiles) {
+		{"mount", func(t *testing.T, f *Files) { proctest.Must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH)) }},
+		{"shm", func(t *testing.T, f *Files) {
 			_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
 			proctest.Must(t, os.Remove(f.ShmDir))
 		}},
-		{"state directory", func(t *testing.T, f *PodFiles) {
+		{"state directory", func(t *testing.T, f *Files) {
 			_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
 			proctest.Must(t, os.RemoveAll(filepath.Dir(f.ShmDir)))
 		}},
-		{"hostname", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hostname"))) }},
-		{"hosts", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hosts"))) }},
-		{"resolv.conf", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "resolv.conf"))) }},
-		{"root directory", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.RemoveAll(f.Dir)) }},
-		{"directory of all", func(t *testing.T, f *PodFiles) { proctest.Must(t, os.RemoveAll(filepath.Dir(f.Dir))) }},
+		{"hostname", func(t *testing.T, f *Files) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hostname"))) }},
+		{"hosts", func(t *testing.T, f *Files) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hosts"))) }},
+		{"resolv.conf", func(t *testing.T, f *Files) { proctest.Must(t, os.Remove(filepath.Join(f.Dir, "resolv.conf"))) }},
+		{"root directory", func(t *testing.T, f *Files) { proctest.Must(t, os.RemoveAll(f.Dir)) }},
+		{"directory of all", func(t *testing.T, f *Files) { proctest.Must(t, os.RemoveAll(filepath.Dir(f.Dir))) }},
 	}
 	for mask := range 1 << len(removals) {
 		name := "without"
 		f := podFiles(t)
-		proctest.Must(t, f.make())
+		proctest.Must(t, f.Make())
 		f.wantFiles(t)
 		inShm := filepath.Join(f.ShmDir, "file")
 		proctest.Must(t, os.WriteFile(inShm, nil, 0o600))
@@ -97,14 +87,14 @@ func TestPodFilesAreRestored(t *testing.T) {
 				r.remove(t, f)
 			}
 		}
-		if err := f.restore(); err != nil {
+		if err := f.Restore(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		f.wantFiles(t)
 		if _, err := os.Stat(inShm); err != nil {
 			t.Errorf("%s: another /dev/shm: %v", name, err)
 		}
-		proctest.Must(t, f.remove())
+		proctest.Must(t, f.Remove())
 		f.wantGone(t)
 		if t.Failed() {
 			t.Fatal(name)
@@ -114,11 +104,11 @@ func TestPodFilesAreRestored(t *testing.T) {
 
 func TestPodFilesThatAreThereAreLeftAlone(t *testing.T) {
 	f := podFiles(t)
-	proctest.Must(t, f.make())
+	proctest.Must(t, f.Make())
 	path := filepath.Join(f.Dir, "hosts")
 	proctest.Must(t, os.WriteFile(path, []byte("changed"), 0o600))
 	proctest.Must(t, os.Remove(filepath.Join(f.Dir, "hostname")))
-	proctest.Must(t, f.restore())
+	proctest.Must(t, f.Restore())
 	if text, err := os.ReadFile(path); err != nil || string(text) != "changed" {
 		t.Errorf("got %q and error %v", text, err)
 	}
@@ -127,14 +117,14 @@ func TestPodFilesThatAreThereAreLeftAlone(t *testing.T) {
 // Nothing is to be written, or mounted, where a link leads to.
 func TestPodFilesAreNotRestoredThroughLinks(t *testing.T) {
 	f := podFiles(t)
-	proctest.Must(t, f.make())
+	proctest.Must(t, f.Make())
 	elsewhere := t.TempDir()
 	for _, path := range []string{f.Dir, filepath.Dir(f.ShmDir), f.ShmDir} {
-		proctest.Must(t, f.restore())
+		proctest.Must(t, f.Restore())
 		_ = unix.Unmount(f.ShmDir, unix.MNT_DETACH)
 		proctest.Must(t, os.RemoveAll(path))
 		proctest.Must(t, os.Symlink(elsewhere, path))
-		if err := f.restore(); !errors.Is(err, unix.ENOTDIR) {
+		if err := f.Restore(); !errors.Is(err, unix.ENOTDIR) {
 			t.Errorf("%s: got %v", path, err)
 		}
 		proctest.Must(t, os.Remove(path))
@@ -168,15 +158,15 @@ func TestPodFilesWithoutOpenTree(t *testing.T) {
 			proctest.RefuseSyscall(t, tc.number, tc.errno)
 			f := podFiles(t)
 			for range 2 {
-				proctest.Must(t, f.make())
+				proctest.Must(t, f.Make())
 				f.wantFiles(t)
 				for range 2 {
 					proctest.Must(t, unix.Unmount(f.ShmDir, unix.MNT_DETACH))
 					proctest.Must(t, removeDirs(f.dirs()))
-					proctest.Must(t, f.restore())
+					proctest.Must(t, f.Restore())
 					f.wantFiles(t)
 				}
-				proctest.Must(t, f.remove())
+				proctest.Must(t, f.Remove())
 				f.wantGone(t)
 			}
 		})
@@ -188,7 +178,7 @@ func TestPodFilesThatCannotBeMadeLeaveNothing(t *testing.T) {
 		proctest.NoLeakedFDs(t)
 		proctest.RefuseSyscall(t, unix.SYS_MOUNT, unix.EPERM)
 		f := podFiles(t)
-		if err := f.make(); !errors.Is(err, unix.EPERM) {
+		if err := f.Make(); !errors.Is(err, unix.EPERM) {
 			t.Errorf("got %v", err)
 		}
 		f.wantGone(t)

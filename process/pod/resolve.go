@@ -1,4 +1,4 @@
-package process
+package pod
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 // namespace is an entry of a sandbox's list of namespaces, with its path opened.
 type namespace struct {
 	kind specs.LinuxNamespaceType
-	file *nsFile // nil for a new namespace
+	file *NSFile // nil for a new namespace
 	host bool    // it is the host's, however the path to it is spelled
 }
 
@@ -29,19 +29,19 @@ func (ns *namespace) enter(flag int) error {
 	return nil
 }
 
-// namespaceSet is the list of namespaces of a sandbox's spec. Each path in it has
+// Namespaces is the list of namespaces of a sandbox's spec. Each path in it has
 // been opened once: what was checked is what is entered, wherever the path leads by
 // then.
-type namespaceSet []namespace
+type Namespaces []namespace
 
-// resolveNamespaces opens the paths in the list of a sandbox's spec. It refuses those
+// Resolve opens the paths in the list of a sandbox's spec. It refuses those
 // that lead to no namespace of the type that they are for; to the host's user
 // namespace, for who asks for one is not to be without it unawares; and all for PID
 // namespaces: a sandbox can hold none but the one that its init comes up in.
-func resolveNamespaces(list []specs.LinuxNamespace) (set namespaceSet, err error) {
+func Resolve(list []specs.LinuxNamespace) (set Namespaces, err error) {
 	defer func() {
 		if err != nil {
-			set.close()
+			set.Close()
 		}
 	}()
 	for _, entry := range list {
@@ -49,7 +49,7 @@ func resolveNamespaces(list []specs.LinuxNamespace) (set namespaceSet, err error
 			set = append(set, namespace{kind: entry.Type})
 			continue
 		}
-		f, err := openNamespace(entry.Path)
+		f, err := Open(entry.Path)
 		if err != nil {
 			return set, fmt.Errorf("cannot find the %s namespace: %w", entry.Type, err)
 		}
@@ -66,11 +66,11 @@ func (ns *namespace) check() error {
 	refuse := func(what string) error {
 		return fmt.Errorf("the sandbox's %s namespace %s %s: %w", ns.kind, ns.file.Name(), what, errdefs.ErrInvalidArgument)
 	}
-	host, err := hostNamespace(ns.kind)
+	host, err := HostNamespace(ns.kind)
 	if err != nil {
 		return err
 	}
-	ns.host = ns.file.id == host
+	ns.host = ns.file.ID == host
 	switch {
 	case ns.file.flag != cloneFlags[ns.kind]:
 		return refuse("is not one")
@@ -82,7 +82,8 @@ func (ns *namespace) check() error {
 	return nil
 }
 
-func (set namespaceSet) close() {
+// Close closes the files of the set.
+func (set Namespaces) Close() {
 	for _, ns := range set {
 		if ns.file != nil {
 			ns.file.Close()
@@ -91,7 +92,7 @@ func (set namespaceSet) close() {
 }
 
 // find returns the entry of a type, nil if there is none: then it is the host's.
-func (set namespaceSet) find(kind specs.LinuxNamespaceType) *namespace {
+func (set Namespaces) find(kind specs.LinuxNamespaceType) *namespace {
 	for i := range set {
 		if set[i].kind == kind {
 			return &set[i]
@@ -102,21 +103,22 @@ func (set namespaceSet) find(kind specs.LinuxNamespaceType) *namespace {
 
 // newFlags returns the flags of unshare(2) for the new namespaces of those types that
 // a sandbox's thread takes.
-func (set namespaceSet) newFlags() (flags uint64) {
-	for _, t := range podNamespaceTypes {
-		if ns := set.find(t.kind); ns != nil && ns.file == nil {
+func (set Namespaces) newFlags() (flags uint64) {
+	for _, t := range NamespaceTypes {
+		if ns := set.find(t.Kind); ns != nil && ns.file == nil {
 			flags |= uint64(t.flag)
 		}
 	}
 	return flags
 }
 
-// ownNamespaces are the types of which a sandbox has a namespace of its own. The
+// Own are the types of which a sandbox has a namespace of its own. The
 // path in a spec may lead to the host's, which is not.
-type ownNamespaces map[specs.LinuxNamespaceType]bool
+type Own map[specs.LinuxNamespaceType]bool
 
-func (set namespaceSet) own() ownNamespaces {
-	own := make(ownNamespaces)
+// Own returns the types of which the set has a namespace that is not the host's.
+func (set Namespaces) Own() Own {
+	own := make(Own)
 	for _, ns := range set {
 		own[ns.kind] = !ns.host
 	}

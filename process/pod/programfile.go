@@ -1,12 +1,10 @@
-package process
+package pod
 
 import (
 	"errors"
 	"fmt"
 	"os"
 	"syscall"
-
-	"containerd-shim-pause-v2/process/stdio"
 
 	"golang.org/x/sys/unix"
 )
@@ -105,7 +103,7 @@ func mountedTmpfs() (_ *os.File, err error) {
 	}
 	dir, err := os.Open(path)
 	if uerr := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); uerr != nil {
-		stdio.CloseAll(dir)
+		closeFile(dir)
 		return nil, errors.Join(err, &os.PathError{Op: "unmount", Path: path, Err: uerr})
 	}
 	return dir, err

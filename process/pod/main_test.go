@@ -1,0 +1,43 @@
+package pod
+
+import (
+	"fmt"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
+
+	"golang.org/x/sys/unix"
+)
+
+// The main thread is the tests' own, so that it is not taken for a pod's: /proc/self/ns shall be the host's.
+func init() { runtime.LockOSThread() }
+
+// startThread starts a thread that serves for ever, as the main thread does, and returns it with its tid.
+func startThread() (*Thread, int) {
+	thread, tid := NewMainThread(), make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		tid <- unix.Gettid()
+		thread.Serve()
+	}()
+	return thread, <-tid
+}
+
+// hostPath is the path of a namespace of the host, of a process that is not the shim.
+func hostPath(t *testing.T, name string) string {
+	t.Helper()
+	return fmt.Sprintf("/proc/%d/ns/%s", proctest.Sleeper(t, nil), name)
+}
+
+// run runs a program to its end.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
