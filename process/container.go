@@ -236,6 +236,14 @@ func (c *container) killLeftovers() {
 	letDie(c.task.ID, cgroup)
 }
 
+// killLate ends what an exec has brought into the container after its leftovers had been killed:
+// the container does not end before.
+func (c *container) killLate() {
+	if c.shared && c.task.hasEnded() {
+		c.killLeftovers()
+	}
+}
+
 func (c *container) start(ctx context.Context, p *Process) error {
 	if c.image.Path != "" && c.child == nil {
 		return c.restore(ctx, p)

@@ -90,6 +90,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	e.spec = nil // it is not needed any more, and may be long
 	p.setPID(e.child.Pid)
 	go e.awaitEnd(p)
+	e.container.killLate()
 	return nil
 }
 

@@ -125,6 +125,31 @@ func TestExecThatEndsBeforeStartReturns(t *testing.T) {
 	}
 }
 
+// A container that shares a PID namespace has ended, and what was left in it has been killed, when
+// an OCI runtime that was at work brings a process in.
+func TestExecThatComesAfterTheEndOfItsContainer(t *testing.T) {
+	n := newNode(t)
+	task := n.container("c", forever)
+	path := filepath.Join(n.control, "gate-enter")
+	proctest.Must(t, unix.Mkfifo(path, 0o600))
+	proctest.Must(t, task.Exec("e", Stdio{}, execSpec(t, forever)))
+	started := make(chan struct{})
+	go func() {
+		defer close(started)
+		_, _ = process(t, task, "e").Start(proctest.Context(t)) // it may be given up
+	}()
+	gate, err := os.OpenFile(path, os.O_WRONLY, 0) // when the OCI runtime is there
+	proctest.Must(t, err)
+	proctest.Must(t, task.Kill("", unix.SIGKILL, false))
+	proctest.Eventually(t, "the leftovers are killed", func() bool { return task.hasEnded() && !n.hasSharers() })
+	gate.Close()
+	<-started
+	exitOf(t, task.init)
+	if pids, err := task.Pids(); err != nil || len(pids) != 1 || pids[0].Pid != task.init.Status().Pid {
+		t.Errorf("in the container are %v, %v", pids, err)
+	}
+}
+
 func TestExecThatFails(t *testing.T) {
 	for _, file := range []string{"fail-exec", "late-exec"} {
 		t.Run(file, func(t *testing.T) {

@@ -333,10 +333,15 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 		}
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
-	// By force runc removes a directory without state, and says no more.
-	if !lost && (err == nil || r.Knows(id)) {
+	switch {
+	case err == nil && force && !lost:
+		// Under load, runc gives up on a cgroup whose last process the kernel has not
+		// taken out yet, with no more than a line in its log.
+		return r.removeUnknown(ctx, false)
+	case !lost && (err == nil || r.Knows(id)):
 		return err
 	}
+	// By force runc removes a directory without state, and says no more.
 	if err := os.RemoveAll(r.stateDir(id)); err != nil {
 		return err
 	}

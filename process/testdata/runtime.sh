@@ -174,6 +174,7 @@ start)
 exec)
 	alive "$(cat "$state/pid")" || die "cannot exec in a stopped container"
 	script=$(args "$process")
+	[ ! -e "$here/gate-enter" ] || cat "$here/gate-enter" >/dev/null
 	exec 8>&1 9<&0
 	mkfifo "$state/entered-$$"
 	pid=$(
