@@ -94,6 +94,9 @@ func TestRootlessPods(t *testing.T) {
 				must(t, p.Stop(p.ctx))
 				p.expectExited(b, 137)
 				p.expectNotReady()
+				if strings.Contains(readFile(t, theNode.LogFile()), "cannot leave the pod's") {
+					t.Error("the shim has kept a namespace of the pod")
+				}
 			})
 		})
 	}

@@ -38,6 +38,7 @@ type Task struct {
 	cgroup  *cgroups.Cgroup     // guarded by mu; nil if it has none, or not yet
 	stopOOM func()              // guarded by mu: ends the watch for OOM kills; nil without
 	execs   map[string]*Process // guarded by mu
+	deleted bool                // guarded by mu: no more execs are added
 	// ended is closed, under mu, when the init has ended, which its own state shows only
 	// after the exits of all execs have been told.
 	ended chan struct{}
@@ -161,6 +162,9 @@ func (t *Task) Exec(id string, sio stdio.Config, spec []byte) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.deleted {
+		return fmt.Errorf("task %s has been deleted: %w", t.ID, errdefs.ErrFailedPrecondition)
+	}
 	if _, ok := t.execs[id]; ok {
 		return fmt.Errorf("task %s has a process %s already: %w", t.ID, id, errdefs.ErrAlreadyExists)
 	}
@@ -193,6 +197,9 @@ func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 		t.mu.Unlock()
 		return st, nil
 	}
+	t.mu.Lock()
+	t.deleted = true
+	t.mu.Unlock()
 	// Clients need not delete the execs of a task that they delete.
 	for _, e := range t.snapshot() {
 		e.release()

@@ -156,10 +156,14 @@ func (t *Thread) goHome() error {
 	return t.lost
 }
 
+// leave leaves a namespace for the one that the thread came from. Where that belongs to
+// another user namespace than the shim's, as with a rootless containerd, there is no way
+// back (setns(2), EPERM); then a new one does, so that the pod's is freed all the same.
 func (h *heldNamespace) leave() error {
 	defer h.home.Close()
-	if err := unix.Setns(int(h.home.Fd()), h.flag); err != nil {
-		return os.NewSyscallError("setns", err)
+	err := unix.Setns(int(h.home.Fd()), h.flag)
+	if errors.Is(err, unix.EPERM) {
+		return os.NewSyscallError("unshare", unix.Unshare(h.flag))
 	}
-	return nil
+	return os.NewSyscallError("setns", err)
 }
