@@ -391,9 +391,9 @@ func TestSandboxIsKilledWhileItsInitStarts(t *testing.T) {
 		done <- err
 	}()
 	open := arrived()
+	defer open()
 	proctest.Must(t, pod.Kill("", unix.SIGKILL, false))
-	open()
-	<-done // whether the container was made in time or not
+	proctest.WantKind(t, <-done, errdefs.IsFailedPrecondition, "a failed precondition")
 	if status := exitOf(t, pod.init); status != 137 {
 		t.Errorf("exit status %d, want 137", status)
 	}
