@@ -22,10 +22,10 @@ import (
 
 // container is the body of a task whose processes are run by an OCI runtime.
 type container struct {
-	task    *Task
-	host    *Supervisor
-	runtime *oci.Runtime
-	rootfs  string // where the root file system is mounted; empty if it was not by us
+	task       *Task
+	supervisor *Supervisor
+	runtime    *oci.Runtime
+	rootfs     string // where the root file system is mounted; empty if it was not by us
 	// shared says that processes of the container may outlive its init, because
 	// its PID namespace is not its own.
 	shared bool
@@ -49,12 +49,12 @@ const runtimePatience = 5 * time.Second
 const consoleTimeout = 30 * time.Second
 
 func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs.Spec) (_ *Task, err error) {
-	t := &Task{ID: r.ID, Bundle: r.Bundle, host: h, execs: make(map[string]*Process), ended: make(chan struct{})}
+	t := &Task{ID: r.ID, Bundle: r.Bundle, supervisor: h, execs: make(map[string]*Process), ended: make(chan struct{})}
 	c := &container{
-		task:    t,
-		host:    h,
-		runtime: h.ociRuntime(r.Bundle, r.Options),
-		shared:  !oci.OwnsPIDNamespace(s),
+		task:       t,
+		supervisor: h,
+		runtime:    h.ociRuntime(r.Bundle, r.Options),
+		shared:     !oci.OwnsPIDNamespace(s),
 
 		patience: runtimePatience,
 	}
@@ -103,7 +103,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 
 // make joins the container's sandbox and has the OCI runtime create the container.
 func (c *container) make(ctx context.Context, r CreateRequest, s *specs.Spec) (err error) {
-	ctx, leave, err := c.host.join(ctx, r.Bundle, s)
+	ctx, leave, err := c.supervisor.join(ctx, r.Bundle, s)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (c *container) mountRootfs(mounts []mount.Mount) error {
 	}
 	c.rootfs = rootfs
 	// Mounting may need helper processes, which must not be reaped as orphans.
-	defer c.host.reaper.Hold()()
+	defer c.supervisor.reaper.Hold()()
 	if err := mount.All(mounts, rootfs); err != nil {
 		return fmt.Errorf("cannot mount the root file system of %s: %w", c.task.ID, err)
 	}
@@ -151,7 +151,7 @@ func (c *container) unmountRootfs() error {
 func (c *container) create(ctx context.Context) error {
 	p := c.task.init
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
-	child, err := c.host.spawn(ctx, p, c.runtime.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
+	child, err := c.supervisor.spawn(ctx, p, c.runtime.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
 		return c.runtime.Create(ctx, c.task.ID, pidFile, s, console)
 	})
 	if err != nil {
@@ -167,7 +167,7 @@ func (c *container) adopt(child *reap.Child) {
 	c.child = child
 	defer c.task.init.setPID(child.Pid)
 	if c.shared {
-		c.host.addSharer(c)
+		c.supervisor.addSharer(c)
 	}
 	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.Pid)
@@ -175,7 +175,7 @@ func (c *container) adopt(child *reap.Child) {
 		logger.WithError(err).Error("the cgroup of the container is not known: no metrics, no pause, no OOM events")
 		return
 	}
-	stopOOM, err := cg.WatchOOM(func() { c.host.events.OOM(c.task.ID) })
+	stopOOM, err := cg.WatchOOM(func() { c.supervisor.events.OOM(c.task.ID) })
 	if err != nil {
 		logger.WithError(err).Error("OOM kills in the container will not be told")
 	}
@@ -200,7 +200,7 @@ func (c *container) awaitEnd() {
 	c.letPausedDie()
 	if c.shared {
 		c.killLeftovers()
-		c.host.removeSharer(c)
+		c.supervisor.removeSharer(c)
 	}
 	c.task.running.Wait()
 	c.task.unwatchOOM()
@@ -280,14 +280,14 @@ func (c *container) untilEnd(ctx context.Context) (_ context.Context, cancel fun
 // sandbox again, since it is only now that the runtime enters the namespaces: what
 // the paths of the create lead to may be the host's by now.
 func (c *container) restore(ctx context.Context, p *Process) (err error) {
-	ctx, leave, err := c.host.join(ctx, c.task.Bundle, c.spec)
+	ctx, leave, err := c.supervisor.join(ctx, c.task.Bundle, c.spec)
 	if err != nil {
 		return err
 	}
 	defer leave()
 	defer func() { err = whyEnded(ctx, err) }()
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
-	child, err := c.host.spawn(ctx, p, c.runtime.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
+	child, err := c.supervisor.spawn(ctx, p, c.runtime.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
 		return c.runtime.Restore(ctx, c.task.ID, c.image, pidFile, s, console)
 	})
 	if err != nil {

@@ -37,7 +37,7 @@ func (c *container) newExec(t *Task, id string, sio stdio.Config, spec []byte) (
 	}
 	// The terminal is what the request says.
 	fields["terminal"] = strconv.AppendBool(nil, sio.Terminal)
-	return newProcess(t.ID, id, sio, c.host.events, &execution{container: c, spec: fields}), nil
+	return newProcess(t.ID, id, sio, c.supervisor.events, &execution{container: c, spec: fields}), nil
 }
 
 // writeSpec writes the spec for the OCI runtime. The program finds its terminal in the
@@ -81,7 +81,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 		return err
 	}
 	rt := e.container.runtime
-	e.child, err = e.container.host.spawn(ctx, p, rt.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
+	e.child, err = e.container.supervisor.spawn(ctx, p, rt.Options, pidFile, func(s *stdio.Streams, console *stdio.ConsoleSocket) error {
 		return rt.Exec(ctx, t.ID, spec, pidFile, logFile, s, console)
 	})
 	if err != nil {

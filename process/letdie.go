@@ -39,7 +39,7 @@ func letDie(id string, groups ...*cgroups.Cgroup) {
 func (c *container) letDie() {
 	groups := []*cgroups.Cgroup{c.task.group()}
 	if !c.shared {
-		groups = append(groups, c.host.sharersWith(c.child)...)
+		groups = append(groups, c.supervisor.sharersWith(c.child)...)
 	}
 	letDie(c.task.ID, groups...)
 }
@@ -47,7 +47,7 @@ func (c *container) letDie() {
 // killPodInit kills the init of the pod's PID namespace, and so all containers
 // that share it.
 func (s *sandbox) killPodInit(i *podInit) error {
-	groups := append(s.host.sharersOf(i.ns.ID), s.task.group())
+	groups := append(s.supervisor.sharersOf(i.ns.ID), s.task.group())
 	if err := i.child.Signal(unix.SIGKILL); err != nil {
 		return err
 	}

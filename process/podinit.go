@@ -52,7 +52,7 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	}
 	i, err := s.startPodInit(ctx)
 	if err == nil && !s.adoptPodInit(i) {
-		s.host.abandon(i.child)
+		s.supervisor.abandon(i.child)
 		i.ns.Close()
 		err = &endedError{s.task.ID}
 	}
@@ -122,7 +122,7 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err := pod.MakeInitRoot(s.initRoot, pod.EnabledLabels(spec).Mount); err != nil {
 		return nil, err
 	}
-	defer s.host.reaper.Hold()()
+	defer s.supervisor.reaper.Hold()()
 	pidFile := filepath.Join(bundle, "init.pid")
 	if err := s.runPodInit(ctx, spec, bundle, pidFile); err != nil {
 		return nil, err
@@ -131,9 +131,9 @@ func (s *sandbox) startPodInit(ctx context.Context) (_ *podInit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &podInit{child: s.host.reaper.Claim(pid), ended: make(chan struct{})}
+	i := &podInit{child: s.supervisor.reaper.Claim(pid), ended: make(chan struct{})}
 	if i.ns, err = openPodNamespace(fmt.Sprintf("/proc/%d/ns/pid", pid), specs.PIDNamespace); err != nil {
-		s.host.abandon(i.child)
+		s.supervisor.abandon(i.child)
 		return nil, err
 	}
 	return i, nil
@@ -159,7 +159,7 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*pod.NSFile, 
 // runPodInit has the OCI runtime run the init. A runtime that was built without
 // seccomp refuses a spec with it; then the init's other bounds must do.
 func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidFile string) error {
-	rt := s.host.ociRuntime(bundle, s.options)
+	rt := s.supervisor.ociRuntime(bundle, s.options)
 	run := func(seccomp *specs.LinuxSeccomp) error {
 		config := s.podInitSpec(spec)
 		config.Linux.Seccomp = seccomp
@@ -209,7 +209,7 @@ func (s *sandbox) removePodInit(ctx context.Context) error {
 	if _, err := os.Stat(bundle); errors.Is(err, os.ErrNotExist) {
 		return nil // there was none
 	}
-	if err := s.host.ociRuntime(bundle, s.options).Delete(ctx, s.task.ID, failed); err != nil {
+	if err := s.supervisor.ociRuntime(bundle, s.options).Delete(ctx, s.task.ID, failed); err != nil {
 		return err
 	}
 	if err := pod.RemoveInitRoot(s.initRoot, s.task.Bundle); err != nil {

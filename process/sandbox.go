@@ -26,10 +26,10 @@ import (
 // /proc/<pid>/ns/{net,ipc,uts} are the pod's. The pod's user namespace, if it has
 // one, is held by an open file; its PID namespace needs a process, see [podInit].
 type sandbox struct {
-	task    *Task
-	host    *Supervisor
-	options oci.Options
-	pid     int // of the thread, which is the shim's main one
+	task       *Task
+	supervisor *Supervisor
+	options    oci.Options
+	pid        int // of the thread, which is the shim's main one
 	// initRoot is where the root directory of the pod's init is, if there is one.
 	initRoot string
 	// bringsInit says that the pod's init comes up with the sandbox.
@@ -92,9 +92,9 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	if err != nil {
 		return nil, err
 	}
-	t := &Task{ID: r.ID, Bundle: r.Bundle, Pod: r.Pod, host: h}
+	t := &Task{ID: r.ID, Bundle: r.Bundle, Pod: r.Pod, supervisor: h}
 	s := &sandbox{
-		task: t, host: h, options: r.Options, pid: pid, initRoot: pod.InitRootOf(r.Bundle, r.ID, !r.Sandbox), own: own, bringsInit: r.SharesPID,
+		task: t, supervisor: h, options: r.Options, pid: pid, initRoot: pod.InitRootOf(r.Bundle, r.ID, !r.Sandbox), own: own, bringsInit: r.SharesPID,
 		made: make(chan struct{}), freed: make(chan struct{}),
 	}
 	s.life, s.giveUp = context.WithCancelCause(context.Background())
@@ -193,8 +193,8 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 	if err := s.makeNamespaces(spec, set, sysctls); err != nil {
 		return err
 	}
-	defer s.host.reaper.Hold()()
-	if err := s.hooks.Created(ctx, s.host.thread); err != nil {
+	defer s.supervisor.reaper.Hold()()
+	if err := s.hooks.Created(ctx, s.supervisor.thread); err != nil {
 		return err
 	}
 	return context.Cause(s.life) // the shim may be about to end
@@ -204,7 +204,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 // sets in them.
 func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls []pod.Sysctl) (err error) {
 	if s.own[specs.UserNamespace] {
-		defer s.host.reaper.Hold()()
+		defer s.supervisor.reaper.Hold()()
 		holder, err := pod.StartHolder(spec, set)
 		if err != nil {
 			return err
@@ -217,7 +217,7 @@ func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls [
 			return err
 		}
 	}
-	return s.host.thread.Enter(set, func() error {
+	return s.supervisor.thread.Enter(set, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}
@@ -303,7 +303,7 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
-	defer s.host.reaper.Hold()()
+	defer s.supervisor.reaper.Hold()()
 	err := s.hooks.Started(ctx)
 	if err != nil {
 		go s.end(reap.ExitSignalBase + int(unix.SIGKILL))
@@ -388,7 +388,7 @@ func (s *sandbox) free() {
 		if s.userns != nil {
 			s.userns.Close()
 		}
-		if err := s.host.thread.Leave(); err != nil {
+		if err := s.supervisor.thread.Leave(); err != nil {
 			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
 		}
 	})
@@ -432,7 +432,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 			return err
 		}
 	}
-	defer s.host.reaper.Hold()()
+	defer s.supervisor.reaper.Hold()()
 	// They run once, and so even if the client has gone.
 	if err := s.hooks.Stopped(context.WithoutCancel(ctx)); err != nil {
 		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")

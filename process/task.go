@@ -30,9 +30,9 @@ type Task struct {
 	// Pod is what the Sandbox API asked for the sandbox with; nil for any other task.
 	Pod *Pod
 
-	host *Supervisor
-	init *Process
-	body body
+	supervisor *Supervisor
+	init       *Process
+	body       body
 
 	mu      sync.Mutex
 	cgroup  *cgroups.Cgroup     // guarded by mu; nil if it has none, or not yet
@@ -204,7 +204,7 @@ func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 	for _, e := range t.snapshot() {
 		e.release()
 	}
-	t.host.forget(t.ID)
+	t.supervisor.forget(t.ID)
 	return st, nil
 }
 

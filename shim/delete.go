@@ -121,7 +121,7 @@ type removal struct {
 	exit   Exit
 }
 
-// removed implements [Process.Removed].
+// removed implements [Instance.Removed].
 func (a *answers) removed(bundle string, e Exit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

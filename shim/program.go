@@ -47,10 +47,10 @@ type Program struct {
 	GroupAnnotations []string
 
 	// Serve registers the services of a shim process that starts, on
-	// Process.Server. It must not block. What it returns is called once, when
+	// Instance.Server. It must not block. What it returns is called once, when
 	// the process ends and before its last events are flushed; it may be nil.
 	// ctx lasts as long as the process.
-	Serve func(ctx context.Context, p *Process) (stop func(), err error)
+	Serve func(ctx context.Context, p *Instance) (stop func(), err error)
 
 	// Intercept passes on every RPC of the services, and makes gRPC statuses of their errors.
 	Intercept ttrpc.UnaryServerInterceptor
@@ -76,8 +76,8 @@ type Program struct {
 	Features func(ctx context.Context, binary string) (*features.Features, error)
 }
 
-// Process is a shim process that serves.
-type Process struct {
+// Instance is a shim process that serves.
+type Instance struct {
 	Namespace string // containerd namespace
 	ID        string // of the container or sandbox for which the process was started
 	Bundle    string // absolute path of that one's bundle, the working directory

@@ -48,7 +48,7 @@ var testProgram = &Program{
 	Version:          "1.2.3",
 	Revision:         "abcdef",
 	GroupAnnotations: []string{"org.example.first", groupAnnotation},
-	Serve: func(_ context.Context, p *Process) (func(), error) {
+	Serve: func(_ context.Context, p *Instance) (func(), error) {
 		if os.Getenv(programEnv) == "fail" {
 			return nil, errors.New("serve fails on demand" + badText)
 		}
@@ -99,7 +99,7 @@ var testProgram = &Program{
 var servesNothing atomic.Bool
 
 // do runs a verb of the test service in the server.
-func do(p *Process, verb string) string {
+func do(p *Instance, verb string) string {
 	if bundle, ok := strings.CutPrefix(verb, "removed "); ok {
 		p.Removed(bundle, Exit{Pid: 8, Status: 2, At: time.Unix(1700000000, 7)})
 	}

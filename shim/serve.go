@@ -59,7 +59,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 		close(handled)
 	}()
 	peers := &connections{}
-	p, ended, finish, err := c.newProcess(b, peers, handled)
+	p, ended, finish, err := c.newInstance(b, peers, handled)
 	if err != nil {
 		return err
 	}
@@ -126,10 +126,10 @@ func (c *call) serveSocket(ctx context.Context) error {
 	return c.serve(ctx, b, socket, func() error { return nil })
 }
 
-// newProcess returns the process that is served, a channel that is closed when it is
+// newInstance returns the process that is served, a channel that is closed when it is
 // asked to end, and what is to be called when nothing is left of it. It handles RPCs when
 // ready is closed.
-func (c *call) newProcess(b *bootstrap, peers *connections, ready <-chan struct{}) (p *Process, ended <-chan struct{}, finish func(), err error) {
+func (c *call) newInstance(b *bootstrap, peers *connections, ready <-chan struct{}) (p *Instance, ended <-chan struct{}, finish func(), err error) {
 	bundle, err := os.Getwd()
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
@@ -145,7 +145,7 @@ func (c *call) newProcess(b *bootstrap, peers *connections, ready <-chan struct{
 		return nil, nil, nil, err
 	}
 	done, left := make(chan struct{}), &answers{own: bundle}
-	return &Process{
+	return &Instance{
 		Options:   b.options,
 		Namespace: c.namespace,
 		ID:        c.id,

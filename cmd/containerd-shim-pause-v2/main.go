@@ -43,7 +43,7 @@ func main() {
 			"io.kubernetes.cri.sandbox-id",
 		},
 		SandboxImage: writeSandboxImage,
-		Serve:        func(ctx context.Context, p *shim.Process) (func(), error) { return serve(ctx, p, thread), nil },
+		Serve:        func(ctx context.Context, p *shim.Instance) (func(), error) { return serve(ctx, p, thread), nil },
 		Intercept:    task.Intercept,
 		Delete:       deleteTask,
 		JoinCgroup:   joinCgroup,
@@ -54,7 +54,7 @@ func main() {
 }
 
 // serve registers the services of a shim process.
-func serve(ctx context.Context, p *shim.Process, thread *pod.Thread) (stop func()) {
+func serve(ctx context.Context, p *shim.Instance, thread *pod.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, reap.NewReaper(ctx), events)
 	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
