@@ -3,6 +3,7 @@ package cgroups
 // Tests on the kernel's own cgroups. They need root, and skip where a hierarchy is not mounted.
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func v2Host(t *testing.T) *layout {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := removeDir(testContext(t), h.mountpoint); err != nil {
+			if err := removeDir(proctest.Context(t), h.mountpoint); err != nil {
 				t.Error(err)
 			}
 		})
@@ -84,7 +85,7 @@ func newCgroup(t *testing.T, l *layout, name, text string) *Cgroup {
 		if err := c.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 			t.Error(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		ctx, cancel := context.WithTimeout(context.Background(), proctest.Deadline)
 		defer cancel()
 		if err := c.Remove(ctx); err != nil {
 			t.Error(err)
@@ -199,14 +200,14 @@ func TestCreateAppliesLimitsToTheKernel(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "cpuset.cpus") || !strings.Contains(err.Error(), "99999") {
 		t.Errorf("invalid cpuset: got %v", err)
 	}
-	if err := c.Remove(testContext(t)); err != nil {
+	if err := c.Remove(proctest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	up := &Cgroup{path: "parent", tree: l.at("/" + prefix() + "limits")}
-	if err := up.Remove(testContext(t)); err != nil {
+	if err := up.Remove(proctest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := up.Remove(testContext(t)); err != nil {
+	if err := up.Remove(proctest.Context(t)); err != nil {
 		t.Errorf("removing what is gone: %v", err)
 	}
 }
@@ -247,7 +248,7 @@ func TestExportedFunctionsOnThisHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = cg.Remove(testContext(t)) })
+		t.Cleanup(func() { _ = cg.Remove(proctest.Context(t)) })
 		loaded, err := Load(c.path, c.systemd)
 		if err != nil || loaded.String() != c.want || !reflect.DeepEqual(loaded.Paths(), cg.Paths()) {
 			t.Errorf("%s: loaded %v, %v", name, loaded, err)
@@ -260,7 +261,7 @@ func TestExportedFunctionsOnThisHost(t *testing.T) {
 		if err := cg.Signal(unix.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		if err := cg.Remove(testContext(t)); err != nil {
+		if err := cg.Remove(proctest.Context(t)); err != nil {
 			t.Error(err)
 		}
 		if _, err := Load(c.path, c.systemd); !errdefs.IsNotFound(err) {
@@ -353,7 +354,7 @@ func TestStatOnTheKernel(t *testing.T) {
 		if err := c.Signal(unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Remove(testContext(t)); err != nil {
+		if err := c.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := c.Stat(); !errdefs.IsNotFound(err) {
@@ -373,7 +374,7 @@ func TestFreezeStopsAndThawContinues(t *testing.T) {
 		if frozen, err := c.Frozen(); frozen || err != nil {
 			t.Errorf("before: %v, %v", frozen, err)
 		}
-		if err := c.Freeze(testContext(t)); err != nil {
+		if err := c.Freeze(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		for _, g := range []*Cgroup{c, below} {
@@ -384,16 +385,16 @@ func TestFreezeStopsAndThawContinues(t *testing.T) {
 		if state := procState(shell.Process.Pid); state != "D" && state != "S" {
 			t.Errorf("a frozen process is in state %s", state)
 		}
-		if err := c.Freeze(testContext(t)); err != nil {
+		if err := c.Freeze(proctest.Context(t)); err != nil {
 			t.Errorf("freezing what is frozen: %v", err)
 		}
-		if err := c.Thaw(testContext(t)); err != nil {
+		if err := c.Thaw(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		if frozen, err := below.Frozen(); frozen || err != nil {
 			t.Errorf("after thaw: %v, %v", frozen, err)
 		}
-		eventually(t, "the process runs", func() bool { return procState(shell.Process.Pid) == "R" })
+		proctest.Eventually(t, "the process runs", func() bool { return procState(shell.Process.Pid) == "R" })
 	})
 }
 
@@ -405,10 +406,10 @@ func TestFreezeWithForks(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 5 {
-			if err := c.Freeze(testContext(t)); err != nil {
+			if err := c.Freeze(proctest.Context(t)); err != nil {
 				t.Fatal(err)
 			}
-			if err := c.Thaw(testContext(t)); err != nil {
+			if err := c.Thaw(proctest.Context(t)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -420,7 +421,7 @@ func TestThawUnderFrozenParentEndsWithContext(t *testing.T) {
 		parent := newCgroup(t, l, "up", `{}`)
 		c := newBelow(t, l, parent)
 		sleeper(t, c)
-		if err := parent.Freeze(testContext(t)); err != nil {
+		if err := parent.Freeze(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(context.Background())
@@ -428,7 +429,7 @@ func TestThawUnderFrozenParentEndsWithContext(t *testing.T) {
 		if err := c.Thaw(ctx); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
-		if err := parent.Thaw(testContext(t)); err != nil {
+		if err := parent.Thaw(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -440,7 +441,7 @@ func TestFreezeAndSignalRefuseTheCaller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Freeze(testContext(t)); !errdefs.IsFailedPrecondition(err) {
+	if err := c.Freeze(proctest.Context(t)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("freeze: %v", err)
 	}
 	if err := c.Signal(unix.SIGKILL); !errdefs.IsFailedPrecondition(err) {
@@ -457,14 +458,14 @@ func TestOperationsOnGoneCgroup(t *testing.T) {
 		_, frozen := c.Frozen()
 		_, watch := c.WatchOOM(func() {})
 		for verb, err := range map[string]error{
-			"freeze": c.Freeze(testContext(t)), "thaw": c.Thaw(testContext(t)), "frozen": frozen,
+			"freeze": c.Freeze(proctest.Context(t)), "thaw": c.Thaw(proctest.Context(t)), "frozen": frozen,
 			"signal": c.Signal(unix.SIGTERM), "kill": c.Signal(unix.SIGKILL), "watch": watch,
 		} {
 			if !errdefs.IsNotFound(err) {
 				t.Errorf("%s: got %v, want not found", verb, err)
 			}
 		}
-		if err := c.Remove(testContext(t)); err != nil {
+		if err := c.Remove(proctest.Context(t)); err != nil {
 			t.Errorf("remove: %v", err)
 		}
 	})
@@ -481,7 +482,7 @@ func TestRemoveWaitsForProcessesAndTakesChildren(t *testing.T) {
 			t.Errorf("with a process in it: got %v, want canceled and busy", err)
 		}
 		done := make(chan error, 1)
-		go func() { done <- c.Remove(testContext(t)) }()
+		go func() { done <- c.Remove(proctest.Context(t)) }()
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -508,7 +509,7 @@ func TestRemoveOnAHybridHost(t *testing.T) {
 		if err := os.MkdirAll(below, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = removeDir(testContext(t), shadow(name)) })
+		t.Cleanup(func() { _ = removeDir(proctest.Context(t), shadow(name)) })
 		return below
 	}
 	t.Run("empty", func(t *testing.T) {
@@ -518,7 +519,7 @@ func TestRemoveOnAHybridHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := loaded.Remove(testContext(t)); err != nil {
+		if err := loaded.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		if isDir(shadow("hybrid")) || slices.ContainsFunc(c.Paths(), isDir) {
@@ -534,7 +535,7 @@ func TestRemoveOnAHybridHost(t *testing.T) {
 		if err := c.Signal(unix.SIGKILL); !errdefs.IsNotFound(err) {
 			t.Errorf("signal: got %v, want not found", err)
 		}
-		if err := c.Remove(testContext(t)); err != nil {
+		if err := c.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		if isDir(shadow("only")) {
@@ -548,7 +549,7 @@ func TestRemoveOnAHybridHost(t *testing.T) {
 		if err := addProcess(below, cmd.Process.Pid); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Remove(testContext(t)); err != nil {
+		if err := c.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		if !isDir(below) || slices.ContainsFunc(c.Paths(), isDir) {

@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"errors"
 	"os"
@@ -14,7 +15,7 @@ import (
 
 func TestKillLeavesNoProcess(t *testing.T) {
 	both(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "kill", `{}`)
 		below := newBelow(t, l, c)
 		pids := []int{sleeper(t, c), sleeper(t, below)}
@@ -22,7 +23,7 @@ func TestKillLeavesNoProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, pid := range pids {
-			eventually(t, "the process is dead", func() bool { return isDead(pid) })
+			proctest.Eventually(t, "the process is dead", func() bool { return isDead(pid) })
 		}
 	})
 }
@@ -40,7 +41,7 @@ func TestKillReachesForks(t *testing.T) {
 				if err := c.Add(cmd.Process.Pid); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "it has forked", func() bool {
+				proctest.Eventually(t, "it has forked", func() bool {
 					pids, err := c.Pids()
 					return err == nil && len(pids) > 1
 				})
@@ -48,7 +49,7 @@ func TestKillReachesForks(t *testing.T) {
 					t.Fatal(err)
 				}
 				_ = cmd.Wait()
-				eventually(t, "the cgroup is empty", func() bool {
+				proctest.Eventually(t, "the cgroup is empty", func() bool {
 					pids, err := c.Pids()
 					return err == nil && len(pids) == 0
 				})
@@ -72,7 +73,7 @@ func TestSignalEndsAmongForks(t *testing.T) {
 		if err := c.Add(cmd.Process.Pid); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the signal is ignored", func() bool { return exists(ready) })
+		proctest.Eventually(t, "the signal is ignored", func() bool { return exists(ready) })
 		if err := c.Signal(unix.SIGUSR1); err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +107,7 @@ func TestSignalFreezesToGetAheadOfForks(t *testing.T) {
 		if err := forking.Signal(unix.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "all are dead", func() bool {
+		proctest.Eventually(t, "all are dead", func() bool {
 			alive, err := c.Pids()
 			return err == nil && !slices.ContainsFunc(alive, func(pid int) bool { return slices.Contains(pids, pid) && !isDead(pid) })
 		})
@@ -135,13 +136,13 @@ func TestKillReachesFrozenProcesses(t *testing.T) {
 	both(t, func(t *testing.T, l *layout) {
 		c := newCgroup(t, l, "frozen", `{}`)
 		pid := sleeper(t, c)
-		if err := c.Freeze(testContext(t)); err != nil {
+		if err := c.Freeze(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.Signal(unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the process is dead", func() bool { return isDead(pid) })
+		proctest.Eventually(t, "the process is dead", func() bool { return isDead(pid) })
 	})
 }
 
@@ -160,7 +161,7 @@ func TestKillReachesFrozenProcessesBelow(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := c.LetDie(testContext(t)); err != nil {
+			if err := c.LetDie(proctest.Context(t)); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -173,13 +174,13 @@ func TestKillReachesFrozenProcessesBelow(t *testing.T) {
 				pids := []int{sleeper(t, c), sleeper(t, below), sleeper(t, deepest)}
 				// From below, so that each is frozen in its own right.
 				for _, g := range []*Cgroup{deepest, below} {
-					if err := g.Freeze(testContext(t)); err != nil {
+					if err := g.Freeze(proctest.Context(t)); err != nil {
 						t.Fatal(err)
 					}
 				}
 				kill(t, c, pids)
 				for _, pid := range pids {
-					eventually(t, "the process is dead", func() bool { return isDead(pid) })
+					proctest.Eventually(t, "the process is dead", func() bool { return isDead(pid) })
 				}
 			})
 		})
@@ -214,7 +215,7 @@ func TestWhatIsFrozenAgainDiesToo(t *testing.T) {
 			return
 		}
 		pid := sleeper(t, below)
-		if err := below.Freeze(testContext(t)); err != nil {
+		if err := below.Freeze(proctest.Context(t)); err != nil {
 			t.Error(err)
 		}
 		kill(pid)
@@ -222,11 +223,11 @@ func TestWhatIsFrozenAgainDiesToo(t *testing.T) {
 			kill(pids[0])
 		}
 	}}
-	if err := (&Cgroup{path: c.path, tree: tree}).LetDie(testContext(t)); err != nil {
+	if err := (&Cgroup{path: c.path, tree: tree}).LetDie(proctest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	for _, pid := range pids {
-		eventually(t, "the process is dead", func() bool { return isDead(pid) })
+		proctest.Eventually(t, "the process is dead", func() bool { return isDead(pid) })
 	}
 }
 
@@ -246,7 +247,7 @@ func TestLetDieEndsWithItsContext(t *testing.T) {
 // TestSignalReachesEveryProcess has more processes than are pinned at a time, and looks at the signal's own effect.
 func TestSignalReachesEveryProcess(t *testing.T) {
 	both(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "term", `{}`)
 		dir := t.TempDir()
 		const n = 20
@@ -261,11 +262,11 @@ func TestSignalReachesEveryProcess(t *testing.T) {
 			files, _ := filepath.Glob(filepath.Join(dir, pattern))
 			return len(files)
 		}
-		eventually(t, "all have set their trap", func() bool { return count("ready.*") == n })
+		proctest.Eventually(t, "all have set their trap", func() bool { return count("ready.*") == n })
 		if err := c.Signal(unix.SIGUSR1); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "all had the signal", func() bool { return count("got.*") == n })
+		proctest.Eventually(t, "all had the signal", func() bool { return count("got.*") == n })
 		files, _ := filepath.Glob(filepath.Join(dir, "got.*"))
 		for _, file := range files {
 			if got, _ := os.ReadFile(file); strings.Count(string(got), "\n") > 1 {
@@ -292,7 +293,7 @@ func TestSignalledProcessMustStillBeMember(t *testing.T) {
 	if err := s.batchByPid([]int{pid}); err != nil || !s.seen[pid] {
 		t.Errorf("a member was not signalled: %v", err)
 	}
-	eventually(t, "the member is dead", func() bool { return isDead(pid) })
+	proctest.Eventually(t, "the member is dead", func() bool { return isDead(pid) })
 }
 
 func TestSignalRoundsGoOnForNewProcesses(t *testing.T) {
@@ -310,7 +311,7 @@ func TestSignalRoundsGoOnForNewProcesses(t *testing.T) {
 	if pids, err = s.round(pids); err != nil || slices.ContainsFunc(pids, s.isNew) {
 		t.Errorf("after the last round: %v, %v", pids, err)
 	}
-	eventually(t, "both are dead", func() bool { return isDead(first) && isDead(second) })
+	proctest.Eventually(t, "both are dead", func() bool { return isDead(first) && isDead(second) })
 }
 
 func TestSignalReportsFailures(t *testing.T) {

@@ -2,31 +2,17 @@ package cgroups
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// deadline is how long a test waits for what must happen; it is never what a test measures. PAUSE_TEST_PATIENCE says
-// by how much the machine may be slower than usual.
-var deadline = patience() * time.Minute
-
-func patience() time.Duration {
-	if factor, err := strconv.Atoi(os.Getenv("PAUSE_TEST_PATIENCE")); err == nil {
-		return time.Duration(factor)
-	}
-	return 1
-}
 
 // hog is the argument that makes the test binary eat memory until it is killed.
 const hog = "-cgroups-test-hog"
@@ -71,56 +57,6 @@ func eatMemory() {
 			chunk[i] = 1
 		}
 	}
-}
-
-func testContext(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// eventually fails the test if a condition does not come true.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for end := time.Now().Add(deadline); !condition(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", deadline, what)
-		}
-	}
-}
-
-// noLeakedFDs fails the test if descriptors are open at its end that were not at its start.
-func noLeakedFDs(t *testing.T) {
-	t.Helper()
-	before := openFDs()
-	t.Cleanup(func() {
-		var leaked []string
-		for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-			leaked = nil
-			for fd, name := range openFDs() {
-				if before[fd] != name {
-					leaked = append(leaked, fd+" "+name)
-				}
-			}
-			if len(leaked) == 0 {
-				return
-			}
-		}
-		t.Errorf("leaked descriptors: %v", leaked)
-	})
-}
-
-func openFDs() map[string]string {
-	fds := make(map[string]string)
-	entries, _ := os.ReadDir("/proc/self/fd")
-	for _, e := range entries {
-		// The descriptor that ReadDir itself used is gone by now.
-		if name, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
-			fds[e.Name()] = name
-		}
-	}
-	return fds
 }
 
 // start runs a command that is killed and reaped at the end of the test.

@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -169,7 +170,7 @@ func TestGroupFiles(t *testing.T) {
 
 // TestFinishAfterSystemdHasRemovedTheScope has the kernel count a kill that the watch does not look at in time.
 func TestFinishAfterSystemdHasRemovedTheScope(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	l := v2Memory(t)
 	newCgroup(t, l, "pod.slice", hogLimit)
 	for range 2 {
@@ -182,7 +183,7 @@ func TestFinishAfterSystemdHasRemovedTheScope(t *testing.T) {
 		}
 		w.unit = w.enroll(scope.Paths()[0])
 		runHog(t, scope)
-		if err := scope.Remove(testContext(t)); err != nil {
+		if err := scope.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		w.finish()

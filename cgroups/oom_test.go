@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"errors"
 	"maps"
 	"os/exec"
@@ -60,17 +61,17 @@ func watched(t *testing.T, c *Cgroup) (events *atomic.Int32, stop func()) {
 
 func TestWatchOOMReportsEachKillOnceAndNoRemoval(t *testing.T) {
 	eachMemory(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "oom", hogLimit)
 		events, stop := watched(t, c)
 		for n := int32(1); n <= 2; n++ {
 			runHog(t, c)
-			eventually(t, "the kill is reported", func() bool { return events.Load() >= n })
+			proctest.Eventually(t, "the kill is reported", func() bool { return events.Load() >= n })
 			if got := events.Load(); got != n {
 				t.Fatalf("%d reports after %d kills", got, n)
 			}
 		}
-		if err := c.Remove(testContext(t)); err != nil {
+		if err := c.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		stop()
@@ -85,7 +86,7 @@ func TestWatchOOMReportsEachKillOnceAndNoRemoval(t *testing.T) {
 // kernel's notice may still be on its way.
 func TestStopReportsWhatIsCounted(t *testing.T) {
 	eachMemory(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "oom-stop", hogLimit)
 		for range 10 {
 			events, stop := watched(t, c)
@@ -104,7 +105,7 @@ func TestStopReportsWhatIsCounted(t *testing.T) {
 
 func TestStopTwiceAtTheSameTime(t *testing.T) {
 	eachMemory(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "oom-stops", hogLimit)
 		events, stop := watched(t, c)
 		runHog(t, c)
@@ -121,10 +122,10 @@ func TestStopTwiceAtTheSameTime(t *testing.T) {
 
 func TestStopAfterTheCgroupIsGone(t *testing.T) {
 	eachMemory(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "oom-gone", `{}`)
 		events, stop := watched(t, c)
-		if err := c.Remove(testContext(t)); err != nil {
+		if err := c.Remove(proctest.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 		stop()
@@ -137,15 +138,15 @@ func TestStopAfterTheCgroupIsGone(t *testing.T) {
 // TestWatchOOMEndsWithCgroup: the removal's own signal ends the watch, and is no kill.
 func TestWatchOOMEndsWithCgroup(t *testing.T) {
 	c := newCgroup(t, v1Host(t, "memory"), "oom-removed", `{}`)
-	before := openFDs()
+	before := proctest.OpenFDs()
 	var events atomic.Int32
 	if _, err := c.WatchOOM(func() { events.Add(1) }); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Remove(testContext(t)); err != nil {
+	if err := c.Remove(proctest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the eventfd is closed", func() bool { return maps.Equal(openFDs(), before) })
+	proctest.Eventually(t, "the eventfd is closed", func() bool { return maps.Equal(proctest.OpenFDs(), before) })
 	if got := events.Load(); got != 0 {
 		t.Errorf("%d reports of no kill", got)
 	}
@@ -154,7 +155,7 @@ func TestWatchOOMEndsWithCgroup(t *testing.T) {
 // TestWatchOOMCountsKillsBelow: the limit is the parent's, the victim the child's. Both watches see it.
 func TestWatchOOMCountsKillsBelow(t *testing.T) {
 	eachMemory(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		parent := newCgroup(t, l, "oom-parent", hogLimit)
 		victim := newCgroup(t, l, "oom-parent/victim", `{}`)
 		sibling := newCgroup(t, l, "oom-parent/sibling", `{}`)
@@ -162,7 +163,7 @@ func TestWatchOOMCountsKillsBelow(t *testing.T) {
 		inVictim, _ := watched(t, victim)
 		inSibling, stopSibling := watched(t, sibling)
 		runHog(t, victim)
-		eventually(t, "the kill is reported", func() bool { return inParent.Load() > 0 && inVictim.Load() > 0 })
+		proctest.Eventually(t, "the kill is reported", func() bool { return inParent.Load() > 0 && inVictim.Load() > 0 })
 		stopParent()
 		stopSibling()
 		if p, v, s := inParent.Load(), inVictim.Load(), inSibling.Load(); p != 1 || v != 1 || s != 0 {
@@ -174,7 +175,7 @@ func TestWatchOOMCountsKillsBelow(t *testing.T) {
 // TestStopReportsKillsByALimitBelow: v1 has no signal for those.
 func TestStopReportsKillsByALimitBelow(t *testing.T) {
 	eachMemory(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		parent := newCgroup(t, l, "oom-above", `{}`)
 		events, stop := watched(t, parent)
 		runHog(t, newCgroup(t, l, "oom-above/limited", hogLimit))
@@ -187,7 +188,7 @@ func TestStopReportsKillsByALimitBelow(t *testing.T) {
 
 func TestWatchOOMWithoutController(t *testing.T) {
 	both(t, func(t *testing.T, l *layout) {
-		noLeakedFDs(t)
+		proctest.NoLeakedFDs(t)
 		c := newCgroup(t, l, "no-memory", `{}`)
 		if tree, ok := c.tree.(*v1Tree); ok {
 			c = &Cgroup{path: c.path, tree: &v1Tree{groups: tree.groups[:1]}}

@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,7 +22,7 @@ func v2Memory(t *testing.T) *layout {
 
 // TestWatchOOMTakesADeadGroupForOne: of a group kill, the kernel counts each process, and the victim perhaps twice.
 func TestWatchOOMTakesADeadGroupForOne(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	c := newCgroup(t, v2Memory(t), "oom-group", hogLimit)
 	if err := c.Update(resources(`{"unified": {"memory.oom.group": "1"}}`)); err != nil {
 		t.Fatal(err)
@@ -32,7 +33,7 @@ func TestWatchOOMTakesADeadGroupForOne(t *testing.T) {
 			sleeper(t, c)
 		}
 		runHog(t, c)
-		eventually(t, "the group is dead", func() bool {
+		proctest.Eventually(t, "the group is dead", func() bool {
 			pids, err := c.Pids()
 			return err == nil && len(pids) == 0
 		})
@@ -122,7 +123,7 @@ func TestV2KillsRefusesNonsense(t *testing.T) {
 
 // TestPriorityPollSeesChangesOfCgroupFiles uses cgroup.events, which every cgroup2 has.
 func TestPriorityPollSeesChangesOfCgroupFiles(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	c := newCgroup(t, v2Host(t), "poll", `{}`)
 	p, err := newPriorityPoll(filepath.Join(c.Paths()[0], "cgroup.events"))
 	if err != nil {
@@ -170,7 +171,7 @@ func TestPriorityPollSeesChangesOfCgroupFiles(t *testing.T) {
 
 // TestPriorityPollWatchReportsGrowth counts what cgroup.events has, in place of the kills that memory.events has.
 func TestPriorityPollWatchReportsGrowth(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	c := newCgroup(t, v2Host(t), "watch", `{}`)
 	p, err := newPriorityPoll(filepath.Join(c.Paths()[0], "cgroup.events"))
 	if err != nil {
@@ -189,11 +190,11 @@ func TestPriorityPollWatchReportsGrowth(t *testing.T) {
 	stop := p.watch(w)
 	t.Cleanup(stop)
 	sleeper(t, c)
-	eventually(t, "the growth is reported", func() bool { return reports.Load() > 0 })
+	proctest.Eventually(t, "the growth is reported", func() bool { return reports.Load() > 0 })
 	if err := c.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Remove(testContext(t)); err != nil {
+	if err := c.Remove(proctest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	stop()
@@ -204,7 +205,7 @@ func TestPriorityPollWatchReportsGrowth(t *testing.T) {
 }
 
 func TestPriorityPollReleasesDescriptorsOnError(t *testing.T) {
-	noLeakedFDs(t)
+	proctest.NoLeakedFDs(t)
 	root := fakeTree(t, map[string]string{"plain": ""})
 	for _, file := range []string{"plain", "missing"} {
 		if _, err := newPriorityPoll(filepath.Join(root, file)); err == nil {

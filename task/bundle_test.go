@@ -1,6 +1,7 @@
 package task
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 func readDir(t *testing.T, dir string) string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	must(t, err)
+	proctest.Must(t, err)
 	files := make(map[string]string)
 	for _, e := range entries {
 		if data, err := os.ReadFile(filepath.Join(dir, e.Name())); err == nil {
@@ -24,22 +25,22 @@ func readDir(t *testing.T, dir string) string {
 		}
 	}
 	text, err := json.Marshal(files)
-	must(t, err)
+	proctest.Must(t, err)
 	return string(text)
 }
 
 func TestIDsAndBundlesThatAreRefused(t *testing.T) {
-	n, ctx := newNode(t), testContext(t)
+	n, ctx := newNode(t), proctest.Context(t)
 	owner := n.containerRequest("c", forever)
 	n.make(owner)
 	before := readDir(t, owner.Bundle)
 	link := filepath.Join(t.TempDir(), "link")
-	must(t, os.Symlink(owner.Bundle, link))
+	proctest.Must(t, os.Symlink(owner.Bundle, link))
 	relative := func() string {
 		here, err := os.Getwd()
-		must(t, err)
+		proctest.Must(t, err)
 		path, err := filepath.Rel(here, owner.Bundle)
-		must(t, err)
+		proctest.Must(t, err)
 		return path
 	}()
 	for name, tc := range map[string]struct{ id, bundle, want string }{
@@ -60,12 +61,12 @@ func TestIDsAndBundlesThatAreRefused(t *testing.T) {
 			r := n.containerRequest("d", forever)
 			r.ID, r.Bundle = tc.id, tc.bundle
 			_, err := n.Create(ctx, r)
-			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			if err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("the error is without %q: %v", tc.want, err)
 			}
 			_, err = n.sandboxes.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{SandboxID: tc.id, BundlePath: tc.bundle})
-			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			if after := readDir(t, owner.Bundle); after != before {
 				t.Errorf("the other's bundle has become\n%s, was\n%s", after, before)
 			}
@@ -78,13 +79,13 @@ func TestIDsAndBundlesThatAreRefused(t *testing.T) {
 
 // TestBundleIsFreeAgain after a create that has failed, and after a delete.
 func TestBundleIsFreeAgain(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), proctest.Context(t)
 	r := n.containerRequest("c", forever)
 	n.tell("fail-create", "not this time")
 	if _, err := n.Create(ctx, r); err == nil {
 		t.Fatal("no error")
 	}
-	must(t, os.Remove(filepath.Join(n.control, "fail-create")))
+	proctest.Must(t, os.Remove(filepath.Join(n.control, "fail-create")))
 	n.make(r)
 	n.remove("c")
 	r.ID = "d"
@@ -94,8 +95,8 @@ func TestBundleIsFreeAgain(t *testing.T) {
 	s := n.createRequest(h, config(t))
 	for range 2 {
 		_, err := n.sandboxes.CreateSandbox(ctx, s)
-		must(t, err)
+		proctest.Must(t, err)
 		_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
-		must(t, err)
+		proctest.Must(t, err)
 	}
 }

@@ -1,6 +1,7 @@
 package task
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"errors"
 	"os"
@@ -23,13 +24,13 @@ import (
 func TestPanicOfAnRPC(t *testing.T) {
 	wantInternal := func(t *testing.T, err error) {
 		t.Helper()
-		wantKind(t, err, errdefs.IsInternal, "an internal one")
+		proctest.WantKind(t, err, errdefs.IsInternal, "an internal one")
 		if err != nil && !strings.Contains(err.Error(), "panicked") {
 			t.Errorf("the error does not say what has happened: %v", err)
 		}
 	}
 	t.Run("create of a task", func(t *testing.T) {
-		n, ctx := newNode(t), testContext(t)
+		n, ctx := newNode(t), proctest.Context(t)
 		n.container(forever)
 		n.service.decode = func(*anypb.Any) (*HandlerOptions, error) { panic("no options") }
 		r := n.containerRequest("d", forever)
@@ -38,13 +39,13 @@ func TestPanicOfAnRPC(t *testing.T) {
 		n.service.decode = decodeOptions
 		n.make(r)
 		_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-		must(t, err)
+		proctest.Must(t, err)
 	})
 	t.Run("create of a task, second generation", func(t *testing.T) {
 		n := newNode(t)
 		n.service.decode = func(*anypb.Any) (*HandlerOptions, error) { panic("no options") }
 		r := n.containerRequest("d", forever)
-		_, err := n.v2.Create(testContext(t), &taskv2.CreateTaskRequest{ID: r.ID, Bundle: r.Bundle})
+		_, err := n.v2.Create(proctest.Context(t), &taskv2.CreateTaskRequest{ID: r.ID, Bundle: r.Bundle})
 		wantInternal(t, err)
 	})
 	t.Run("create of a sandbox", func(t *testing.T) {
@@ -52,20 +53,20 @@ func TestPanicOfAnRPC(t *testing.T) {
 		options := n.service.options
 		n.service.options = nil
 		r := n.createRequest(h, config(t))
-		_, err := n.sandboxes.CreateSandbox(testContext(t), r)
+		_, err := n.sandboxes.CreateSandbox(proctest.Context(t), r)
 		wantInternal(t, err)
 		n.service.options = options
 		n.createSandbox(r)
 	})
 	t.Run("shutdown", func(t *testing.T) {
-		n, ctx := newNode(t), testContext(t)
+		n, ctx := newNode(t), proctest.Context(t)
 		shutdown := n.service.shutdown
 		n.service.shutdown = func() { panic("not now") }
 		_, err := n.Shutdown(ctx, &taskapi.ShutdownRequest{})
 		wantInternal(t, err)
 		n.service.shutdown = shutdown
 		_, err = n.Shutdown(ctx, &taskapi.ShutdownRequest{}) // No lock is held.
-		must(t, err)
+		proctest.Must(t, err)
 	})
 }
 
@@ -80,7 +81,7 @@ func TestErrorTextOfAnyKind(t *testing.T) {
 		"longer than ttrpc's message": strings.Repeat("y\xff", 3<<20),
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, ctx := newNode(t), testContext(t)
+			n, ctx := newNode(t), proctest.Context(t)
 			n.container(forever)
 			n.service.decode = func(*anypb.Any) (*HandlerOptions, error) {
 				return nil, errors.Join(errors.New(text), errdefs.ErrAborted)
@@ -94,11 +95,11 @@ func TestErrorTextOfAnyKind(t *testing.T) {
 				t.Errorf("got %d bytes: %.100q", len(s.Message()), s.Message())
 			}
 			_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-			must(t, err)
+			proctest.Must(t, err)
 		})
 	}
 	t.Run("of the OCI runtime", func(t *testing.T) {
-		n, ctx := newNode(t), testContext(t)
+		n, ctx := newNode(t), proctest.Context(t)
 		n.container(forever)
 		n.tell("fail-create", "bananas \xff are out")
 		_, err := n.Create(ctx, n.containerRequest("d", forever))
@@ -106,15 +107,15 @@ func TestErrorTextOfAnyKind(t *testing.T) {
 			t.Errorf("got error %v", err)
 		}
 		_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-		must(t, err)
+		proctest.Must(t, err)
 	})
 	t.Run("of a panic", func(t *testing.T) {
-		n, ctx := newNode(t), testContext(t)
+		n, ctx := newNode(t), proctest.Context(t)
 		n.service.decode = func(*anypb.Any) (*HandlerOptions, error) { panic("\xff") }
 		_, err := n.Create(ctx, n.containerRequest("d", forever))
-		wantKind(t, err, errdefs.IsInternal, "an internal one")
+		proctest.WantKind(t, err, errdefs.IsInternal, "an internal one")
 		_, err = n.Connect(ctx, &taskapi.ConnectRequest{ID: "c"})
-		must(t, err)
+		proctest.Must(t, err)
 	})
 }
 
@@ -139,13 +140,13 @@ func TestSpecOfASandboxThatIsNone(t *testing.T) {
 	for _, text := range []string{"null", "[]", `""`, `{"linux": []}`, "", "{"} {
 		t.Run(text, func(t *testing.T) {
 			n, h := newNode(t), newHome(t)
-			must(t, os.WriteFile(filepath.Join(h.bundle, "config.json"), []byte(text), 0o600))
+			proctest.Must(t, os.WriteFile(filepath.Join(h.bundle, "config.json"), []byte(text), 0o600))
 			r := n.createRequest(h, nil)
 			r.NetnsPath = "/proc/self/ns/net"
-			_, err := n.sandboxes.CreateSandbox(testContext(t), r)
-			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
-			_, err = n.sandboxes.SandboxMetrics(testContext(t), &sandboxapi.SandboxMetricsRequest{SandboxID: "pod"})
-			wantKind(t, err, errdefs.IsNotFound, "not found")
+			_, err := n.sandboxes.CreateSandbox(proctest.Context(t), r)
+			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			_, err = n.sandboxes.SandboxMetrics(proctest.Context(t), &sandboxapi.SandboxMetricsRequest{SandboxID: "pod"})
+			proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 		})
 	}
 }

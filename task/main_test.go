@@ -12,11 +12,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
 	"containerd-shim-pause-v2/process/pod"
+	"containerd-shim-pause-v2/process/proctest"
 	"containerd-shim-pause-v2/process/reap"
 
 	eventsapi "github.com/containerd/containerd/api/events"
@@ -25,7 +25,6 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -33,9 +32,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
-
-// deadline is how long a test waits for what must happen; it is never what a test measures.
-const deadline = 60 * time.Second
 
 var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
@@ -63,35 +59,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func testContext(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // result fails the test on an error, else returns the response.
 func result[R any](t *testing.T) func(R, error) R {
 	t.Helper()
 	return func(r R, err error) R {
 		t.Helper()
-		must(t, err)
+		proctest.Must(t, err)
 		return r
-	}
-}
-
-// wantKind checks an error as a client sees it.
-func wantKind(t *testing.T, err error, is func(error) bool, what string) {
-	t.Helper()
-	if err == nil || !is(errgrpc.ToNative(err)) {
-		t.Errorf("got error %v, want %s", err, what)
 	}
 }
 
@@ -222,11 +196,11 @@ func newNode(t *testing.T) *node {
 		shutdowns: make(chan struct{}, 100),
 	}
 	script, err := filepath.Abs("../process/testdata/runtime.sh")
-	must(t, err)
-	must(t, os.Symlink(script, n.options.BinaryName))
+	proctest.Must(t, err)
+	proctest.Must(t, os.Symlink(script, n.options.BinaryName))
 
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(Intercept))
-	must(t, err)
+	proctest.Must(t, err)
 	events := NewEvents(n.events)
 	supervisor := process.NewSupervisor("test", thread, reaper, events)
 	service := NewService(supervisor, events, decodeOptions, ownID, defaultOptions(n.options), func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
@@ -235,13 +209,13 @@ func newNode(t *testing.T) *node {
 
 	// t.TempDir may exceed the limit of a socket's path.
 	dir, err := os.MkdirTemp("", "task")
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	listener, err := net.Listen("unix", filepath.Join(dir, "s"))
-	must(t, err)
+	proctest.Must(t, err)
 	go func() { _ = server.Serve(context.Background(), listener) }()
 	conn, err := net.Dial("unix", filepath.Join(dir, "s"))
-	must(t, err)
+	proctest.Must(t, err)
 	client := ttrpc.NewClient(conn)
 	n.TTRPCTaskService, n.v2 = taskapi.NewTTRPCTaskClient(client), taskv2.NewTTRPCTaskClient(client)
 	n.sandboxes = sandboxapi.NewTTRPCSandboxClient(client)
@@ -255,17 +229,10 @@ func newNode(t *testing.T) *node {
 
 func (n *node) tell(name, text string) {
 	n.t.Helper()
-	must(n.t, os.WriteFile(filepath.Join(n.control, name), []byte(text), 0o600))
+	proctest.Must(n.t, os.WriteFile(filepath.Join(n.control, name), []byte(text), 0o600))
 }
 
 const forever = "exec sleep 100000"
-
-func script(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "script")
-	must(t, os.WriteFile(path, []byte(text+"\n"), 0o600))
-	return path
-}
 
 // cgroupPath is the path of a cgroup of the test's own, which is removed at its end if it is there.
 // A pod's cgroup is, as the shim leaves it to kubelet.
@@ -277,8 +244,8 @@ func cgroupPath(t *testing.T) string {
 		if errdefs.IsNotFound(err) {
 			return
 		}
-		must(t, err)
-		must(t, cgroup.Remove(context.Background()))
+		proctest.Must(t, err)
+		proctest.Must(t, cgroup.Remove(context.Background()))
 	})
 	return path
 }
@@ -288,17 +255,17 @@ func (n *node) request(id string, spec *specs.Spec) *taskapi.CreateTaskRequest {
 	n.t.Helper()
 	bundle := n.t.TempDir()
 	data, err := json.Marshal(spec)
-	must(n.t, err)
-	must(n.t, os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600))
+	proctest.Must(n.t, err)
+	proctest.Must(n.t, os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600))
 	opts, err := typeurl.MarshalAnyToProto(n.options)
-	must(n.t, err)
+	proctest.Must(n.t, err)
 	return &taskapi.CreateTaskRequest{ID: id, Bundle: bundle, Options: opts}
 }
 
 func (n *node) containerRequest(id, command string) *taskapi.CreateTaskRequest {
 	n.t.Helper()
 	return n.request(id, &specs.Spec{
-		Process: &specs.Process{Args: []string{script(n.t, command)}},
+		Process: &specs.Process{Args: []string{proctest.Script(n.t, command)}},
 		Linux:   &specs.Linux{CgroupsPath: cgroupPath(n.t) + "-" + id},
 	})
 }
@@ -320,14 +287,14 @@ func (n *node) sandboxRequest(id string) *taskapi.CreateTaskRequest {
 // make creates a task that is removed at the end of the test.
 func (n *node) make(r *taskapi.CreateTaskRequest) uint32 {
 	n.t.Helper()
-	resp, err := n.Create(testContext(n.t), r)
-	must(n.t, err)
+	resp, err := n.Create(proctest.Context(n.t), r)
+	proctest.Must(n.t, err)
 	n.t.Cleanup(func() { n.remove(r.ID) })
 	return resp.Pid
 }
 
 func (n *node) remove(id string) {
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Deadline)
 	defer cancel()
 	if _, err := n.State(ctx, &taskapi.StateRequest{ID: id}); err != nil {
 		return
@@ -343,8 +310,8 @@ func (n *node) remove(id string) {
 func (n *node) container(command string) {
 	n.t.Helper()
 	pid := n.make(n.containerRequest("c", command))
-	resp, err := n.Start(testContext(n.t), &taskapi.StartRequest{ID: "c"})
-	must(n.t, err)
+	resp, err := n.Start(proctest.Context(n.t), &taskapi.StartRequest{ID: "c"})
+	proctest.Must(n.t, err)
 	if resp.Pid != pid {
 		n.t.Errorf("start: pid %d, create: %d", resp.Pid, pid)
 	}
@@ -352,8 +319,8 @@ func (n *node) container(command string) {
 
 func (n *node) execRequest(id, execID, command string) *taskapi.ExecProcessRequest {
 	n.t.Helper()
-	spec, err := json.Marshal(&specs.Process{Args: []string{script(n.t, command)}})
-	must(n.t, err)
+	spec, err := json.Marshal(&specs.Process{Args: []string{proctest.Script(n.t, command)}})
+	proctest.Must(n.t, err)
 	return &taskapi.ExecProcessRequest{ID: id, ExecID: execID, Spec: &anypb.Any{
 		TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: spec,
 	}}

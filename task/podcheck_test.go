@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
@@ -43,8 +44,8 @@ func TestPodsThatAreRefused(t *testing.T) {
 		text  = filepath.Join(dir, "text")
 		fifo  = filepath.Join(dir, "fifo")
 	)
-	must(t, os.WriteFile(text, []byte("text"), 0o600))
-	must(t, unix.Mkfifo(fifo, 0o600))
+	proctest.Must(t, os.WriteFile(text, []byte("text"), 0o600))
+	proctest.Must(t, unix.Mkfifo(fifo, 0o600))
 	seccomp := func(p *cri.SecurityProfile) podChange {
 		return func(_ *cri.PodSandboxConfig, s *cri.LinuxSandboxSecurityContext) { s.Seccomp = p }
 	}
@@ -107,11 +108,11 @@ func TestPodsThatAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n, h, c := newNode(t), newHome(t), config(t)
 			tc.change(c, c.Linux.SecurityContext)
-			_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, c))
+			_, err := n.sandboxes.CreateSandbox(proctest.Context(t), n.createRequest(h, c))
 			if err == nil {
 				t.Fatal("no error")
 			}
-			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			for _, text := range append(tc.want, "sandbox pod") {
 				if !strings.Contains(err.Error(), text) {
 					t.Errorf("error %q does not name %s", err, text)
@@ -195,9 +196,9 @@ func decoded(t *testing.T, change podChange) *podConfig {
 		change(c, c.Linux.SecurityContext)
 	}
 	options, err := typeurl.MarshalAnyToProto(c)
-	must(t, err)
+	proctest.Must(t, err)
 	d, err := decodePodConfig(options)
-	must(t, err)
+	proctest.Must(t, err)
 	return d
 }
 
@@ -216,7 +217,7 @@ func TestSELinuxLevels(t *testing.T) {
 
 func TestSeccompProfileOfTheNode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "profile.json")
-	must(t, os.WriteFile(path, []byte(`{"defaultAction": "SCMP_ACT_ERRNO"}`), 0o600))
+	proctest.Must(t, os.WriteFile(path, []byte(`{"defaultAction": "SCMP_ACT_ERRNO"}`), 0o600))
 	for _, change := range []podChange{
 		func(_ *cri.PodSandboxConfig, s *cri.LinuxSandboxSecurityContext) {
 			s.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: path}
@@ -225,7 +226,7 @@ func TestSeccompProfileOfTheNode(t *testing.T) {
 			s.SeccompProfilePath = "localhost/" + path //nolint:staticcheck // deprecated, but in use
 		},
 	} {
-		must(t, decoded(t, change).check(host{seccomp: true}))
+		proctest.Must(t, decoded(t, change).check(host{seccomp: true}))
 	}
 }
 
@@ -290,7 +291,7 @@ func TestOptionsOfTheHandlerReachThePod(t *testing.T) {
 	n.createSandbox(n.createRequest(h, config(t)))
 	for key, want := range map[string]string{"ip_unprivileged_port_start": "1024", "ping_group_range": "1\t0"} {
 		var got string
-		must(t, thread.Do(func() error {
+		proctest.Must(t, thread.Do(func() error {
 			data, err := os.ReadFile("/proc/sys/net/ipv4/" + key)
 			got = strings.TrimSpace(string(data))
 			return err
@@ -332,19 +333,19 @@ func TestPodOfARootlessContainerd(t *testing.T) {
 
 func TestThisHost(t *testing.T) {
 	h, err := thisHost()
-	must(t, err)
+	proctest.Must(t, err)
 	if h.selinux != process.HasSELinux() {
 		t.Errorf("got %+v", h)
 	}
 	data, err := os.ReadFile("/proc/self/oom_score_adj")
-	must(t, err)
+	proctest.Must(t, err)
 	if want := strings.TrimSpace(string(data)); fmt.Sprint(h.ownScore) != want {
 		t.Errorf("the score is %d, want %s", h.ownScore, want)
 	}
 	// What may be done is seen by trying.
 	lower := os.WriteFile("/proc/self/oom_score_adj", []byte(fmt.Sprint(h.ownScore-1)), 0) == nil
 	if lower {
-		must(t, os.WriteFile("/proc/self/oom_score_adj", data, 0))
+		proctest.Must(t, os.WriteFile("/proc/self/oom_score_adj", data, 0))
 	}
 	if h.canLowerScore && !lower && h.ownScore > -1000 {
 		t.Error("it cannot lower the score, but thinks so")

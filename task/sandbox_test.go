@@ -1,6 +1,7 @@
 package task
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,9 +41,9 @@ func newHome(t *testing.T) home {
 		shm:    filepath.Join(dir, "state/io.containerd.grpc.v1.cri/sandboxes", id, "shm"),
 	}
 	work := filepath.Join(dir, "root", plugin, id)
-	must(t, os.MkdirAll(work, 0o711))
-	must(t, os.MkdirAll(h.bundle, 0o711))
-	must(t, os.Symlink(work, filepath.Join(h.bundle, "work")))
+	proctest.Must(t, os.MkdirAll(work, 0o711))
+	proctest.Must(t, os.MkdirAll(h.bundle, 0o711))
+	proctest.Must(t, os.Symlink(work, filepath.Join(h.bundle, "work")))
 	return h
 }
 
@@ -69,7 +70,7 @@ func (n *node) createRequest(h home, c *cri.PodSandboxConfig) *sandboxapi.Create
 	r := &sandboxapi.CreateSandboxRequest{SandboxID: filepath.Base(h.bundle), BundlePath: h.bundle}
 	if c != nil {
 		options, err := typeurl.MarshalAnyToProto(c)
-		must(n.t, err)
+		proctest.Must(n.t, err)
 		r.Options = options
 	}
 	return r
@@ -78,32 +79,32 @@ func (n *node) createRequest(h home, c *cri.PodSandboxConfig) *sandboxapi.Create
 // createSandbox creates a sandbox that is shut down at the end of the test.
 func (n *node) createSandbox(r *sandboxapi.CreateSandboxRequest) {
 	n.t.Helper()
-	_, err := n.sandboxes.CreateSandbox(testContext(n.t), r)
-	must(n.t, err)
+	_, err := n.sandboxes.CreateSandbox(proctest.Context(n.t), r)
+	proctest.Must(n.t, err)
 	n.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		ctx, cancel := context.WithTimeout(context.Background(), proctest.Deadline)
 		defer cancel()
 		_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: r.SandboxID})
-		must(n.t, err)
+		proctest.Must(n.t, err)
 	})
 }
 
 func (n *node) startSandbox() *sandboxapi.StartSandboxResponse {
 	n.t.Helper()
-	resp, err := n.sandboxes.StartSandbox(testContext(n.t), &sandboxapi.StartSandboxRequest{SandboxID: "pod"})
-	must(n.t, err)
+	resp, err := n.sandboxes.StartSandbox(proctest.Context(n.t), &sandboxapi.StartSandboxRequest{SandboxID: "pod"})
+	proctest.Must(n.t, err)
 	return resp
 }
 
 func (n *node) status() *sandboxapi.SandboxStatusResponse {
 	n.t.Helper()
-	resp, err := n.sandboxes.SandboxStatus(testContext(n.t), &sandboxapi.SandboxStatusRequest{SandboxID: "pod", Verbose: true})
-	must(n.t, err)
+	resp, err := n.sandboxes.SandboxStatus(proctest.Context(n.t), &sandboxapi.SandboxStatusRequest{SandboxID: "pod", Verbose: true})
+	proctest.Must(n.t, err)
 	return resp
 }
 
 func TestLifeThroughTheSandboxService(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), proctest.Context(t)
 	n.createSandbox(n.createRequest(h, config(t)))
 	if state := n.status().State; state != sandboxNotReady {
 		t.Errorf("created, it is %s", state)
@@ -113,7 +114,7 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 		t.Errorf("start: %v", start)
 	}
 	var spec specs.Spec
-	must(t, json.Unmarshal(start.Spec.Value, &spec))
+	proctest.Must(t, json.Unmarshal(start.Spec.Value, &spec))
 	if paths := len(slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Path == "" })); paths != 3 {
 		t.Errorf("the spec has paths of %d namespaces: %+v", paths, spec.Linux.Namespaces)
 	}
@@ -122,35 +123,35 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 		t.Errorf("started, it is %v", st)
 	}
 	platform, err := n.sandboxes.Platform(ctx, &sandboxapi.PlatformRequest{SandboxID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	if platform.Platform.OS != "linux" || platform.Platform.Architecture == "" {
 		t.Errorf("platform %v", platform)
 	}
 	_, err = n.sandboxes.PingSandbox(ctx, &sandboxapi.PingRequest{SandboxID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	metrics, err := n.sandboxes.SandboxMetrics(ctx, &sandboxapi.SandboxMetricsRequest{SandboxID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	if _, err := typeurl.UnmarshalAny(metrics.Metrics.Data); err != nil || metrics.Metrics.ID != "pod" {
 		t.Errorf("metrics %v, error %v", metrics, err)
 	}
 	// Task Shutdown is asked for after each container.
 	_, err = n.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 	if len(n.shutdowns) != 0 {
 		t.Error("the shim ends with a sandbox in it")
 	}
 	for range 2 {
 		_, err = n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: "pod", TimeoutSecs: 10})
-		must(t, err)
+		proctest.Must(t, err)
 	}
 	wait, err := n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	if st := n.status(); wait.ExitStatus != 137 || st.State != sandboxNotReady || !st.ExitedAt.AsTime().Equal(wait.ExitedAt.AsTime()) {
 		t.Errorf("stopped, it is %v, exit %v", st, wait)
 	}
 	n.wantRemoved()
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	if len(n.shutdowns) != 1 {
 		t.Errorf("the shim was asked to end %d times", len(n.shutdowns))
 	}
@@ -162,11 +163,11 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 
 func TestFilesOfAPod(t *testing.T) {
 	hosts, err := os.ReadFile("/etc/hosts")
-	must(t, err)
+	proctest.Must(t, err)
 	resolv, err := os.ReadFile("/etc/resolv.conf")
-	must(t, err)
+	proctest.Must(t, err)
 	hostname, err := os.Hostname()
-	must(t, err)
+	proctest.Must(t, err)
 	for name, tc := range map[string]struct {
 		change           func(*cri.PodSandboxConfig)
 		hostname, resolv string
@@ -188,7 +189,7 @@ func TestFilesOfAPod(t *testing.T) {
 			for file, want := range map[string]string{"hostname": tc.hostname + "\n", "hosts": string(hosts), "resolv.conf": tc.resolv} {
 				path := filepath.Join(h.files, file)
 				got, err := os.ReadFile(path)
-				must(t, err)
+				proctest.Must(t, err)
 				if string(got) != want {
 					t.Errorf("%s is %q, want %q", file, got, want)
 				}
@@ -204,13 +205,13 @@ func TestFilesOfAPod(t *testing.T) {
 			if tc.ownIPC && (st.Type != unix.TMPFS_MAGIC || st.Blocks*uint64(st.Bsize) != 64<<20 || st.Flags&unix.ST_NOEXEC == 0) {
 				t.Errorf("shm is %+v", st)
 			}
-			_, err = n.sandboxes.StopSandbox(testContext(t), &sandboxapi.StopSandboxRequest{SandboxID: "pod"})
-			must(t, err)
+			_, err = n.sandboxes.StopSandbox(proctest.Context(t), &sandboxapi.StopSandboxRequest{SandboxID: "pod"})
+			proctest.Must(t, err)
 			if mounted, _ := mountinfo.Mounted(h.shm); mounted {
 				t.Error("shm is mounted when the sandbox has stopped")
 			}
-			_, err = n.sandboxes.ShutdownSandbox(testContext(t), &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
-			must(t, err)
+			_, err = n.sandboxes.ShutdownSandbox(proctest.Context(t), &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
+			proctest.Must(t, err)
 			for _, dir := range []string{h.files, filepath.Dir(h.shm)} {
 				if _, err := os.Stat(dir); !os.IsNotExist(err) {
 					t.Errorf("%s is left", dir)
@@ -229,8 +230,8 @@ func TestFilesOfOthersAreLeftAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, h := newNode(t), newHome(t)
-			must(t, prepare(h))
-			_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, config(t)))
+			proctest.Must(t, prepare(h))
+			_, err := n.sandboxes.CreateSandbox(proctest.Context(t), n.createRequest(h, config(t)))
 			if err == nil {
 				t.Error("no error")
 			}
@@ -268,7 +269,7 @@ func TestInfoOfASandbox(t *testing.T) {
 		Spec    *specs.Spec           `json:"runtimeSpec"`
 		Options map[string]any        `json:"runtimeOptions"`
 	}
-	must(t, json.Unmarshal([]byte(n.status().Info["info"]), &info))
+	proctest.Must(t, json.Unmarshal([]byte(n.status().Info["info"]), &info))
 	if info.Pid != threadID || info.Status != "running" || info.Options["binary_name"] != n.options.BinaryName {
 		t.Errorf("info is %+v", info)
 	}
@@ -337,11 +338,11 @@ func TestSpecOfAPod(t *testing.T) {
 				tc.change(c, c.Linux.SecurityContext.NamespaceOptions)
 			}
 			options, err := typeurl.MarshalAnyToProto(c)
-			must(t, err)
+			proctest.Must(t, err)
 			decoded, err := decodePodConfig(options)
-			must(t, err)
+			proctest.Must(t, err)
 			h, err := thisHost()
-			must(t, err)
+			proctest.Must(t, err)
 			spec := decoded.spec("pod", "/netns", defaultOptions(nil), h)
 			var kinds []string
 			for _, ns := range spec.Linux.Namespaces {
@@ -363,7 +364,7 @@ func TestSpecOfAPod(t *testing.T) {
 func TestSandboxWithoutAPodConfiguration(t *testing.T) {
 	t.Run("with a spec", func(t *testing.T) {
 		n, h := newNode(t), newHome(t)
-		must(t, os.WriteFile(filepath.Join(h.bundle, "config.json"), []byte(`{"hostname":"by-spec","linux":{"namespaces":[{"type":"uts"}]}}`), 0o600))
+		proctest.Must(t, os.WriteFile(filepath.Join(h.bundle, "config.json"), []byte(`{"hostname":"by-spec","linux":{"namespaces":[{"type":"uts"}]}}`), 0o600))
 		n.createSandbox(n.createRequest(h, nil))
 		if !strings.Contains(n.status().Info["info"], "by-spec") {
 			t.Error("the spec is not used")
@@ -372,13 +373,13 @@ func TestSandboxWithoutAPodConfiguration(t *testing.T) {
 	t.Run("with a spec and more", func(t *testing.T) {
 		n, h := newNode(t), newHome(t)
 		path := filepath.Join(h.bundle, "config.json")
-		must(t, os.WriteFile(path, []byte(`{"future":1,"linux":{"namespaces":[{"type":"uts"}],"other":2},"annotations":{"a":"b"}}`), 0o600))
+		proctest.Must(t, os.WriteFile(path, []byte(`{"future":1,"linux":{"namespaces":[{"type":"uts"}],"other":2},"annotations":{"a":"b"}}`), 0o600))
 		r := n.createRequest(h, nil)
 		r.Annotations = map[string]string{"c": "d"}
 		r.NetnsPath = "/proc/self/ns/net"
 		n.createSandbox(r)
 		got, err := os.ReadFile(path)
-		must(t, err)
+		proctest.Must(t, err)
 		want := `{"annotations":{"a":"b","c":"d"},"future":1,"linux":{"namespaces":[{"type":"uts"},{"type":"network","path":"/proc/self/ns/net"}],"other":2}}`
 		if string(got) != want {
 			t.Errorf("the spec is\n%s, want\n%s", got, want)
@@ -402,7 +403,7 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 		"wrong kind":   {TypeUrl: podConfigType, Value: []byte{0x10, 0x01}},
 	} {
 		h := newHome(t)
-		_, err := n.sandboxes.CreateSandbox(testContext(t), &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: h.bundle, Options: options})
+		_, err := n.sandboxes.CreateSandbox(proctest.Context(t), &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: h.bundle, Options: options})
 		if err = errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: got error %v", name, err)
 		}
@@ -410,7 +411,7 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 	c := config(t)
 	c.Linux.Sysctls = map[string]string{"kernel.panic": "1"}
 	h := newHome(t)
-	_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, c))
+	_, err := n.sandboxes.CreateSandbox(proctest.Context(t), n.createRequest(h, c))
 	if err == nil || !strings.Contains(err.Error(), "kernel.panic") {
 		t.Errorf("got error %v", err)
 	}
@@ -423,21 +424,21 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 	} {
 		h := newHome(t)
 		path := filepath.Join(h.bundle, "work")
-		must(t, os.Remove(path))
-		must(t, link(path))
-		_, err := n.sandboxes.CreateSandbox(testContext(t), n.createRequest(h, config(t)))
+		proctest.Must(t, os.Remove(path))
+		proctest.Must(t, link(path))
+		_, err := n.sandboxes.CreateSandbox(proctest.Context(t), n.createRequest(h, config(t)))
 		if err == nil || !strings.Contains(err.Error(), "containerd's root directory") {
 			t.Errorf("%s: got error %v", name, err)
 		}
 	}
 	r := n.createRequest(newHome(t), config(t))
 	n.createSandbox(r)
-	_, err = n.sandboxes.CreateSandbox(testContext(t), r)
-	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	_, err = n.sandboxes.CreateSandbox(proctest.Context(t), r)
+	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 }
 
 func TestUnknownSandbox(t *testing.T) {
-	n, ctx := newNode(t), testContext(t)
+	n, ctx := newNode(t), proctest.Context(t)
 	const id = "nobody"
 	for name, call := range map[string]func() error{
 		"start": func() error {
@@ -476,7 +477,7 @@ func TestUnknownSandbox(t *testing.T) {
 	n.container(forever)
 	n.createSandbox(n.createRequest(newHome(t), config(t)))
 	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	// It has had no effect on others.
 	n.startSandbox()
 	state := result[*taskapi.StateResponse](t)(n.State(ctx, &taskapi.StateRequest{ID: "c"}))
@@ -488,7 +489,7 @@ func TestUnknownSandbox(t *testing.T) {
 // TestSandboxThatWasNeverMade: containerd was killed before it has asked the shim for it.
 func TestSandboxThatWasNeverMade(t *testing.T) {
 	before := time.Now()
-	n, ctx := newNode(t), testContext(t)
+	n, ctx := newNode(t), proctest.Context(t)
 	status := func() (*sandboxapi.SandboxStatusResponse, error) {
 		return n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID, Verbose: true})
 	}
@@ -505,22 +506,22 @@ func TestSandboxThatWasNeverMade(t *testing.T) {
 	wantNotReady()
 	// To containerd "not found" is what these want to reach.
 	_, err := n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: ownID})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: ownID})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 
 	// A create that has failed has made none.
 	c := config(t)
 	c.Linux.Sysctls = map[string]string{"kernel.panic": "1"}
 	_, err = n.sandboxes.CreateSandbox(ctx, n.createRequest(newHome(t), c))
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	wantNotReady()
 
 	for range 2 { // also if the answer was lost
 		_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
-		must(t, err)
+		proctest.Must(t, err)
 		_, err = status()
-		wantKind(t, err, errdefs.IsNotFound, "not found")
+		proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	}
 	if len(n.shutdowns) != 2 {
 		t.Errorf("the shim was asked to end %d times", len(n.shutdowns))
@@ -528,56 +529,56 @@ func TestSandboxThatWasNeverMade(t *testing.T) {
 }
 
 func TestSandboxThatIsGoneIsNotFound(t *testing.T) {
-	n, ctx := newNode(t), testContext(t)
+	n, ctx := newNode(t), proctest.Context(t)
 	_, err := n.sandboxes.CreateSandbox(ctx, n.createRequest(newHome(t), config(t)))
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 }
 
 // TestSandboxOfTheTaskService is none of the Sandbox service, though the shim was started
 // for it.
 func TestSandboxOfTheTaskService(t *testing.T) {
-	n, ctx := newNode(t), testContext(t)
+	n, ctx := newNode(t), proctest.Context(t)
 	n.make(n.sandboxRequest(ownID))
 	_, err := n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: ownID})
-	must(t, err)
+	proctest.Must(t, err)
 	if len(n.shutdowns) != 0 {
 		t.Error("the shim ends with a task in it")
 	}
 }
 
 func TestUpdateOfASandbox(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), proctest.Context(t)
 	n.createSandbox(n.createRequest(h, config(t)))
 	n.startSandbox()
 	_, err := n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Sandbox: &types.Sandbox{}, Fields: []string{"labels", "extensions"}})
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Fields: []string{"runtime"}})
 	if err = errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "runtime") {
 		t.Errorf("got error %v", err)
 	}
 	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Resources: &anypb.Any{Value: []byte(`{"cpu":{"shares":77}}`)}}) //nolint:staticcheck // deprecated
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Resources: &anypb.Any{Value: []byte(`{`)}}) //nolint:staticcheck // deprecated
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
-	n, h, ctx := newNode(t), newHome(t), testContext(t)
+	n, h, ctx := newNode(t), newHome(t), proctest.Context(t)
 	n.createSandbox(n.createRequest(h, config(t)))
 	n.startSandbox()
 	n.container(forever)
 	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	if len(n.removed) != 2 || !strings.HasSuffix(n.removed[0], " 137") || !strings.HasPrefix(n.removed[1], h.bundle) {
 		t.Errorf("removed were %q, not the container and the sandbox", n.removed)
 	}
@@ -590,7 +591,7 @@ func TestSharedPIDNamespaceIsThereAtOnce(t *testing.T) {
 	n.createSandbox(n.createRequest(h, c))
 	n.startSandbox()
 	calls, err := os.ReadFile(filepath.Join(n.control, "calls"))
-	must(t, err)
+	proctest.Must(t, err)
 	if !strings.Contains(string(calls), "run pod\n") {
 		t.Errorf("the OCI runtime was called for %q", calls)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/cgroups/v3/cgroup1/stats"
 	statsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -26,7 +27,7 @@ import (
 
 func TestLifeOfAContainer(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	r := n.containerRequest("c", forever)
 	r.Rootfs = []*types.Mount{{Type: "tmpfs", Source: "tmpfs"}}
 	r.Terminal = false
@@ -39,16 +40,16 @@ func TestLifeOfAContainer(t *testing.T) {
 		t.Errorf("start: %v", start)
 	}
 	_, err := n.Pause(ctx, &taskapi.PauseRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 	state = result[*taskapi.StateResponse](t)(n.State(ctx, &taskapi.StateRequest{ID: "c"}))
 	if state.Status != tasktypes.Status_PAUSED {
 		t.Errorf("state is %v", state)
 	}
 	_, err = n.Resume(ctx, &taskapi.ResumeRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 
 	_, err = n.Exec(ctx, n.execRequest("c", "e", forever))
-	must(t, err)
+	proctest.Must(t, err)
 	exec := result[*taskapi.StartResponse](t)(n.Start(ctx, &taskapi.StartRequest{ID: "c", ExecID: "e"}))
 	state = result[*taskapi.StateResponse](t)(n.State(ctx, &taskapi.StateRequest{ID: "c", ExecID: "e"}))
 	if state.ID != "e" || state.Pid != exec.Pid || state.Status != tasktypes.Status_RUNNING {
@@ -66,7 +67,7 @@ func TestLifeOfAContainer(t *testing.T) {
 			}
 		case exec.Pid:
 			var details options.ProcessDetails
-			must(t, typeurl.UnmarshalTo(p.Info, &details))
+			proctest.Must(t, typeurl.UnmarshalTo(p.Info, &details))
 			if details.ExecID != "e" {
 				t.Errorf("the exec has info %v", &details)
 			}
@@ -76,7 +77,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	}
 
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", ExecID: "e", Signal: 15})
-	must(t, err)
+	proctest.Must(t, err)
 	wait := result[*taskapi.WaitResponse](t)(n.Wait(ctx, &taskapi.WaitRequest{ID: "c", ExecID: "e"}))
 	if wait.ExitStatus != 143 || wait.ExitedAt == nil {
 		t.Errorf("wait: %v", wait)
@@ -87,7 +88,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	}
 	n.wantRemoved()
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 9})
-	must(t, err)
+	proctest.Must(t, err)
 	wait = result[*taskapi.WaitResponse](t)(n.Wait(ctx, &taskapi.WaitRequest{ID: "c"}))
 	if wait.ExitStatus != 137 {
 		t.Errorf("wait: %v", wait)
@@ -136,12 +137,12 @@ func TestLifeOfAContainer(t *testing.T) {
 
 func TestLifeOfASandbox(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	if pid := n.make(n.sandboxRequest("pod")); pid != threadID {
 		t.Errorf("pid is %d, want %d", pid, threadID)
 	}
 	_, err := n.Create(ctx, n.sandboxRequest("second"))
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	start := result[*taskapi.StartResponse](t)(n.Start(ctx, &taskapi.StartRequest{ID: "pod"}))
 	if start.Pid != threadID {
 		t.Errorf("start: %v", start)
@@ -155,7 +156,7 @@ func TestLifeOfASandbox(t *testing.T) {
 		t.Errorf("connect: %v", connect)
 	}
 	metrics, err := typeurl.UnmarshalAny(result[*taskapi.StatsResponse](t)(n.Stats(ctx, &taskapi.StatsRequest{ID: "pod"})).Stats)
-	must(t, err)
+	proctest.Must(t, err)
 	switch metrics.(type) {
 	case *stats.Metrics, *statsv2.Metrics:
 	default:
@@ -163,26 +164,26 @@ func TestLifeOfASandbox(t *testing.T) {
 	}
 	resources := &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{"cpu":{"shares":512}}`)}
 	_, err = n.Update(ctx, &taskapi.UpdateTaskRequest{ID: "pod", Resources: resources})
-	must(t, err)
+	proctest.Must(t, err)
 
 	_, err = n.Exec(ctx, n.execRequest("pod", "e", "exit 0"))
-	wantKind(t, err, errdefs.IsNotImplemented, "not implemented")
+	proctest.WantKind(t, err, errdefs.IsNotImplemented, "not implemented")
 	_, err = n.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: "pod"})
-	wantKind(t, err, errdefs.IsNotImplemented, "not implemented")
+	proctest.WantKind(t, err, errdefs.IsNotImplemented, "not implemented")
 	_, err = n.ResizePty(ctx, &taskapi.ResizePtyRequest{ID: "pod", Width: 80, Height: 25})
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.CloseIO(ctx, &taskapi.CloseIORequest{ID: "pod", Stdin: true})
-	must(t, err)
+	proctest.Must(t, err)
 
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "pod", Signal: 15})
-	must(t, err)
+	proctest.Must(t, err)
 	if wait := result[*taskapi.WaitResponse](t)(n.Wait(ctx, &taskapi.WaitRequest{ID: "pod"})); wait.ExitStatus != 0 || wait.ExitedAt == nil {
 		t.Errorf("wait: %v", wait)
 	}
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "pod", Signal: 9})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.Delete(ctx, &taskapi.DeleteRequest{ID: "pod"})
-	must(t, err)
+	proctest.Must(t, err)
 	want := []string{"/tasks/create pod", "/tasks/start pod", "/tasks/exit pod pod 0", "/tasks/delete pod"}
 	if got := n.events.all(); !slices.Equal(got, want) {
 		t.Errorf("events are %q, want %q", got, want)
@@ -193,17 +194,17 @@ func TestLifeOfASandbox(t *testing.T) {
 // The messages of both generations are the same on the wire.
 func TestBothGenerationsOfTheService(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	r := n.containerRequest("c", "exit 3")
 	created, err := n.v2.Create(ctx, &taskv2.CreateTaskRequest{ID: "c", Bundle: r.Bundle, Options: r.Options})
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() { n.remove("c") })
 	state := result[*taskapi.StateResponse](t)(n.State(ctx, &taskapi.StateRequest{ID: "c"}))
 	if state.Pid != created.Pid {
 		t.Errorf("v3's state is %v, v2 created pid %d", state, created.Pid)
 	}
 	_, err = n.v2.Start(ctx, &taskv2.StartRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 	wait, err := n.v2.Wait(ctx, &taskv2.WaitRequest{ID: "c"})
 	if err != nil || wait.ExitStatus != 3 {
 		t.Errorf("wait: %v, error %v", wait, err)
@@ -213,7 +214,7 @@ func TestBothGenerationsOfTheService(t *testing.T) {
 		t.Errorf("state: %v, error %v", v2state, err)
 	}
 	_, err = n.v2.State(ctx, &taskv2.StateRequest{ID: "unknown"})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	deleted, err := n.v2.Delete(ctx, &taskv2.DeleteRequest{ID: "c"})
 	if err != nil || deleted.ExitStatus != 3 {
 		t.Errorf("delete: %v, error %v", deleted, err)
@@ -223,7 +224,7 @@ func TestBothGenerationsOfTheService(t *testing.T) {
 func TestUnknownTasksAndProcesses(t *testing.T) {
 	n := newNode(t)
 	n.container(forever)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	processSpec := n.execRequest("x", "e", "exit 0").Spec
 	for _, ids := range []struct{ id, exec string }{{"x", ""}, {"x", "e"}, {"c", "e"}} {
 		id, exec := ids.id, ids.exec
@@ -253,7 +254,7 @@ func TestUnknownTasksAndProcesses(t *testing.T) {
 		}
 		for verb, call := range calls {
 			err := call()
-			wantKind(t, err, errdefs.IsNotFound, verb+": not found")
+			proctest.WantKind(t, err, errdefs.IsNotFound, verb+": not found")
 			if err != nil && !strings.Contains(err.Error(), id) {
 				t.Errorf("%s: %v does not name %s", verb, err, id)
 			}
@@ -267,39 +268,39 @@ func TestUnknownTasksAndProcesses(t *testing.T) {
 
 func TestKindsOfErrors(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	n.container(forever)
 	_, err := n.Create(ctx, n.containerRequest("c", forever))
-	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 	_, err = n.Start(ctx, &taskapi.StartRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = n.Delete(ctx, &taskapi.DeleteRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = n.Resume(ctx, &taskapi.ResumeRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 65})
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 1<<32 - 1})
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 
 	_, err = n.Exec(ctx, n.execRequest("c", "e", "exit 0"))
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.Exec(ctx, n.execRequest("c", "e", "exit 0"))
-	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 	for _, id := range []string{"", "../x", "a/b"} {
 		_, err = n.Exec(ctx, n.execRequest("c", id, "exit 0"))
-		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
 	for _, spec := range []*anypb.Any{nil, {}, {Value: []byte("{")}} {
 		_, err = n.Exec(ctx, &taskapi.ExecProcessRequest{ID: "c", ExecID: "f", Spec: spec})
-		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 		_, err = n.Update(ctx, &taskapi.UpdateTaskRequest{ID: "c", Resources: spec})
-		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
 	wrong, err := typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: "x"})
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: "c", Options: wrong})
-	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 
 	n.tell("fail-create", "no more bananas")
 	_, err = n.Create(ctx, n.containerRequest("d", forever))
@@ -316,11 +317,11 @@ func TestOptionsOfAWrongType(t *testing.T) {
 	n := newNode(t)
 	r := n.containerRequest("c", forever)
 	wrong, err := typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: "x"})
-	must(t, err)
+	proctest.Must(t, err)
 	for _, opts := range []*anypb.Any{wrong, {TypeUrl: "no.such.Type", Value: []byte("x")}, {TypeUrl: r.Options.TypeUrl, Value: []byte("\xff")}} {
 		r.Options = opts
-		_, err = n.Create(testContext(t), r)
-		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		_, err = n.Create(proctest.Context(t), r)
+		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
 	n.make(n.containerRequest("c", forever)) // the id is free
 }
@@ -347,7 +348,7 @@ func TestCreatesOfOneIDAtTheSameTime(t *testing.T) {
 		for range count {
 			r := n.containerRequest("c", forever)
 			go func() {
-				_, err := n.Create(testContext(t), r)
+				_, err := n.Create(proctest.Context(t), r)
 				errs <- err
 			}()
 		}
@@ -356,7 +357,7 @@ func TestCreatesOfOneIDAtTheSameTime(t *testing.T) {
 			if err := <-errs; err == nil {
 				made++
 			} else {
-				wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+				proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 			}
 		}
 		if made != 1 {
@@ -368,9 +369,9 @@ func TestCreatesOfOneIDAtTheSameTime(t *testing.T) {
 
 func TestTaskThatIsBeingCreated(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	gate := filepath.Join(n.control, "gate-create")
-	must(t, unix.Mkfifo(gate, 0o600))
+	proctest.Must(t, unix.Mkfifo(gate, 0o600))
 	r := n.containerRequest("c", forever)
 	done := make(chan error)
 	go func() {
@@ -378,51 +379,51 @@ func TestTaskThatIsBeingCreated(t *testing.T) {
 		done <- err
 	}()
 	open, err := os.OpenFile(gate, os.O_WRONLY, 0) // waits until the OCI runtime is there
-	must(t, err)
-	must(t, os.Remove(gate))
+	proctest.Must(t, err)
+	proctest.Must(t, os.Remove(gate))
 
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.Delete(ctx, &taskapi.DeleteRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.Create(ctx, n.containerRequest("c", forever))
-	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 	_, err = n.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 	if len(n.shutdowns) > 0 {
 		t.Error("the shim shuts down while it creates a task")
 	}
 	open.Close()
-	must(t, <-done)
+	proctest.Must(t, <-done)
 	n.remove("c")
 }
 
 func TestCreateThatFailsIsForgotten(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	n.tell("fail-create", "no more bananas")
 	_, err := n.Create(ctx, n.containerRequest("c", forever))
 	if err == nil {
 		t.Error("create has not failed")
 	}
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-	wantKind(t, err, errdefs.IsNotFound, "not found")
-	must(t, os.Remove(filepath.Join(n.control, "fail-create")))
+	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	proctest.Must(t, os.Remove(filepath.Join(n.control, "fail-create")))
 	n.make(n.containerRequest("c", forever))
 }
 
 func TestShutdownOnlyWithoutTasks(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	shutDown := func() {
 		t.Helper()
 		_, err := n.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c", Now: true})
-		must(t, err)
+		proctest.Must(t, err)
 	}
 	n.make(n.sandboxRequest("pod"))
 	n.container("exit 0")
 	_, err := n.Wait(ctx, &taskapi.WaitRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 	shutDown()
 	n.remove("c")
 	shutDown()
@@ -441,7 +442,7 @@ func TestExitThatComesAtOnceIsToldInOrder(t *testing.T) {
 	n.tell("slow-start", "")
 	n.tell("slow-exec", "")
 	n.container("exit 4")
-	wait := result[*taskapi.WaitResponse](t)(n.Wait(testContext(t), &taskapi.WaitRequest{ID: "c"}))
+	wait := result[*taskapi.WaitResponse](t)(n.Wait(proctest.Context(t), &taskapi.WaitRequest{ID: "c"}))
 	if wait.ExitStatus != 4 {
 		t.Errorf("wait: %v", wait)
 	}
@@ -454,7 +455,7 @@ func TestExitThatComesAtOnceIsToldInOrder(t *testing.T) {
 func TestDeleteOfACreatedTask(t *testing.T) {
 	n := newNode(t)
 	n.make(n.containerRequest("c", forever))
-	del := result[*taskapi.DeleteResponse](t)(n.Delete(testContext(t), &taskapi.DeleteRequest{ID: "c"}))
+	del := result[*taskapi.DeleteResponse](t)(n.Delete(proctest.Context(t), &taskapi.DeleteRequest{ID: "c"}))
 	if del.ExitStatus != 137 {
 		t.Errorf("delete: %v", del)
 	}
@@ -466,18 +467,18 @@ func TestDeleteOfACreatedTask(t *testing.T) {
 
 func TestKillOfAllTellsEveryExit(t *testing.T) {
 	n := newNode(t)
-	ctx := testContext(t)
+	ctx := proctest.Context(t)
 	n.container(forever)
 	for _, id := range []string{"e", "f"} {
 		_, err := n.Exec(ctx, n.execRequest("c", id, forever))
-		must(t, err)
+		proctest.Must(t, err)
 		_, err = n.Start(ctx, &taskapi.StartRequest{ID: "c", ExecID: id})
-		must(t, err)
+		proctest.Must(t, err)
 	}
 	_, err := n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 9, All: true})
-	must(t, err)
+	proctest.Must(t, err)
 	_, err = n.Wait(ctx, &taskapi.WaitRequest{ID: "c"})
-	must(t, err)
+	proctest.Must(t, err)
 	got := n.events.all()
 	exits := got[len(got)-3:]
 	slices.Sort(exits[:2])

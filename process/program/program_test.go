@@ -1,6 +1,7 @@
 package program
 
 import (
+	"containerd-shim-pause-v2/process/proctest"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,9 +21,9 @@ import (
 func start(t *testing.T, program func() ([]byte, error), change func(*exec.Cmd)) *exec.Cmd {
 	t.Helper()
 	data, err := program()
-	must(t, err)
+	proctest.Must(t, err)
 	path := filepath.Join(t.TempDir(), "program")
-	must(t, os.WriteFile(path, data, 0o755))
+	proctest.Must(t, os.WriteFile(path, data, 0o755))
 	cmd := exec.Command(path)
 	if emulator := os.Getenv("PAUSE_TEST_EMULATOR"); emulator != "" {
 		cmd = exec.Command(emulator, path)
@@ -31,28 +31,12 @@ func start(t *testing.T, program func() ([]byte, error), change func(*exec.Cmd))
 	if change != nil {
 		change(cmd)
 	}
-	must(t, cmd.Start())
+	proctest.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
 	return cmd
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for begin := time.Now(); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(begin) > 10*time.Second {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 // needNative skips a test of what an emulator does itself, or cannot do.
@@ -69,12 +53,12 @@ func needNative(t *testing.T) {
 // awaitBlocked waits until a process has blocked all signals.
 func awaitBlocked(t *testing.T, pid int) {
 	t.Helper()
-	eventually(t, "signals are blocked", func() bool {
+	proctest.Eventually(t, "signals are blocked", func() bool {
 		data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
-		must(t, err)
+		proctest.Must(t, err)
 		_, after, _ := strings.Cut(string(data), "SigBlk:\t")
 		mask, err := strconv.ParseUint(after[:16], 16, 64)
-		must(t, err)
+		proctest.Must(t, err)
 		return mask&1 != 0 // SIGHUP, the first
 	})
 }
@@ -84,8 +68,8 @@ func TestPodInitEndsOnSignal(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			cmd := start(t, PodInit, nil)
 			awaitBlocked(t, cmd.Process.Pid)
-			must(t, cmd.Process.Signal(sig))
-			must(t, cmd.Wait())
+			proctest.Must(t, cmd.Process.Signal(sig))
+			proctest.Must(t, cmd.Wait())
 		})
 	}
 }
@@ -94,26 +78,26 @@ func TestPodInitIgnoresOtherSignals(t *testing.T) {
 	cmd := start(t, PodInit, nil)
 	awaitBlocked(t, cmd.Process.Pid)
 	for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGPIPE, unix.SIGCHLD, unix.SIGALRM, 40} {
-		must(t, cmd.Process.Signal(sig))
+		proctest.Must(t, cmd.Process.Signal(sig))
 	}
-	must(t, cmd.Process.Signal(unix.SIGTERM))
-	must(t, cmd.Wait()) // had one of them ended it, the exit would be another
+	proctest.Must(t, cmd.Process.Signal(unix.SIGTERM))
+	proctest.Must(t, cmd.Wait()) // had one of them ended it, the exit would be another
 }
 
 func TestPodInitSurvivesStop(t *testing.T) {
 	needNative(t) // sigtimedwait is not interrupted by a stop in an emulator
 	cmd := start(t, PodInit, nil)
 	awaitBlocked(t, cmd.Process.Pid)
-	must(t, cmd.Process.Signal(unix.SIGSTOP))
-	must(t, cmd.Process.Signal(unix.SIGCONT))
-	must(t, cmd.Process.Signal(unix.SIGTERM))
-	must(t, cmd.Wait())
+	proctest.Must(t, cmd.Process.Signal(unix.SIGSTOP))
+	proctest.Must(t, cmd.Process.Signal(unix.SIGCONT))
+	proctest.Must(t, cmd.Process.Signal(unix.SIGTERM))
+	proctest.Must(t, cmd.Wait())
 }
 
 func TestPodInitClosesItsStreams(t *testing.T) {
 	needNative(t)
 	cmd := start(t, PodInit, nil)
-	eventually(t, "no stream is open", func() bool {
+	proctest.Eventually(t, "no stream is open", func() bool {
 		for fd := range 3 {
 			_, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", cmd.Process.Pid, fd))
 			if !errors.Is(err, os.ErrNotExist) {
@@ -132,19 +116,19 @@ func TestPodInitReapsOrphans(t *testing.T) {
 	pid := strconv.Itoa(cmd.Process.Pid)
 	children := func() string {
 		data, err := os.ReadFile(filepath.Join("/proc", pid, "task", pid, "children"))
-		must(t, err)
+		proctest.Must(t, err)
 		return string(data)
 	}
 	// The shell leaves three children to the init; one ends only when told to.
 	out, err := exec.Command("nsenter", "-t", pid, "-p", "sh", "-c", "sleep 0 & sleep 0 & sleep 1000 >/dev/null 2>&1 & echo $!").Output()
-	must(t, err)
+	proctest.Must(t, err)
 	if strings.TrimSpace(string(out)) == "" {
 		t.Fatal("no pid")
 	}
-	eventually(t, "one child is left", func() bool { return len(strings.Fields(children())) == 1 })
+	proctest.Eventually(t, "one child is left", func() bool { return len(strings.Fields(children())) == 1 })
 	_, err = exec.Command("nsenter", "-t", pid, "-p", "sh", "-c", "kill "+string(out)).Output()
-	must(t, err)
-	eventually(t, "no child is left", func() bool { return children() == "" })
+	proctest.Must(t, err)
+	proctest.Eventually(t, "no child is left", func() bool { return children() == "" })
 }
 
 // startHolder starts a holder with a user namespace as its descriptor 3, gives it
@@ -152,20 +136,20 @@ func TestPodInitReapsOrphans(t *testing.T) {
 func startHolder(t *testing.T, userns *os.File, order Order) (pid int, report Report, end func()) {
 	t.Helper()
 	in, stdin, err := os.Pipe()
-	must(t, err)
+	proctest.Must(t, err)
 	stdout, out, err := os.Pipe()
-	must(t, err)
+	proctest.Must(t, err)
 	cmd := start(t, Holder, func(cmd *exec.Cmd) {
 		cmd.Stdin, cmd.Stdout = in, out
 		cmd.ExtraFiles = []*os.File{userns}
 	})
 	in.Close()
 	out.Close()
-	must(t, binary.Write(stdin, binary.NativeEndian, order))
-	must(t, binary.Read(stdout, binary.NativeEndian, &report))
+	proctest.Must(t, binary.Write(stdin, binary.NativeEndian, order))
+	proctest.Must(t, binary.Read(stdout, binary.NativeEndian, &report))
 	return cmd.Process.Pid, report, func() {
 		stdin.Close()
-		must(t, cmd.Wait())
+		proctest.Must(t, cmd.Wait())
 		stdout.Close()
 	}
 }
@@ -179,13 +163,13 @@ func newUserNamespace(t *testing.T) *os.File {
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 65536}},
 	}
-	must(t, cmd.Start())
+	proctest.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
 	f, err := os.Open("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/ns/user")
-	must(t, err)
+	proctest.Must(t, err)
 	t.Cleanup(func() { f.Close() })
 	return f
 }
@@ -194,16 +178,16 @@ func TestHolderMakesNamespacesInUserNamespace(t *testing.T) {
 	needNative(t)
 	userns := newUserNamespace(t)
 	pid, report, end := startHolder(t, userns, Order{UserNamespace: 3, Flags: unix.CLONE_NEWIPC | unix.CLONE_NEWUTS})
-	must(t, report.Err())
+	proctest.Must(t, report.Err())
 	for _, kind := range []string{"ipc", "uts"} {
 		f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + kind)
-		must(t, err)
+		proctest.Must(t, err)
 		defer f.Close()
 		if inode(t, f) == inodeAt(t, "/proc/self/ns/"+kind) {
 			t.Errorf("%s is the host's", kind)
 		}
 		owner, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_USERNS)
-		must(t, err)
+		proctest.Must(t, err)
 		ownerFile := os.NewFile(uintptr(owner), "owner")
 		defer ownerFile.Close()
 		if inode(t, ownerFile) != inode(t, userns) {
@@ -211,7 +195,7 @@ func TestHolderMakesNamespacesInUserNamespace(t *testing.T) {
 		}
 	}
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	must(t, err)
+	proctest.Must(t, err)
 	for _, line := range []string{"Uid:\t100000\t100000\t100000\t100000", "Gid:\t200000\t200000\t200000\t200000"} {
 		if !strings.Contains(string(status), line) {
 			t.Errorf("status of the holder lacks %q", line)
@@ -223,7 +207,7 @@ func TestHolderMakesNamespacesInUserNamespace(t *testing.T) {
 func TestHolderReportsErrors(t *testing.T) {
 	needNative(t)
 	notUser, err := os.Open("/proc/self/ns/uts")
-	must(t, err)
+	proctest.Must(t, err)
 	defer notUser.Close()
 	_, report, end := startHolder(t, notUser, Order{UserNamespace: 3})
 	defer end()
@@ -235,7 +219,7 @@ func TestHolderReportsErrors(t *testing.T) {
 
 func TestHolderEndsWithoutOrder(t *testing.T) {
 	cmd := start(t, Holder, func(cmd *exec.Cmd) { cmd.Stdin, cmd.Stdout = nil, nil })
-	must(t, cmd.Wait())
+	proctest.Must(t, cmd.Wait())
 }
 
 func TestUnknownReport(t *testing.T) {
@@ -249,14 +233,14 @@ func TestUnknownReport(t *testing.T) {
 func inode(t *testing.T, f *os.File) uint64 {
 	t.Helper()
 	var st unix.Stat_t
-	must(t, unix.Fstat(int(f.Fd()), &st))
+	proctest.Must(t, unix.Fstat(int(f.Fd()), &st))
 	return st.Ino
 }
 
 func inodeAt(t *testing.T, path string) uint64 {
 	t.Helper()
 	f, err := os.Open(path)
-	must(t, err)
+	proctest.Must(t, err)
 	defer f.Close()
 	return inode(t, f)
 }
