@@ -172,12 +172,12 @@ func (c *container) adopt(child *reap.Child) {
 	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.Pid)
 	if err != nil {
-		logger.WithError(err).Error("the cgroup of the container is not known: no metrics, no pause, no OOM events")
+		logger.WithError(err).Error("cannot find the container's cgroup: it has no metrics, no pause and no OOM events")
 		return
 	}
 	stopOOM, err := cg.WatchOOM(func() { c.supervisor.events.OOM(c.task.ID) })
 	if err != nil {
-		logger.WithError(err).Error("OOM kills in the container will not be told")
+		logger.WithError(err).Error("cannot watch the container for OOM kills: containerd will not be told of any")
 	}
 	c.task.setCgroup(cg, stopOOM)
 }
@@ -194,7 +194,7 @@ func (c *container) awaitEnd() {
 	status, err := c.child.Wait()
 	exit := Exit{Status: uint32(status), At: time.Now()}
 	if err != nil {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status of the container is not known")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot learn the exit status of the container: 255 is reported")
 	}
 	c.task.endExecs()
 	c.letPausedDie()
@@ -206,7 +206,7 @@ func (c *container) awaitEnd() {
 	c.task.unwatchOOM()
 	c.task.init.stop(exit, func(st Status) {
 		if err := writeExit(c.task.Bundle, st); err != nil {
-			log.L.WithError(err).WithField("id", c.task.ID).Error("the exit status is not recorded")
+			log.L.WithError(err).WithField("id", c.task.ID).Error("cannot record the exit status: it is lost if the shim is killed")
 		}
 	})
 }
@@ -231,7 +231,7 @@ func (c *container) killLeftovers() {
 	}
 	// systemd removes a scope together with the last process.
 	if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("processes that the init has left are not killed")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot kill the processes that the container's init has left behind")
 	}
 	letDie(c.task.ID, cgroup)
 }

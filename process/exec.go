@@ -98,7 +98,7 @@ func (e *execution) awaitEnd(p *Process) {
 	defer e.container.task.running.Done()
 	status, err := e.child.Wait()
 	if err != nil {
-		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("the exit status of the process is not known")
+		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("cannot learn the exit status of the process: 255 is reported")
 	}
 	p.stop(Exit{Status: uint32(status), At: time.Now()}, nil)
 }

@@ -98,7 +98,7 @@ func (s *sandbox) watchOOM() {
 	}
 	stop, err := cgroup.WatchOOM(func() { s.task.init.events.OOM(s.task.ID) })
 	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("OOM kills in the sandbox will not be told")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot watch the sandbox for OOM kills: containerd will not be told of any")
 	}
 	s.task.setCgroup(cgroup, stop)
 }
@@ -172,7 +172,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 	if err == nil || rt.HasSeccomp(ctx) {
 		return err
 	}
-	log.G(ctx).WithField("id", s.task.ID).Warn("the init of the pod's PID namespace runs without seccomp, which the OCI runtime lacks")
+	log.G(ctx).WithField("id", s.task.ID).Warn("the OCI runtime has no seccomp: the init of the pod's PID namespace runs without")
 	return errors.Join(rt.Delete(ctx, s.task.ID, true), run(nil))
 }
 
@@ -180,7 +180,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 func (s *sandbox) awaitPodInit(i *podInit) {
 	status, err := i.child.Wait()
 	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("the exit status of the pod's init is not known")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot learn the exit status of the pod's init: 255 is reported")
 	}
 	close(i.ended)
 	s.end(status)
@@ -194,7 +194,7 @@ func (s *sandbox) endPodInit() {
 		return
 	}
 	if err := s.killPodInit(i); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's init is not killed")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot kill the pod's init: processes of the pod may go on")
 		return
 	}
 	<-i.ended

@@ -314,7 +314,7 @@ func (p *Process) setStreams(s *stdio.Streams) {
 	defer p.mu.Unlock()
 	if p.size != nil {
 		if err := s.Resize(*p.size); err != nil {
-			log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Warn("the terminal keeps its first size")
+			log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Warn("cannot set the size of the terminal")
 		}
 	}
 	if p.inputClosed {

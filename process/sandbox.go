@@ -361,7 +361,7 @@ func (s *sandbox) end(status int) {
 		}
 		s.task.init.stop(exit, func(st Status) {
 			if err := writeExit(s.task.Bundle, st); err != nil {
-				log.L.WithError(err).WithField("id", s.task.ID).Error("the exit status is not recorded")
+				log.L.WithError(err).WithField("id", s.task.ID).Error("cannot record the exit status: it is lost if the shim is killed")
 			}
 		})
 		s.free()
@@ -374,7 +374,7 @@ func (s *sandbox) letGo() {
 	s.task.unwatchOOM()
 	stdio.CloseAll(s.fifos...)
 	if err := s.files.Unmount(); err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("the pod's /dev/shm is left")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot unmount the pod's /dev/shm: it is left mounted")
 	}
 }
 
@@ -389,7 +389,7 @@ func (s *sandbox) free() {
 			s.userns.Close()
 		}
 		if err := s.supervisor.thread.Leave(); err != nil {
-			log.L.WithError(err).WithField("id", s.task.ID).Error("the namespaces of the pod are not freed before the shim ends")
+			log.L.WithError(err).WithField("id", s.task.ID).Error("cannot leave the pod's namespaces: they stay until this shim ends")
 		}
 	})
 }
@@ -435,7 +435,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	defer s.supervisor.reaper.Hold()()
 	// They run once, and so even if the client has gone.
 	if err := s.hooks.Stopped(context.WithoutCancel(ctx)); err != nil {
-		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("the sandbox is deleted all the same")
+		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("a poststop hook failed; the sandbox is deleted all the same")
 	}
 	return removeRecord(s.task.Bundle)
 }

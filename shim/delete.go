@@ -51,11 +51,11 @@ func (c *call) delete(ctx context.Context) error {
 	}
 	// First of all, so that it makes nothing new.
 	if err := endGivenUp(ctx, bundle, c.id); err != nil {
-		log.L.WithError(err).Warn("a shim process may be left")
+		log.L.WithError(err).Warn("the process of a shim that containerd has given up may still be running")
 	}
 	exit, err := c.program.Delete(ctx, DeleteRequest{Namespace: c.namespace, ID: c.id, Bundle: bundle})
 	if serr := removeRecordedSocket(bundle); serr != nil {
-		log.L.WithError(serr).Warn("a shim socket may be left")
+		log.L.WithError(serr).Warn("the shim's socket may be left behind")
 	}
 	if err != nil {
 		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("cannot remove all of %s: %s", c.id, err)))
@@ -162,6 +162,6 @@ func writeAnswer(bundle string, e Exit) {
 		err = replaceFile(filepath.Join(bundle, entry.AnswerFile), answer)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.L.WithError(err).Debug("no answer is left to delete")
+		log.L.WithError(err).Debug("the exit status is not left for the delete call")
 	}
 }

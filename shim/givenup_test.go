@@ -117,7 +117,7 @@ func TestDeleteTellsOfAShimThatDoesNotAnswer(t *testing.T) {
 	if err := unix.Kill(s.pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if stderr := d.mustDelete("c1", bundle); !strings.Contains(stderr, "a shim process may be left") {
+	if stderr := d.mustDelete("c1", bundle); !strings.Contains(stderr, "may still be running") {
 		t.Errorf("it prints %q", stderr)
 	}
 	if err := unix.Kill(s.pid, unix.SIGCONT); err != nil {
@@ -168,7 +168,7 @@ func TestDeleteEndsNoOtherProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			stderr := d.mustDelete("c1", bundle)
-			if warns := strings.Contains(stderr, "a shim process may be left"); warns != tc.warns {
+			if warns := strings.Contains(stderr, "may still be running"); warns != tc.warns {
 				t.Errorf("it prints %q", stderr)
 			}
 			if runs, err := is.runs(); err != nil || !runs {

@@ -34,7 +34,7 @@ func (l patientListener) Accept() (net.Conn, error) {
 			return conn, err
 		}
 		if !logged {
-			log.L.WithError(err).Warn("cannot accept a connection, will try again")
+			log.L.WithError(err).Warn("cannot accept a connection; trying again")
 		}
 		time.Sleep(l.pause)
 	}

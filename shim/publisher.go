@@ -91,7 +91,7 @@ func (p *Publisher) PublishOnce(topic, key string, event proto.Message) { p.publ
 func (p *Publisher) publish(topic, key string, event proto.Message) {
 	value, err := typeurl.MarshalAnyToProto(event)
 	if err != nil {
-		log.L.WithError(err).WithField("topic", topic).Error("cannot encode event")
+		log.L.WithError(err).WithField("topic", topic).Error("an event cannot be encoded and is dropped")
 		return
 	}
 	e := queued{key: key, Envelope: &types.Envelope{
@@ -105,10 +105,10 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
-		log.L.WithField("topic", topic).Warn("event comes too late and is dropped")
+		log.L.WithField("topic", topic).Warn("an event came after the last were sent to containerd, and is dropped")
 	case p.address == "":
 		if !p.warned {
-			log.L.Warnf("events are dropped: %s is not set", ttrpcAddressEnv)
+			log.L.Warnf("events are dropped: containerd has not set $%s", ttrpcAddressEnv)
 			p.warned = true
 		}
 	case key != "" && p.waits(topic, key):
@@ -304,7 +304,7 @@ func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
 		d.client = ttrpc.NewClient(conn)
 	}
 	slow := time.AfterFunc(d.patience, func() {
-		log.L.WithField("topic", e.Topic).Warnf("containerd has not answered to an event for %s, still waiting", d.patience)
+		log.L.WithField("topic", e.Topic).Warnf("containerd has not acknowledged an event for %s; still waiting for it", d.patience)
 	})
 	defer slow.Stop()
 	_, err := eventsapi.NewTTRPCEventsClient(d.client).Forward(ctx, &eventsapi.ForwardRequest{Envelope: e})

@@ -322,7 +322,7 @@ func TestAnEventThatCannotBeEncodedDoesNotHoldUpOthers(t *testing.T) {
 	if got := strings.Join(r.topics(), " "); got != "/next" {
 		t.Errorf("containerd was sent %s", got)
 	}
-	if n := strings.Count(logged.String(), "cannot encode event"); n != 2 {
+	if n := strings.Count(logged.String(), "cannot be encoded and is dropped"); n != 2 {
 		t.Errorf("logged %d times that an event was dropped: %s", n, logged)
 	}
 }

@@ -36,7 +36,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	removed := sync.OnceValue(func() error {
 		err := removeSocket(socket.Name())
 		if err != nil {
-			log.L.WithError(err).Warn("a shim socket may be left")
+			log.L.WithError(err).Warn("the shim's socket may be left behind")
 		}
 		return err
 	})

@@ -291,7 +291,7 @@ func (r *Runtime) RemoveContainer(ctx context.Context, id string) bool {
 		err = os.RemoveAll(filepath.Dir(r.stateFile(id)))
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("id", id).Warn("runc is to remove the container")
+		log.G(ctx).WithError(err).WithField("id", id).Warn("cannot remove the container without runc; calling runc")
 	}
 	return err == nil
 }

@@ -329,7 +329,7 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, r.patience(), fmt.Errorf("it has not ended after %v", r.patience()))
 		defer cancel()
 		if err := r.kill(ctx, id); err != nil {
-			log.G(ctx).WithError(err).Warn("the OCI runtime is to kill the container")
+			log.G(ctx).WithError(err).Warn("cannot kill the container without the OCI runtime; calling it")
 		}
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})

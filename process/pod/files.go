@@ -141,7 +141,7 @@ func (f *Files) mountShm() error {
 		if err == nil {
 			return nil
 		}
-		log.L.WithError(err).WithField("path", f.ShmDir).Warn("the pod's containers from now on have another /dev/shm than those before")
+		log.L.WithError(err).WithField("path", f.ShmDir).Warn("the pod's /dev/shm is lost and made anew: later containers do not share it with earlier ones")
 	}
 	options := fmt.Sprintf("mode=1777,size=%d", shmSize)
 	if err := unix.Mount("shm", f.ShmDir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
@@ -158,7 +158,7 @@ func (f *Files) holdShm() {
 	f.shm = nil
 	fd, err := unix.OpenTree(unix.AT_FDCWD, f.ShmDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		log.L.WithError(err).WithField("path", f.ShmDir).Debug("the pod's /dev/shm does not outlive its mount")
+		log.L.WithError(err).WithField("path", f.ShmDir).Debug("cannot hold the pod's /dev/shm: it is lost if somebody unmounts it")
 		return
 	}
 	f.shm = os.NewFile(uintptr(fd), f.ShmDir)
