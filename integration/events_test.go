@@ -26,17 +26,7 @@ type eventLog struct {
 func subscribe(t *testing.T, c *container) *eventLog {
 	t.Helper()
 	l := &eventLog{t: t, id: c.ID(), shim: c.shim}
-	ch, errs := theNode.Client().Subscribe(c.ctx, `namespace==`+theNode.ID+`,topic~="^/tasks/"`)
-	go func() {
-		for {
-			select {
-			case e := <-ch:
-				l.add(e)
-			case <-errs: // the test's end, or events that never come
-				return
-			}
-		}
-	}()
+	theNode.Subscribe(c.ctx, l.add, theNode.TaskEvents())
 	return l
 }
 

@@ -56,17 +56,7 @@ type killLog struct {
 func watchKills(t *testing.T) *killLog {
 	t.Helper()
 	l := &killLog{t: t}
-	ch, errs := theNode.Client().Subscribe(testContext(t), `topic=="/tasks/oom"`, `topic=="/tasks/exit"`)
-	go func() {
-		for {
-			select {
-			case e := <-ch:
-				l.add(e)
-			case <-errs: // the test's end, or events that never come
-				return
-			}
-		}
-	}()
+	theNode.Subscribe(testContext(t), l.add, `topic=="/tasks/oom"`, `topic=="/tasks/exit"`)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("events: %v", l.get())

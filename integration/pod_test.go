@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -93,24 +92,17 @@ func (p *pod) expectNotReady() {
 // sandboxPid is the pid that CRI knows the pod by.
 func (p *pod) sandboxPid() int {
 	p.t.Helper()
-	r, err := theNode.CRI().PodSandboxStatus(p.ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+	pid, err := p.SandboxPid(p.ctx)
 	must(p.t, err)
-	return pidOf(p.t, r.Info)
+	return pid
 }
 
 // containerPid is the pid of a container's init.
 func (p *pod) containerPid(id string) int {
 	p.t.Helper()
-	r, err := theNode.CRI().ContainerStatus(p.ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	pid, err := p.ContainerPid(p.ctx, id)
 	must(p.t, err)
-	return pidOf(p.t, r.Info)
-}
-
-func pidOf(t *testing.T, info map[string]string) int {
-	t.Helper()
-	var v struct{ Pid int }
-	must(t, json.Unmarshal([]byte(info["info"]), &v))
-	return v.Pid
+	return pid
 }
 
 // namespace returns the identity of a process's namespace; pid may be "self".

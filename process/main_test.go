@@ -36,14 +36,7 @@ var (
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	// The runtime's poller keeps descriptors of its own once it is in use.
-	r, w, _ := os.Pipe()
-	r.Close()
-	w.Close()
+	proctest.BecomeSubreaper()
 	reaper = reap.NewReaper(context.Background())
 	proctest.HoldReaper = reaper.Hold
 	podThread, podTID = startThread()

@@ -76,23 +76,23 @@ func claimSocket(path string) (*os.File, error) {
 
 // removeStaleSocket removes the socket at path unless a process listens on it.
 func removeStaleSocket(path string) error {
-	unlock, err := lockDir(filepath.Dir(path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if alive, err := isServed(path); err != nil || alive {
-		return err
-	}
-	return unlinkSocket(path)
+	return locked(path, func() error {
+		if alive, err := isServed(path); err != nil || alive {
+			return err
+		}
+		return unlinkSocket(path)
+	})
 }
 
 // removeSocket removes a socket that the caller itself listens on: nobody can
 // have replaced it meanwhile.
 func removeSocket(path string) error {
+	return locked(path, func() error { return unlinkSocket(path) })
+}
+
+// locked calls f while no other socket is made or removed in the directory of path. It
+// does nothing if there is no such directory.
+func locked(path string, f func() error) error {
 	unlock, err := lockDir(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -101,7 +101,7 @@ func removeSocket(path string) error {
 		return err
 	}
 	defer unlock()
-	return unlinkSocket(path)
+	return f()
 }
 
 // lockDir takes the lock that orders the making and removing of the sockets in

@@ -44,10 +44,7 @@ var (
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	proctest.BecomeSubreaper()
 	reaper, thread = reap.NewReaper(context.Background()), pod.NewMainThread()
 	tid := make(chan int)
 	go func() {

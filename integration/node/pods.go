@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -57,6 +58,30 @@ func (n *Node) RunPod(ctx context.Context, handler string, change func(*runtime.
 func (p *Pod) Status(ctx context.Context) (*runtime.PodSandboxStatus, error) {
 	r, err := p.node.CRI().PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: p.ID})
 	return r.GetStatus(), err
+}
+
+// SandboxPid is the pid that CRI knows the pod by.
+func (p *Pod) SandboxPid(ctx context.Context) (int, error) {
+	r, err := p.node.CRI().PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+	if err != nil {
+		return 0, err
+	}
+	return pidOf(r.Info)
+}
+
+// ContainerPid is the pid of a container's init.
+func (p *Pod) ContainerPid(ctx context.Context, id string) (int, error) {
+	r, err := p.node.CRI().ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		return 0, err
+	}
+	return pidOf(r.Info)
+}
+
+func pidOf(info map[string]string) (int, error) {
+	var v struct{ Pid int }
+	err := json.Unmarshal([]byte(info["info"]), &v)
+	return v.Pid, err
 }
 
 // Stop stops the pod and its containers.

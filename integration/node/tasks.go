@@ -12,6 +12,7 @@ import (
 
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 )
@@ -61,3 +62,22 @@ func (n *Node) Shim(namespace, id string) (taskv3.TTRPCTaskService, func(), erro
 	client := ttrpc.NewClient(conn)
 	return taskv3.NewTTRPCTaskClient(client), func() { client.Close() }, nil
 }
+
+// Subscribe calls add for each event that one of the filters lets through, from now on and
+// until ctx ends.
+func (n *Node) Subscribe(ctx context.Context, add func(*events.Envelope), filters ...string) {
+	envelopes, errs := n.client.Subscribe(ctx, filters...)
+	go func() {
+		for {
+			select {
+			case e := <-envelopes:
+				add(e)
+			case <-errs: // the end of ctx, or events that never come
+				return
+			}
+		}
+	}()
+}
+
+// TaskEvents is the filter for the events of tasks in the node's namespace.
+func (n *Node) TaskEvents() string { return `namespace==` + n.ID + `,topic~="^/tasks/"` }

@@ -280,17 +280,7 @@ type eventLog struct {
 // subscribe records the task events of a container from now on.
 func (c *container) subscribe() *eventLog {
 	l := &eventLog{c: c}
-	ch, errs := theNode.Client().Subscribe(c.ctx, `namespace==`+theNode.ID+`,topic~="^/tasks/"`)
-	go func() {
-		for {
-			select {
-			case e := <-ch:
-				l.add(e)
-			case <-errs: // the test's end, or events that never come
-				return
-			}
-		}
-	}()
+	theNode.Subscribe(c.ctx, l.add, theNode.TaskEvents())
 	return l
 }
 

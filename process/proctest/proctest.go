@@ -324,6 +324,18 @@ func ProcessState(pid int) string {
 	return strings.Fields(after)[0]
 }
 
+// BecomeSubreaper makes the test program reap what its children leave, as a shim does. It
+// is for TestMain.
+func BecomeSubreaper() {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	// Go's poller keeps descriptors of its own once it is in use; they are no leak of a test.
+	r, w, _ := os.Pipe()
+	r.Close()
+	w.Close()
+}
+
 // HoldReaper keeps a reaper in this process from the children that a test starts, until the
 // function that it returns is called. It is set by packages that have one.
 var HoldReaper = func() (release func()) { return func() {} }
