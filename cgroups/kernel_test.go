@@ -3,7 +3,6 @@ package cgroups
 // Tests on the kernel's own cgroups. They need root, and skip where a hierarchy is not mounted.
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"

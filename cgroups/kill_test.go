@@ -1,7 +1,6 @@
 package cgroups
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"errors"
 	"os"
@@ -9,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"golang.org/x/sys/unix"
 )

@@ -1,7 +1,6 @@
 package cgroups
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"errors"
 	"maps"
 	"os/exec"
@@ -10,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"

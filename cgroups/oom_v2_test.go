@@ -1,12 +1,13 @@
 package cgroups
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"golang.org/x/sys/unix"
 )

@@ -1,7 +1,6 @@
 package task
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"context"
 	"errors"
 	"os"
@@ -9,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"

@@ -72,7 +72,10 @@ func (n *Node) Subscribe(ctx context.Context, add func(*events.Envelope), filter
 			select {
 			case e := <-envelopes:
 				add(e)
-			case <-errs: // the end of ctx, or events that never come
+			case err := <-errs:
+				if err != nil && ctx.Err() == nil {
+					fmt.Fprintln(os.Stderr, "no more events will come:", err)
+				}
 				return
 			}
 		}

@@ -1,7 +1,6 @@
 package program
 
 import (
-	"containerd-shim-pause-v2/process/proctest"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"containerd-shim-pause-v2/process/proctest"
 
 	"golang.org/x/sys/unix"
 )
