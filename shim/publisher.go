@@ -236,7 +236,7 @@ func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 		}
 		entry := log.L.WithError(err).WithField("topic", e.Topic)
 		if errors.Is(err, proto.Error) {
-			entry.Error("cannot encode event, it is dropped")
+			entry.Error("an event cannot be encoded and is dropped")
 			return true
 		}
 		if isRefusal(err) {
