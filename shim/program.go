@@ -5,7 +5,7 @@
 // containerd calls the same binary in three ways
 // (https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md):
 //
-//	shim [flags] start    bootstrap.go, start.go, spawn.go
+//	shim [flags] start    bootstrap.go, start.go, starter.go
 //	  │ the starter, which waits for its child. That answers with the address
 //	  │ of the group's shim on stdout, and becomes it unless it runs already:
 //	  └►                  serve.go, log.go, publisher.go
