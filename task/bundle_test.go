@@ -62,12 +62,12 @@ func TestIDsAndBundlesThatAreRefused(t *testing.T) {
 			r := n.containerRequest("d", forever)
 			r.ID, r.Bundle = tc.id, tc.bundle
 			_, err := n.Create(ctx, r)
-			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			if err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("the error is without %q: %v", tc.want, err)
 			}
 			_, err = n.sandboxes.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{SandboxID: tc.id, BundlePath: tc.bundle})
-			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			if after := readDir(t, owner.Bundle); after != before {
 				t.Errorf("the other's bundle has become\n%s, was\n%s", after, before)
 			}

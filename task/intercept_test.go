@@ -25,7 +25,7 @@ import (
 func TestPanicOfAnRPC(t *testing.T) {
 	wantInternal := func(t *testing.T, err error) {
 		t.Helper()
-		proctest.WantKind(t, err, errdefs.IsInternal, "an internal one")
+		wantKind(t, err, errdefs.IsInternal, "an internal one")
 		if err != nil && !strings.Contains(err.Error(), "panicked") {
 			t.Errorf("the error does not say what has happened: %v", err)
 		}
@@ -114,7 +114,7 @@ func TestErrorTextOfAnyKind(t *testing.T) {
 		n, ctx := newNode(t), proctest.Context(t)
 		n.service.decode = func(*anypb.Any) (*HandlerOptions, error) { panic("\xff") }
 		_, err := n.Create(ctx, n.containerRequest("d", forever))
-		proctest.WantKind(t, err, errdefs.IsInternal, "an internal one")
+		wantKind(t, err, errdefs.IsInternal, "an internal one")
 		_, err = n.Connect(ctx, &taskapi.ConnectRequest{ID: "c"})
 		proctest.Must(t, err)
 	})
@@ -145,9 +145,9 @@ func TestSpecOfASandboxThatIsNone(t *testing.T) {
 			r := n.createRequest(h, nil)
 			r.NetnsPath = "/proc/self/ns/net"
 			_, err := n.sandboxes.CreateSandbox(proctest.Context(t), r)
-			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			_, err = n.sandboxes.SandboxMetrics(proctest.Context(t), &sandboxapi.SandboxMetricsRequest{SandboxID: "pod"})
-			proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+			wantKind(t, err, errdefs.IsNotFound, "not found")
 		})
 	}
 }

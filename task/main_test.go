@@ -25,6 +25,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -63,6 +64,14 @@ func result[R any](t *testing.T) func(R, error) R {
 		t.Helper()
 		proctest.Must(t, err)
 		return r
+	}
+}
+
+// wantKind checks an error as a client sees it.
+func wantKind(t *testing.T, err error, is func(error) bool, what string) {
+	t.Helper()
+	if err == nil || !is(errgrpc.ToNative(err)) {
+		t.Errorf("got error %v, want %s", err, what)
 	}
 }
 

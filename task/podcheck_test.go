@@ -112,7 +112,7 @@ func TestPodsThatAreRefused(t *testing.T) {
 			if err == nil {
 				t.Fatal("no error")
 			}
-			proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			for _, text := range append(tc.want, "sandbox pod") {
 				if !strings.Contains(err.Error(), text) {
 					t.Errorf("error %q does not name %s", err, text)

@@ -435,7 +435,7 @@ func TestSandboxesThatCannotBe(t *testing.T) {
 	r := n.createRequest(newHome(t), config(t))
 	n.createSandbox(r)
 	_, err = n.sandboxes.CreateSandbox(proctest.Context(t), r)
-	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 }
 
 func TestUnknownSandbox(t *testing.T) {
@@ -478,7 +478,7 @@ func TestUnknownSandbox(t *testing.T) {
 	n.container(forever)
 	n.createSandbox(n.createRequest(newHome(t), config(t)))
 	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	// It has had no effect on others.
 	n.startSandbox()
 	state := result[*taskapi.StateResponse](t)(n.State(ctx, &taskapi.StateRequest{ID: "c"}))
@@ -507,22 +507,22 @@ func TestSandboxThatWasNeverMade(t *testing.T) {
 	wantNotReady()
 	// To containerd "not found" is what these want to reach.
 	_, err := n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: ownID})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: ownID})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 
 	// A create that has failed has made none.
 	c := config(t)
 	c.Linux.Sysctls = map[string]string{"kernel.panic": "1"}
 	_, err = n.sandboxes.CreateSandbox(ctx, n.createRequest(newHome(t), c))
-	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	wantNotReady()
 
 	for range 2 { // also if the answer was lost
 		_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
 		proctest.Must(t, err)
 		_, err = status()
-		proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+		wantKind(t, err, errdefs.IsNotFound, "not found")
 	}
 	if len(n.shutdowns) != 2 {
 		t.Errorf("the shim was asked to end %d times", len(n.shutdowns))
@@ -536,7 +536,7 @@ func TestSandboxThatIsGoneIsNotFound(t *testing.T) {
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
 	proctest.Must(t, err)
 	_, err = n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 }
 
 // TestSandboxOfTheTaskService is none of the Sandbox service, though the shim was started
@@ -545,9 +545,9 @@ func TestSandboxOfTheTaskService(t *testing.T) {
 	n, ctx := newNode(t), proctest.Context(t)
 	n.make(n.sandboxRequest(ownID))
 	_, err := n.sandboxes.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: ownID})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: ownID})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: ownID})
 	proctest.Must(t, err)
 	if len(n.shutdowns) != 0 {
@@ -568,7 +568,7 @@ func TestUpdateOfASandbox(t *testing.T) {
 	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Resources: &anypb.Any{Value: []byte(`{"cpu":{"shares":77}}`)}}) //nolint:staticcheck // deprecated
 	proctest.Must(t, err)
 	_, err = n.sandboxes.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: "pod", Resources: &anypb.Any{Value: []byte(`{`)}}) //nolint:staticcheck // deprecated
-	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
 func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
@@ -579,7 +579,7 @@ func TestShutdownEndsContainersThatAreLeft(t *testing.T) {
 	_, err := n.sandboxes.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"})
 	proctest.Must(t, err)
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	if len(n.removed) != 2 || !strings.HasSuffix(n.removed[0], " 137") || !strings.HasPrefix(n.removed[1], h.bundle) {
 		t.Errorf("removed were %q, not the container and the sandbox", n.removed)
 	}

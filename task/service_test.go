@@ -142,7 +142,7 @@ func TestLifeOfASandbox(t *testing.T) {
 		t.Errorf("pid is %d, want %d", pid, threadID)
 	}
 	_, err := n.Create(ctx, n.sandboxRequest("second"))
-	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	start := result[*taskapi.StartResponse](t)(n.Start(ctx, &taskapi.StartRequest{ID: "pod"}))
 	if start.Pid != threadID {
 		t.Errorf("start: %v", start)
@@ -167,9 +167,9 @@ func TestLifeOfASandbox(t *testing.T) {
 	proctest.Must(t, err)
 
 	_, err = n.Exec(ctx, n.execRequest("pod", "e", "exit 0"))
-	proctest.WantKind(t, err, errdefs.IsNotImplemented, "not implemented")
+	wantKind(t, err, errdefs.IsNotImplemented, "not implemented")
 	_, err = n.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: "pod"})
-	proctest.WantKind(t, err, errdefs.IsNotImplemented, "not implemented")
+	wantKind(t, err, errdefs.IsNotImplemented, "not implemented")
 	_, err = n.ResizePty(ctx, &taskapi.ResizePtyRequest{ID: "pod", Width: 80, Height: 25})
 	proctest.Must(t, err)
 	_, err = n.CloseIO(ctx, &taskapi.CloseIORequest{ID: "pod", Stdin: true})
@@ -181,7 +181,7 @@ func TestLifeOfASandbox(t *testing.T) {
 		t.Errorf("wait: %v", wait)
 	}
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "pod", Signal: 9})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.Delete(ctx, &taskapi.DeleteRequest{ID: "pod"})
 	proctest.Must(t, err)
 	want := []string{"/tasks/create pod", "/tasks/start pod", "/tasks/exit pod pod 0", "/tasks/delete pod"}
@@ -214,7 +214,7 @@ func TestBothGenerationsOfTheService(t *testing.T) {
 		t.Errorf("state: %v, error %v", v2state, err)
 	}
 	_, err = n.v2.State(ctx, &taskv2.StateRequest{ID: "unknown"})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	deleted, err := n.v2.Delete(ctx, &taskv2.DeleteRequest{ID: "c"})
 	if err != nil || deleted.ExitStatus != 3 {
 		t.Errorf("delete: %v, error %v", deleted, err)
@@ -254,7 +254,7 @@ func TestUnknownTasksAndProcesses(t *testing.T) {
 		}
 		for verb, call := range calls {
 			err := call()
-			proctest.WantKind(t, err, errdefs.IsNotFound, verb+": not found")
+			wantKind(t, err, errdefs.IsNotFound, verb+": not found")
 			if err != nil && !strings.Contains(err.Error(), id) {
 				t.Errorf("%s: %v does not name %s", verb, err, id)
 			}
@@ -271,36 +271,36 @@ func TestKindsOfErrors(t *testing.T) {
 	ctx := proctest.Context(t)
 	n.container(forever)
 	_, err := n.Create(ctx, n.containerRequest("c", forever))
-	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 	_, err = n.Start(ctx, &taskapi.StartRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = n.Delete(ctx, &taskapi.DeleteRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = n.Resume(ctx, &taskapi.ResumeRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
+	wantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 65})
-	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	_, err = n.Kill(ctx, &taskapi.KillRequest{ID: "c", Signal: 1<<32 - 1})
-	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 
 	_, err = n.Exec(ctx, n.execRequest("c", "e", "exit 0"))
 	proctest.Must(t, err)
 	_, err = n.Exec(ctx, n.execRequest("c", "e", "exit 0"))
-	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 	for _, id := range []string{"", "../x", "a/b"} {
 		_, err = n.Exec(ctx, n.execRequest("c", id, "exit 0"))
-		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
 	for _, spec := range []*anypb.Any{nil, {}, {Value: []byte("{")}} {
 		_, err = n.Exec(ctx, &taskapi.ExecProcessRequest{ID: "c", ExecID: "f", Spec: spec})
-		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 		_, err = n.Update(ctx, &taskapi.UpdateTaskRequest{ID: "c", Resources: spec})
-		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
 	wrong, err := typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: "x"})
 	proctest.Must(t, err)
 	_, err = n.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: "c", Options: wrong})
-	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+	wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 
 	n.tell("fail-create", "no more bananas")
 	_, err = n.Create(ctx, n.containerRequest("d", forever))
@@ -321,7 +321,7 @@ func TestOptionsOfAWrongType(t *testing.T) {
 	for _, opts := range []*anypb.Any{wrong, {TypeUrl: "no.such.Type", Value: []byte("x")}, {TypeUrl: r.Options.TypeUrl, Value: []byte("\xff")}} {
 		r.Options = opts
 		_, err = n.Create(proctest.Context(t), r)
-		proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
+		wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 	}
 	n.make(n.containerRequest("c", forever)) // the id is free
 }
@@ -357,7 +357,7 @@ func TestCreatesOfOneIDAtTheSameTime(t *testing.T) {
 			if err := <-errs; err == nil {
 				made++
 			} else {
-				proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+				wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 			}
 		}
 		if made != 1 {
@@ -383,11 +383,11 @@ func TestTaskThatIsBeingCreated(t *testing.T) {
 	proctest.Must(t, os.Remove(gate))
 
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.Delete(ctx, &taskapi.DeleteRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.Create(ctx, n.containerRequest("c", forever))
-	proctest.WantKind(t, err, errdefs.IsAlreadyExists, "already exists")
+	wantKind(t, err, errdefs.IsAlreadyExists, "already exists")
 	_, err = n.Shutdown(ctx, &taskapi.ShutdownRequest{ID: "c"})
 	proctest.Must(t, err)
 	if len(n.shutdowns) > 0 {
@@ -407,7 +407,7 @@ func TestCreateThatFailsIsForgotten(t *testing.T) {
 		t.Error("create has not failed")
 	}
 	_, err = n.State(ctx, &taskapi.StateRequest{ID: "c"})
-	proctest.WantKind(t, err, errdefs.IsNotFound, "not found")
+	wantKind(t, err, errdefs.IsNotFound, "not found")
 	proctest.Must(t, os.Remove(filepath.Join(n.control, "fail-create")))
 	n.make(n.containerRequest("c", forever))
 }
