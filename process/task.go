@@ -81,6 +81,10 @@ type (
 // HasSELinux says whether the kernel has SELinux and a policy for it.
 func HasSELinux() bool { return pod.HasSELinux() }
 
+// WriteSpec writes the spec of a task that is about to be created into its bundle, or
+// leaves the one that is there.
+func WriteSpec(bundle string, data []byte) error { return oci.WriteSpec(bundle, data) }
+
 // CreateRequest says what task to create.
 type CreateRequest struct {
 	ID, Bundle string

@@ -100,10 +100,7 @@ func (s *Service) writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfi
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		return nil, fmt.Errorf("cannot write the spec: %w", err)
-	}
-	return spec, nil
+	return spec, process.WriteSpec(r.BundlePath, data)
 }
 
 // givenSpec reads the spec that a client has put into the bundle, and adds what
@@ -143,7 +140,7 @@ func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*specs.Spec, er
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	return spec, os.WriteFile(path, data, 0o600)
+	return spec, process.WriteSpec(r.BundlePath, data)
 }
 
 // addToSpec gives the path of the network namespace and the annotations of a request to

@@ -386,6 +386,22 @@ func TestSandboxWithoutAPodConfiguration(t *testing.T) {
 			t.Errorf("the spec is\n%s, want\n%s", got, want)
 		}
 	})
+	t.Run("with a spec that cannot be written", func(t *testing.T) {
+		n, h := newNode(t), newHome(t)
+		proctest.Must(t, unix.Mount("full", h.bundle, "tmpfs", 0, "size=8k"))
+		t.Cleanup(func() { proctest.Must(t, unix.Unmount(h.bundle, unix.MNT_DETACH)) })
+		path := filepath.Join(h.bundle, "config.json")
+		const spec = `{"linux":{"namespaces":[{"type":"uts"}]}}`
+		proctest.Must(t, os.WriteFile(path, []byte(spec), 0o600))
+		r := n.createRequest(h, nil)
+		r.Annotations = map[string]string{"long": strings.Repeat("x", 16<<10)}
+		if _, err := n.sandboxes.CreateSandbox(proctest.Context(t), r); err == nil || !strings.Contains(err.Error(), "no space left") {
+			t.Errorf("the error is %v", err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != spec {
+			t.Errorf("the client's spec has become %q, error %v", got, err)
+		}
+	})
 	t.Run("with nothing", func(t *testing.T) {
 		n, h := newNode(t), newHome(t)
 		n.createSandbox(n.createRequest(h, nil))

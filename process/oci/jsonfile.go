@@ -6,18 +6,25 @@ import (
 	"os"
 )
 
-// WriteJSON replaces the file as a whole. Bundles are on a tmpfs, so it need not
-// be synced to disk.
+// WriteJSON encodes v into a file, see [ReplaceFile].
 func WriteJSON(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
+	return ReplaceFile(path, data)
+}
+
+// ReplaceFile replaces a file as a whole, or leaves it as it was. Bundles are on a tmpfs,
+// so it need not be synced to disk.
+func ReplaceFile(path string, data []byte) error {
 	temp := path + ".tmp"
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
+	err := os.WriteFile(temp, data, 0o600)
+	if err == nil {
+		err = os.Rename(temp, path)
 	}
-	if err := os.Rename(temp, path); err != nil {
+	if err != nil {
+		os.Remove(temp) // on a full disk there is a part of it
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	return nil

@@ -90,7 +90,7 @@ func (r *Runtime) stateFile(id string) string { return filepath.Join(r.Root(), i
 // RuncState is what is of use of that file (State in libcontainer, 1.0 to 1.5).
 type RuncState struct {
 	InitPid      int               `json:"init_process_pid"`
-	InitStart    uint64            `json:"init_process_start"` // see startTime
+	InitStart    uint64            `json:"init_process_start"` // as of [reap.StartTime]
 	CgroupPaths  map[string]string `json:"cgroup_paths"`
 	IntelRdtPath string            `json:"intel_rdt_path"`
 	Config       struct {

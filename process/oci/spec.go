@@ -19,6 +19,11 @@ const (
 	ContainerTypeSandbox    = "sandbox"
 )
 
+// WriteSpec writes the config.json of a bundle, or leaves it as it was.
+func WriteSpec(bundle string, data []byte) error {
+	return ReplaceFile(filepath.Join(bundle, "config.json"), data)
+}
+
 // ReadSpec reads the config.json of a bundle.
 func ReadSpec(bundle string) (*specs.Spec, error) {
 	path := filepath.Join(bundle, "config.json")
@@ -51,7 +56,13 @@ const clientSpec = "config.client.json"
 // RestoreSpec gives the bundle the spec of its client back, so that a task can be
 // created of it once more: the changed one leads to namespaces that will have gone.
 func RestoreSpec(bundle string) error {
-	err := os.Rename(filepath.Join(bundle, clientSpec), filepath.Join(bundle, "config.json"))
+	kept := filepath.Join(bundle, clientSpec)
+	err := os.Rename(kept, filepath.Join(bundle, "config.json"))
+	if err == nil {
+		// Where the spec has not been changed after all, both are the same file, and
+		// rename(2) leaves them as they are.
+		err = os.Remove(kept)
+	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot restore the OCI spec: %w", err)
 	}
@@ -68,7 +79,7 @@ func keepSpec(bundle string) error {
 }
 
 // ChangeSpec sets fields of "linux" in the config.json of a bundle. All else stays
-// as it is, known or not. [restoreSpec] undoes it.
+// as it is, known or not. [RestoreSpec] undoes it.
 func ChangeSpec(bundle string, linux map[string]any) error {
 	path := filepath.Join(bundle, "config.json")
 	if err := keepSpec(bundle); err != nil {

@@ -28,7 +28,7 @@ func StartTime(pid int) (uint64, error) {
 	return strconv.ParseUint(rest[field-3], 10, 64)
 }
 
-// now returns what startTime would of a process that began now.
+// now returns what [StartTime] would of a process that began now.
 func now() uint64 {
 	const perSecond = 100 // USER_HZ, on all architectures that Go has
 	var t unix.Timespec

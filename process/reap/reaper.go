@@ -37,7 +37,7 @@ type Reaper struct {
 	claimed  map[int]struct{}   // guarded by mu: pids that have an owner
 }
 
-// hold is of an OCI runtime at work, which began not before that time, as of startTime.
+// hold is of an OCI runtime at work, which began not before that time, as of [StartTime].
 type hold struct{ since uint64 }
 
 // NewReaper starts to reap orphans until ctx ends.
