@@ -74,7 +74,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 		}
 	}
 	if c.runtime.Knows(r.ID) {
-		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.Root(), errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("the OCI runtime already has container %s in %s: %w", r.ID, c.runtime.Root(), errdefs.ErrAlreadyExists)
 	}
 	// A cgroup that others are in already is theirs: it must neither be killed nor removed
 	// with the container.
@@ -125,7 +125,7 @@ func (c *container) mountRootfs(mounts []mount.Mount) error {
 	}
 	rootfs := filepath.Join(c.task.Bundle, "rootfs")
 	if err := os.Mkdir(rootfs, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("cannot make the root directory: %w", err)
+		return fmt.Errorf("cannot create the root directory: %w", err)
 	}
 	c.rootfs = rootfs
 	// Mounting may need helper processes, which must not be reaped as orphans.
@@ -172,12 +172,12 @@ func (c *container) adopt(child *reap.Child) {
 	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.Pid)
 	if err != nil {
-		logger.WithError(err).Error("cannot find the container's cgroup: it has no metrics, no pause and no OOM events")
+		logger.WithError(err).Error("cannot find the container's cgroup: no metrics, pause or OOM events for it")
 		return
 	}
 	stopOOM, err := cg.WatchOOM(func() { c.supervisor.events.OOM(c.task.ID) })
 	if err != nil {
-		logger.WithError(err).Error("cannot watch the container for OOM kills: containerd will not be told of any")
+		logger.WithError(err).Error("cannot watch the container for OOM kills: none will be reported")
 	}
 	c.task.setCgroup(cg, stopOOM)
 }
@@ -194,7 +194,7 @@ func (c *container) awaitEnd() {
 	status, err := c.child.Wait()
 	exit := Exit{Status: uint32(status), At: time.Now()}
 	if err != nil {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot learn the exit status of the container: 255 is reported")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot get the exit status of the container: reporting 255")
 	}
 	c.task.endExecs()
 	c.letPausedDie()
@@ -206,7 +206,7 @@ func (c *container) awaitEnd() {
 	c.task.unwatchOOM()
 	c.task.init.stop(exit, func(st Status) {
 		if err := writeExit(c.task.Bundle, st); err != nil {
-			log.L.WithError(err).WithField("id", c.task.ID).Error("cannot record the exit status: it is lost if the shim is killed")
+			log.L.WithError(err).WithField("id", c.task.ID).Error("cannot record the exit status: it will be lost if the shim is killed")
 		}
 	})
 }
@@ -231,7 +231,7 @@ func (c *container) killLeftovers() {
 	}
 	// systemd removes a scope together with the last process.
 	if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot kill the processes that the container's init has left behind")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot kill the processes left behind by the container's init")
 	}
 	letDie(c.task.ID, cgroup)
 }
@@ -380,7 +380,7 @@ func (c *container) checkpoint(ctx context.Context, o oci.CheckpointOptions) err
 	// runc makes them, crun does not.
 	for _, dir := range []string{o.Path, o.WorkPath} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("cannot make a directory for the checkpoint: %w", err)
+			return fmt.Errorf("cannot create a directory for the checkpoint: %w", err)
 		}
 	}
 	err := c.runtime.Checkpoint(ctx, c.task.ID, o)

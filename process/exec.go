@@ -33,7 +33,7 @@ func (c *container) newExec(t *Task, id string, sio stdio.Config, spec []byte) (
 		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", id, t.ID, err, errdefs.ErrInvalidArgument)
 	}
 	if fields == nil {
-		return nil, fmt.Errorf("process %s in task %s has no spec: %w", id, t.ID, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("cannot add process %s to task %s: it has no spec: %w", id, t.ID, errdefs.ErrInvalidArgument)
 	}
 	// The terminal is what the request says.
 	fields["terminal"] = strconv.AppendBool(nil, sio.Terminal)
@@ -73,7 +73,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	// another's file would.
 	dir, err := os.MkdirTemp(t.Bundle, "exec-")
 	if err != nil {
-		return fmt.Errorf("cannot make a directory for the files of an exec: %w", err)
+		return fmt.Errorf("cannot create a directory for the files of the exec: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	pidFile, spec, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "process.json"), filepath.Join(filepath.Base(dir), oci.LogFile)
@@ -98,7 +98,7 @@ func (e *execution) awaitEnd(p *Process) {
 	defer e.container.task.running.Done()
 	status, err := e.child.Wait()
 	if err != nil {
-		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("cannot learn the exit status of the process: 255 is reported")
+		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("cannot get the exit status of the process: reporting 255")
 	}
 	p.stop(Exit{Status: uint32(status), At: time.Now()}, nil)
 }

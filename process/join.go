@@ -73,7 +73,7 @@ func checkStranger(s *specs.Spec, sandboxID string) error {
 		switch {
 		case !ok:
 		case pid == os.Getpid():
-			return fmt.Errorf("sandbox %s is not running: its %s namespace %s is the host's by now: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("sandbox %s is not running: the %s namespace %s is the host's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
 		case (ns.Type == specs.PIDNamespace || ns.Type == specs.UserNamespace) && runsThisProgram(pid):
 			return fmt.Errorf("sandbox %s is in another shim: the %s namespace %s is not the pod's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
 		}
@@ -233,7 +233,7 @@ func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 func (m *membership) open(ns specs.LinuxNamespace) (*pod.NSFile, error) {
 	f, err := pod.Open(ns.Path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
+		return nil, fmt.Errorf("cannot open the container's %s namespace: %w", ns.Type, err)
 	}
 	m.opened = append(m.opened, f)
 	return f, nil

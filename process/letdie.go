@@ -28,7 +28,7 @@ func letDie(id string, groups ...*cgroups.Cgroup) {
 			ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
 			defer cancel()
 			if err := group.LetDie(ctx); err != nil {
-				log.L.WithError(err).WithField("id", id).Warn("killed processes are still there: their cgroup is frozen, or they wait for I/O")
+				log.L.WithError(err).WithField("id", id).Warn("killed processes have not ended: their cgroup is frozen, or they wait for I/O")
 			}
 		}()
 	}

@@ -36,7 +36,7 @@ func (s *sandbox) startInit(ctx context.Context) error {
 	}
 	defer leave()
 	if !s.own[specs.PIDNamespace] {
-		return fmt.Errorf("sandbox %s has no PID namespace of its own: %w", s.task.ID, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("sandbox %s has no PID namespace that containers could share: %w", s.task.ID, errdefs.ErrInvalidArgument)
 	}
 	_, err = s.needPodInit(ctx)
 	return whyEnded(ctx, err)
@@ -98,7 +98,7 @@ func (s *sandbox) watchOOM() {
 	}
 	stop, err := cgroup.WatchOOM(func() { s.task.init.events.OOM(s.task.ID) })
 	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot watch the sandbox for OOM kills: containerd will not be told of any")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot watch the sandbox for OOM kills: none will be reported")
 	}
 	s.task.setCgroup(cgroup, stop)
 }
@@ -147,7 +147,7 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*pod.NSFile, 
 	}
 	host, err := pod.HostNamespace(kind)
 	if err == nil && f.ID == host {
-		err = fmt.Errorf("the OCI runtime has made no %s namespace", kind)
+		err = fmt.Errorf("the OCI runtime did not create a %s namespace", kind)
 	}
 	if err != nil {
 		f.Close()
@@ -172,7 +172,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 	if err == nil || rt.HasSeccomp(ctx) {
 		return err
 	}
-	log.G(ctx).WithField("id", s.task.ID).Warn("the OCI runtime has no seccomp: the init of the pod's PID namespace runs without")
+	log.G(ctx).WithField("id", s.task.ID).Warn("the OCI runtime has no seccomp support: the init of the pod's PID namespace runs without a filter")
 	return errors.Join(rt.Delete(ctx, s.task.ID, true), run(nil))
 }
 
@@ -180,7 +180,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 func (s *sandbox) awaitPodInit(i *podInit) {
 	status, err := i.child.Wait()
 	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot learn the exit status of the pod's init: 255 is reported")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot get the exit status of the pod's init: reporting 255")
 	}
 	close(i.ended)
 	s.end(status)
@@ -194,7 +194,7 @@ func (s *sandbox) endPodInit() {
 		return
 	}
 	if err := s.killPodInit(i); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot kill the pod's init: processes of the pod may go on")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot kill the pod's init: processes of the pod may still run")
 		return
 	}
 	<-i.ended

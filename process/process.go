@@ -212,7 +212,7 @@ func (p *Process) endCreated(ctx context.Context) error {
 		return fmt.Errorf("cannot delete %s: %w", p, err)
 	}
 	if _, err := p.Wait(ctx); err != nil {
-		return fmt.Errorf("cannot delete %s: it has been killed, but has not ended: %w", p, err)
+		return fmt.Errorf("cannot delete %s: it was killed but has not ended: %w", p, err)
 	}
 	return nil
 }
@@ -337,7 +337,7 @@ func (p *Process) closeStreams(ctx context.Context) error {
 	}
 	defer s.Close()
 	if err := s.Drain(ctx); err != nil {
-		return fmt.Errorf("output of %s was cut off: %w", p, err)
+		return fmt.Errorf("cannot copy all output of %s: %w", p, err)
 	}
 	return nil
 }

@@ -38,11 +38,11 @@ func (h *Supervisor) reserve(id, bundle string) (*entry, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.entries[id]; ok {
-		return nil, fmt.Errorf("it exists: %w", errdefs.ErrAlreadyExists)
+		return nil, errdefs.ErrAlreadyExists // Create adds the id
 	}
 	for other, e := range h.entries {
 		if e.bundle == bundle {
-			return nil, fmt.Errorf("bundle %s is that of task %s: %w", bundle, other, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("bundle %s belongs to task %s: %w", bundle, other, errdefs.ErrInvalidArgument)
 		}
 	}
 	e := &entry{bundle: bundle}
@@ -121,7 +121,7 @@ func (h *Supervisor) seat(e *entry, s *sandbox) error {
 	defer h.mu.Unlock()
 	for id, other := range h.entries {
 		if other.pod != nil && !other.pod.isFreed() {
-			return fmt.Errorf("this shim holds sandbox %s already: %w", id, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("this shim already holds sandbox %s: %w", id, errdefs.ErrFailedPrecondition)
 		}
 	}
 	e.pod = s

@@ -181,7 +181,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 		return err
 	}
 	if err := r.Files.Make(); err != nil {
-		return fmt.Errorf("cannot make the pod's files: %w", err)
+		return fmt.Errorf("cannot create the pod's files: %w", err)
 	}
 	s.files = r.Files
 	if s.fifos, err = holdFifos(r.Stdio); err != nil {
@@ -234,7 +234,7 @@ func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls [
 // the sysctls to write.
 func checkSandbox(s *specs.Spec, own pod.Own) ([]pod.Sysctl, error) {
 	if (s.Hostname != "" || s.Domainname != "") && !own[specs.UTSNamespace] {
-		return nil, fmt.Errorf("a host name or domain name cannot be set, because the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("cannot set a host name or domain name: the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := pod.CheckUserNamespace(s); err != nil {
 		return nil, err
@@ -252,7 +252,7 @@ func (s *sandbox) makeCgroup(spec *specs.Spec, systemd bool) error {
 	}
 	cgroup, err := cgroups.Create(path, systemd, spec.Linux.Resources)
 	if err != nil {
-		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
+		return err
 	}
 	s.task.setCgroup(cgroup, nil)
 	return nil
@@ -435,7 +435,7 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 	defer s.supervisor.reaper.Hold()()
 	// They run once, and so even if the client has gone.
 	if err := s.hooks.Stopped(context.WithoutCancel(ctx)); err != nil {
-		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("a poststop hook failed; the sandbox is deleted all the same")
+		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("a poststop hook failed; the sandbox is deleted anyway")
 	}
 	return removeRecord(s.task.Bundle)
 }
@@ -448,7 +448,7 @@ func (s *sandbox) awaitFreed(ctx context.Context) error {
 	case <-s.freed:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("a container that joins the sandbox does not give up: %w", ctx.Err())
+		return fmt.Errorf("a container is still joining the sandbox: %w", ctx.Err())
 	}
 }
 
@@ -485,15 +485,15 @@ func (s *sandbox) pids() ([]int, error) {
 }
 
 func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {
-	cgroup, err := s.task.needCgroup(verbUpdate)
-	if err != nil {
-		return err
+	cgroup := s.task.group()
+	if cgroup == nil {
+		return fmt.Errorf("it has no cgroup: %w", errdefs.ErrFailedPrecondition)
 	}
 	return cgroup.Update(r)
 }
 
 func (s *sandbox) newExec(*Task, string, stdio.Config, []byte) (*Process, error) {
-	return nil, fmt.Errorf("task %s is a sandbox without a process or root file system, nothing can be executed in it: %w", s.task.ID, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("cannot execute a process in task %s: it is a sandbox without a process or root file system: %w", s.task.ID, errdefs.ErrNotImplemented)
 }
 
 func (s *sandbox) checkpoint(context.Context, oci.CheckpointOptions) error {

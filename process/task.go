@@ -167,10 +167,10 @@ func (t *Task) Exec(id string, sio stdio.Config, spec []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.deleted {
-		return fmt.Errorf("task %s has been deleted: %w", t.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("cannot add process %s to task %s: the task has been deleted: %w", id, t.ID, errdefs.ErrFailedPrecondition)
 	}
 	if _, ok := t.execs[id]; ok {
-		return fmt.Errorf("task %s has a process %s already: %w", t.ID, id, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("task %s already has a process %s: %w", t.ID, id, errdefs.ErrAlreadyExists)
 	}
 	t.execs[id] = p
 	return nil
@@ -180,7 +180,7 @@ func (t *Task) Exec(id string, sio stdio.Config, spec []byte) error {
 // told it, and name files by it.
 func checkExecID(id string) error {
 	if id == "" || strings.ContainsRune(id, '/') || !filepath.IsLocal(id) {
-		return fmt.Errorf("%q cannot be the id of a process: %w", id, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%q cannot be the id of a process: it is not a file name: %w", id, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -391,7 +391,7 @@ func (t *Task) beginExec() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.hasEnded() {
-		return fmt.Errorf("the init of task %s has ended: %w", t.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the container's init has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	t.running.Add(1)
 	return nil
