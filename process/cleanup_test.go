@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cleanUp is what a shim does that is called to clean up after another. That one reaps nothing.
+// cleanUp cleans up as a shim does that is called with delete. Such a shim does not reap, so the reaper is on hold.
 func cleanUp(t *testing.T, bundle, id string) (Status, error) {
 	t.Helper()
 	defer reaper.Hold()()

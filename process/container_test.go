@@ -424,7 +424,7 @@ func TestRestoredContainer(t *testing.T) {
 	}
 }
 
-// The OCI runtime may have made the container when it fails.
+// An OCI runtime may fail after it has created the container.
 func TestRestoreThatFailsLateLeavesNothing(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -550,8 +550,8 @@ func TestVerbsAtTheSameTime(t *testing.T) {
 	}
 }
 
-// The spec is changed to lead to the pod's namespaces. When the container has gone,
-// another one can be made of the same bundle, for the pod that comes next.
+// Create changes the spec to lead to the pod's namespaces. After the container has been
+// deleted, the same bundle must serve for another create, in the next pod.
 func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
 	n := newNode(t)
 	ctx := proctest.Context(t)
@@ -586,8 +586,7 @@ func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
 	}
 }
 
-// Nothing that the container was made of stays because the OCI runtime does not know
-// it any more.
+// A container is removed completely even if the OCI runtime does not know it any more.
 func TestContainerThatTheRuntimeHasForgotten(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)

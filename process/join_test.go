@@ -261,13 +261,13 @@ func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
 	}
 }
 
-// created is what came of a create.
+// created is the result of a create.
 type created struct {
 	task *Task
 	err  error
 }
 
-// creating begins to create a task beside the test.
+// creating starts to create a task in the background.
 func (n *node) creating(r CreateRequest) <-chan created {
 	n.t.Helper()
 	done := make(chan created, 1)

@@ -521,8 +521,7 @@ func TestCgroupThatCannotBeMade(t *testing.T) {
 	n.make(n.request("pod", sandboxSpec()))
 }
 
-// panicking is a context that panics when it is asked whether it has ended, for the
-// nth time.
+// panicking is a context whose Done panics on the nth call.
 type panicking struct {
 	context.Context
 	n *int
@@ -535,7 +534,7 @@ func (c panicking) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// A fault in the program must not keep an id, the thread or a lock.
+// A panic in a create must leave no id, thread or lock in use.
 func TestPanicWhileCreating(t *testing.T) {
 	create := func(n *node, r CreateRequest, at int) (panicked bool) {
 		defer func() { panicked = recover() != nil }()
