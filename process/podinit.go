@@ -16,19 +16,19 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// podInit is the init of the PID namespace that containers of a pod share. The
-// shim cannot be that: whoever may trace PID 1 would have the host's files by
-// /proc/1/root. So it is a program that can do nothing but reap, run by the OCI
-// runtime as a container that can do nothing either. Only pods that share their
-// PID namespace have one. It lives as long as the sandbox, and the sandbox as
-// long as it: the kernel kills all processes of a PID namespace without init.
+// podInit is the init of the PID namespace that the containers of a pod share. The shim
+// cannot be that init: a process that may trace PID 1 would reach the host's files through
+// /proc/1/root. So the pod init is a program that can only reap, and the OCI runtime runs
+// it as a container without any rights. Only pods that share their PID namespace have one.
+// The sandbox and its pod init end together: when the init ends, the kernel kills all
+// other processes in its PID namespace (pid_namespaces(7)).
 type podInit struct {
 	child *reap.Child
 	ns    *pod.NSFile   // the PID namespace
-	ended chan struct{} // closed when it has been reaped
+	ended chan struct{} // closed when the init has been reaped
 }
 
-// startInit brings the pod's init up before a container needs it.
+// startInit starts the pod init before a container needs it.
 func (s *sandbox) startInit(ctx context.Context) error {
 	ctx, leave, err := s.enter(ctx)
 	if err != nil {
@@ -42,8 +42,8 @@ func (s *sandbox) startInit(ctx context.Context) error {
 	return whyEnded(ctx, err)
 }
 
-// needPodInit returns the pod's init, which is brought up on first use. The
-// caller has entered the sandbox.
+// needPodInit returns the pod init, and starts it on first use. The caller must have
+// entered the sandbox.
 func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	s.bringUp.Lock()
 	defer s.bringUp.Unlock()
@@ -65,7 +65,7 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	return i, nil
 }
 
-// adoptPodInit makes i the pod's init, unless the sandbox has ended meanwhile.
+// adoptPodInit makes i the pod init. It returns false if the sandbox has ended.
 func (s *sandbox) adoptPodInit(i *podInit) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,8 +76,8 @@ func (s *sandbox) adoptPodInit(i *podInit) bool {
 	return true
 }
 
-// restoreCgroup makes the sandbox's cgroup again, which an OCI runtime, or systemd, has
-// removed with an init that failed.
+// restoreCgroup recreates the sandbox's cgroup after a pod init that failed: the OCI
+// runtime, or systemd, may have removed the cgroup with the init.
 func (s *sandbox) restoreCgroup() error {
 	if s.life.Err() != nil {
 		return nil
@@ -89,8 +89,8 @@ func (s *sandbox) restoreCgroup() error {
 	return s.makeCgroup(spec, s.options.SystemdCgroup)
 }
 
-// watchOOM lets OOM kills be told, now that there is a process which the kernel
-// could kill.
+// watchOOM begins to report OOM kills. Without a pod init, a sandbox has no process that the
+// kernel could kill.
 func (s *sandbox) watchOOM() {
 	cgroup := s.task.group()
 	if cgroup == nil {
@@ -103,7 +103,7 @@ func (s *sandbox) watchOOM() {
 	s.task.setCgroup(cgroup, stop)
 }
 
-// podInit returns the pod's init, nil if there is none (yet).
+// podInit returns the pod init; nil before it has been started.
 func (s *sandbox) podInit() *podInit {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,8 +156,8 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*pod.NSFile, 
 	return f, nil
 }
 
-// runPodInit has the OCI runtime run the init. A runtime that was built without
-// seccomp refuses a spec with it; then the init's other bounds must do.
+// runPodInit has the OCI runtime run the pod init. A runtime that was built without
+// seccomp refuses a spec with a filter; then the init's other restrictions must suffice.
 func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidFile string) error {
 	rt := s.supervisor.ociRuntime(bundle, s.options)
 	run := func(seccomp *specs.LinuxSeccomp) error {
@@ -176,7 +176,7 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 	return errors.Join(rt.Delete(ctx, s.task.ID, true), run(nil))
 }
 
-// awaitPodInit lets the sandbox end with its init.
+// awaitPodInit waits until the pod init has ended, and ends the sandbox then.
 func (s *sandbox) awaitPodInit(i *podInit) {
 	status, err := i.child.Wait()
 	if err != nil {
@@ -186,8 +186,8 @@ func (s *sandbox) awaitPodInit(i *podInit) {
 	s.end(status)
 }
 
-// endPodInit kills the init, if there is one, and with it all processes in its
-// PID namespace.
+// endPodInit kills the pod init, if there is one, and with it all processes in its PID
+// namespace. It returns when the init has been reaped.
 func (s *sandbox) endPodInit() {
 	i := s.podInit()
 	if i == nil {
@@ -201,13 +201,12 @@ func (s *sandbox) endPodInit() {
 	i.ns.Close()
 }
 
-// removePodInit removes what is left of an init that has ended or failed to
-// start.
+// removePodInit removes what is left of a pod init that has ended or failed to start.
 func (s *sandbox) removePodInit(ctx context.Context) error {
-	failed := s.podInit() == nil // then there may be a process; to look for it costs runc 0.1 s
+	failed := s.podInit() == nil // a failed start may leave a process; runc takes 0.1 s to look for one
 	bundle := s.podInitBundle()
 	if _, err := os.Stat(bundle); errors.Is(err, os.ErrNotExist) {
-		return nil // there was none
+		return nil // there was no pod init
 	}
 	if err := s.supervisor.ociRuntime(bundle, s.options).Delete(ctx, s.task.ID, failed); err != nil {
 		return err
@@ -218,8 +217,8 @@ func (s *sandbox) removePodInit(ctx context.Context) error {
 	return os.RemoveAll(bundle)
 }
 
-// podInitBundle is the bundle of the pod's init.
+// podInitBundle returns the path of the pod init's bundle.
 func (s *sandbox) podInitBundle() string { return filepath.Join(s.task.Bundle, podInitDir) }
 
-// podInitDir is the directory of that bundle in the sandbox's.
+// podInitDir is the name of the pod init's bundle in the sandbox's bundle.
 const podInitDir = "init"
