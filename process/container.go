@@ -277,7 +277,7 @@ func (c *container) untilEnd(ctx context.Context) (_ context.Context, cancel fun
 
 // restore has the OCI runtime start the container from a checkpoint. It joins the
 // sandbox again, because the runtime enters the namespaces only now, and the paths
-// found at create may lead to the host's namespaces since.
+// found at create may meanwhile lead to the host's.
 func (c *container) restore(ctx context.Context, p *Process) (err error) {
 	ctx, leave, err := c.supervisor.join(ctx, c.task.Bundle, c.spec)
 	if err != nil {

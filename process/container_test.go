@@ -93,7 +93,7 @@ func TestExitStatusOfAContainer(t *testing.T) {
 		if status := exitOf(t, task.init); status != want {
 			t.Errorf("%s: exit status %d, want %d", command, status, want)
 		}
-		// The record is there as soon as the end is told.
+		// The exit is recorded before it is reported.
 		st, err := readExit(task.Bundle)
 		if err != nil || st.Exit.Status != want || st.Pid != task.init.Status().Pid {
 			t.Errorf("%s: recorded is %+v, error %v", command, st, err)
@@ -391,7 +391,7 @@ func TestRestoredContainer(t *testing.T) {
 	}
 	n.untell("fail-restore")
 
-	// Everything may be asked at any time.
+	// All methods may be called in any state.
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for _, ask := range []func(){

@@ -171,7 +171,7 @@ func TestCleanUpKillsThoughTheOCIRuntimeFails(t *testing.T) {
 	n.untell("fail-delete")
 }
 
-// An OCI runtime that somebody has killed is called again.
+// If the OCI runtime was killed, it is called again.
 func TestCleanUpTriesAgainWhenTheOCIRuntimeWasKilled(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", "exit 42")
@@ -293,9 +293,9 @@ func TestForcedDeleteThatHangs(t *testing.T) {
 	n.untell("hang-delete")
 }
 
-// An OCI runtime may be killed while it creates a container, for example because the client has gone. It has made
-// the cgroup by then, but has not written any state. A runc delete --force succeeds in that case, but removes only
-// runc's own directory.
+// An OCI runtime may be killed while it creates a container, for example because the client has gone. It may
+// have created the cgroup, but not yet written any state. Then runc delete --force succeeds, but removes only runc's
+// own directory.
 func TestDeleteOfAContainerThatIsHalfMade(t *testing.T) {
 	for name, fifo := range map[string]bool{"no file": false, "the fifo": true} {
 		t.Run(name, func(t *testing.T) {

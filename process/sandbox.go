@@ -61,9 +61,9 @@ type sandbox struct {
 	init    *podInit // guarded by mu; nil before a container needs it
 	// ended is set, under mu, before life ends.
 	ended bool
-	// joining counts the callers of enter that have not left: the thread must not leave the
-	// pod's namespaces before, as paths to them would then lead to the host's. It grows
-	// only under mu while ended is false.
+	// joining counts the callers of enter that have not called leave. The thread stays in the
+	// pod's namespaces for them: as soon as it has left, paths to these lead to the host's. The
+	// count grows only under mu while ended is false.
 	joining sync.WaitGroup
 	joiners int // guarded by mu: the same number
 }

@@ -62,7 +62,7 @@ func TestFifos(t *testing.T) {
 	_, err := in.WriteString("hello\n")
 	proctest.Must(t, err)
 	proctest.Must(t, in.Close())
-	// The input goes on until it is closed through the API.
+	// The input stays open until it is closed through the API.
 	in = openFifo(t, sio.Stdin)
 	_, err = in.WriteString("again\n")
 	proctest.Must(t, err)
@@ -243,7 +243,7 @@ func TestInputFromAFile(t *testing.T) {
 	}
 }
 
-// The shim does not ask whether such a file is ready: who serves it may never answer.
+// The shim must not poll such a file: the process that serves it may never answer.
 func TestStreamsThatAProcessServes(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -259,7 +259,7 @@ func TestStreamsThatAProcessServes(t *testing.T) {
 	}
 }
 
-// A log that is a fifo has nobody who reads it yet.
+// A log that is a fifo may have no reader yet.
 func TestLogFileThatIsAFifo(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -435,7 +435,7 @@ func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
 			time.Sleep(20 * time.Millisecond) // or the test tests less
 			select {
 			case <-p.exited:
-				t.Error("the exit is told too early")
+				t.Error("the exit is reported too early")
 			default:
 			}
 			_, err = io.ReadFull(reader, make([]byte, 1))
