@@ -14,23 +14,23 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 )
 
-// containerd gives the whole of a delete call 5 s (cleanupTimeout in
-// core/runtime/v2/shim.go), and without its answer the exit status is lost. When a shim of
-// many containers is killed, as many calls run at the same time.
+// containerd allows 5 s for a whole delete call (cleanupTimeout in
+// core/runtime/v2/shim.go), and the exit status is lost without an answer. When a shim
+// with many containers is killed, containerd makes one call per container, all at once.
 const cleanUpTimeout = 4 * time.Second
 
-// CleanUp removes what a shim that has ended left of the task in a bundle: the
-// container in the OCI runtime with its processes, the sandbox's cgroup, mounts.
-// Namespaces went with the shim's thread. It returns how the task ended, which is
-// valid even if something could not be removed. Nothing to remove is no error:
-// containerd calls this after every end of a shim.
+// CleanUp removes what a dead shim has left of the task in a bundle: a container's
+// state in the OCI runtime and its processes, or a sandbox's cgroup, and the mounts. The
+// kernel removed the namespaces with the shim's thread. CleanUp returns how the task
+// ended, which is valid even with an error. It is no error if nothing is left, because
+// containerd calls delete after every end of a shim.
 func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, cleanUpTimeout)
 	defer cancel()
 	var errs []error
 	record, err := readRecord(bundle)
 	if errors.Is(err, os.ErrNotExist) {
-		return readExit(bundle) // nothing was made, or all has been removed
+		return readExit(bundle) // nothing was created, or everything has been removed
 	}
 	switch {
 	case err != nil:
@@ -49,8 +49,8 @@ func CleanUp(ctx context.Context, namespace, bundle, id string) (Status, error) 
 	return st, errors.Join(append(errs, err)...)
 }
 
-// cleanUpSandbox removes the pod's init, if there is one, and the cgroup, and runs
-// the poststop hooks.
+// cleanUpSandbox removes the pod init, if there is one, and the cgroup, and runs the
+// poststop hooks.
 func cleanUpSandbox(ctx context.Context, namespace, bundle, id string, record bundleRecord) error {
 	rt := &oci.Runtime{Options: record.Options, Namespace: namespace, Bundle: filepath.Join(bundle, podInitDir), CgroupsPath: record.CgroupsPath}
 	var errs []error

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cleanUp is what a shim does that is called to clean up after another. That one reaps nothing.
+// cleanUp calls CleanUp as the shim's delete command does. That command does not reap, so the reaper is on hold.
 func cleanUp(t *testing.T, bundle, id string) (Status, error) {
 	t.Helper()
 	defer reaper.Hold()()
@@ -54,7 +54,7 @@ func TestCleanUpOfAContainer(t *testing.T) {
 	}
 	proctest.Eventually(t, "the process is gone", func() bool { return proctest.ProcessState(pid) == "" })
 	exitOf(t, task.init)
-	// It can be repeated.
+	// CleanUp may be repeated.
 	_, err = cleanUp(t, r.Bundle, "c")
 	proctest.Must(t, err)
 }

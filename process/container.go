@@ -20,32 +20,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// container is the body of a task whose processes are run by an OCI runtime.
+// container is the body of a task whose processes an OCI runtime creates.
 type container struct {
 	task       *Task
 	supervisor *Supervisor
 	runtime    *oci.Runtime
-	rootfs     string // where the root file system is mounted; empty if it was not by us
-	// shared says that processes of the container may outlive its init, because
-	// its PID namespace is not its own.
+	rootfs     string // mount point of the root file system; empty if we did not mount it
+	// shared says that the container uses another's PID namespace, so that its
+	// processes may outlive its init.
 	shared bool
-	// mustStart and mustDelete say that no less will do than the commands of the OCI
-	// runtime, because of hooks, of systemd's unit, or of a group in the CPU's cache control.
+	// mustStart and mustDelete say that the OCI runtime's own start and delete must run,
+	// because only they run the hooks and remove the systemd unit or the resctrl group.
 	mustStart, mustDelete bool
 	image                 oci.CheckpointImage
-	// spec is the client's of a container that is to be restored; else nil.
+	// spec is the client's spec of a container that has yet to be restored; else nil.
 	spec  *specs.Spec
 	child *reap.Child // the init; nil before there is one
-	// patience is how long the OCI runtime may be at work after the init's end on what holds
-	// back the init's exit.
+	// patience is how long after the init's end a call of the OCI runtime may delay the
+	// report of the init's exit.
 	patience time.Duration
 }
 
-// runtimePatience is enough for an OCI runtime that notices the end of its container.
+// runtimePatience is long enough for an OCI runtime to notice that its container has ended.
 const runtimePatience = 5 * time.Second
 
-// consoleTimeout bounds how long an OCI runtime may take to send the console of
-// a process that it has created.
+// consoleTimeout limits how long an OCI runtime may take to send the console of a
+// process that it has created.
 const consoleTimeout = 30 * time.Second
 
 func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs.Spec) (_ *Task, err error) {
@@ -58,7 +58,6 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 
 		patience: runtimePatience,
 	}
-	// What the OCI runtime has to do itself.
 	if s.Hooks != nil {
 		c.mustStart, c.mustDelete = len(s.Hooks.Poststart) > 0, len(s.Hooks.Poststop) > 0
 	}
@@ -74,10 +73,10 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 		}
 	}
 	if c.runtime.Knows(r.ID) {
-		return nil, fmt.Errorf("the OCI runtime has a container %s in %s already: %w", r.ID, c.runtime.Root(), errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("the OCI runtime already has container %s in %s: %w", r.ID, c.runtime.Root(), errdefs.ErrAlreadyExists)
 	}
-	// A cgroup that others are in already is theirs: it must neither be killed nor removed
-	// with the container.
+	// A cgroup that already has processes belongs to others: it must be neither killed nor
+	// removed with the container.
 	c.runtime.CgroupsPath = s.Linux.CgroupsPath
 	if c.runtime.SharesCgroup() {
 		c.runtime.CgroupsPath = ""
@@ -89,7 +88,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 		return nil, err
 	}
 	complete := false
-	defer func() { // A panic is undone, too.
+	defer func() { // a defer undoes the create after a panic, too
 		if !complete {
 			err = errors.Join(err, c.discard(context.WithoutCancel(ctx)))
 		}
@@ -101,7 +100,8 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 	return t, nil
 }
 
-// make joins the container's sandbox and has the OCI runtime create the container.
+// make joins the container's sandbox, mounts the root file system, and has the OCI
+// runtime create the container.
 func (c *container) make(ctx context.Context, r CreateRequest, s *specs.Spec) (err error) {
 	ctx, leave, err := c.supervisor.join(ctx, r.Bundle, s)
 	if err != nil {
@@ -114,7 +114,7 @@ func (c *container) make(ctx context.Context, r CreateRequest, s *specs.Spec) (e
 	}
 	if r.Checkpoint != "" {
 		c.spec = s
-		return nil // the process comes with start
+		return nil // start creates the process
 	}
 	return c.create(ctx)
 }
@@ -125,10 +125,10 @@ func (c *container) mountRootfs(mounts []mount.Mount) error {
 	}
 	rootfs := filepath.Join(c.task.Bundle, "rootfs")
 	if err := os.Mkdir(rootfs, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("cannot make the root directory: %w", err)
+		return fmt.Errorf("cannot create the root directory: %w", err)
 	}
 	c.rootfs = rootfs
-	// Mounting may need helper processes, which must not be reaped as orphans.
+	// A mount may start helper processes, which must not be reaped as orphans.
 	defer c.supervisor.reaper.Hold()()
 	if err := mount.All(mounts, rootfs); err != nil {
 		return fmt.Errorf("cannot mount the root file system of %s: %w", c.task.ID, err)
@@ -146,8 +146,7 @@ func (c *container) unmountRootfs() error {
 	return nil
 }
 
-// create has the OCI runtime create the container, up to its init that waits to
-// be started.
+// create has the OCI runtime create the container, whose init then waits for start.
 func (c *container) create(ctx context.Context) error {
 	p := c.task.init
 	pidFile := filepath.Join(c.task.Bundle, "init.pid")
@@ -161,8 +160,8 @@ func (c *container) create(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes the child the container's init. The pid comes last: by it others
-// know that the rest is there.
+// adopt makes the child the container's init. It sets the pid last, because a pid
+// tells other goroutines that everything else is set.
 func (c *container) adopt(child *reap.Child) {
 	c.child = child
 	defer c.task.init.setPID(child.Pid)
@@ -172,12 +171,12 @@ func (c *container) adopt(child *reap.Child) {
 	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.Pid)
 	if err != nil {
-		logger.WithError(err).Error("cannot find the container's cgroup: it has no metrics, no pause and no OOM events")
+		logger.WithError(err).Error("cannot find the container's cgroup: no metrics, pause or OOM events for it")
 		return
 	}
 	stopOOM, err := cg.WatchOOM(func() { c.supervisor.events.OOM(c.task.ID) })
 	if err != nil {
-		logger.WithError(err).Error("cannot watch the container for OOM kills: containerd will not be told of any")
+		logger.WithError(err).Error("cannot watch the container for OOM kills: none will be reported")
 	}
 	c.task.setCgroup(cg, stopOOM)
 }
@@ -188,13 +187,13 @@ func (c *container) watch() {
 	}
 }
 
-// awaitEnd waits for the init's end and tells it when all other processes of
-// the container have ended and been told of.
+// awaitEnd waits until the init has ended, and reports its exit after all other
+// processes of the container have ended and all execs' exits have been reported.
 func (c *container) awaitEnd() {
 	status, err := c.child.Wait()
 	exit := Exit{Status: uint32(status), At: time.Now()}
 	if err != nil {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot learn the exit status of the container: 255 is reported")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot get the exit status of the container: reporting 255")
 	}
 	c.task.endExecs()
 	c.letPausedDie()
@@ -206,13 +205,13 @@ func (c *container) awaitEnd() {
 	c.task.unwatchOOM()
 	c.task.init.stop(exit, func(st Status) {
 		if err := writeExit(c.task.Bundle, st); err != nil {
-			log.L.WithError(err).WithField("id", c.task.ID).Error("cannot record the exit status: it is lost if the shim is killed")
+			log.L.WithError(err).WithField("id", c.task.ID).Error("cannot record the exit status: it will be lost if the shim is killed")
 		}
 	})
 }
 
-// letPausedDie lets processes die that the init has taken with it while the container
-// was paused. Nobody pauses it any more.
+// letPausedDie thaws a container whose init ended while it was paused, so that the
+// processes killed with the init can die. No new pause can begin (see [Task.endExecs]).
 func (c *container) letPausedDie() {
 	cgroup := c.task.group()
 	if cgroup == nil {
@@ -223,21 +222,21 @@ func (c *container) letPausedDie() {
 	}
 }
 
-// killLeftovers ends the processes that the init has left in the container.
+// killLeftovers kills the processes that the init has left in the container.
 func (c *container) killLeftovers() {
 	cgroup := c.task.group()
 	if cgroup == nil {
 		return
 	}
-	// systemd removes a scope together with the last process.
+	// The cgroup may be gone: systemd removes a scope when its last process ends.
 	if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot kill the processes that the container's init has left behind")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot kill the processes left behind by the container's init")
 	}
 	letDie(c.task.ID, cgroup)
 }
 
-// killLate ends what an exec has brought into the container after its leftovers had been killed:
-// the container does not end before.
+// killLate kills what an exec has brought into the container after killLeftovers ran. The
+// container's exit is reported only after this exec's.
 func (c *container) killLate() {
 	if c.shared && c.task.hasEnded() {
 		c.killLeftovers()
@@ -257,8 +256,8 @@ func (c *container) start(ctx context.Context, p *Process) error {
 	return c.runtime.Start(ctx, c.task.ID)
 }
 
-// untilEnd returns a context that ends a while after the init has. It is not for what may
-// run hooks: they may take longer, and still have to be run.
+// untilEnd returns a context that ends c.patience after the init. Calls that may run
+// hooks must not use it: hooks may take longer, and must still be run.
 func (c *container) untilEnd(ctx context.Context) (_ context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(ctx)
 	go func() {
@@ -277,8 +276,8 @@ func (c *container) untilEnd(ctx context.Context) (_ context.Context, cancel fun
 }
 
 // restore has the OCI runtime start the container from a checkpoint. It joins the
-// sandbox again, since it is only now that the runtime enters the namespaces: what
-// the paths of the create lead to may be the host's by now.
+// sandbox again, because the runtime enters the namespaces only now, and the paths
+// found at create may meanwhile lead to the host's.
 func (c *container) restore(ctx context.Context, p *Process) (err error) {
 	ctx, leave, err := c.supervisor.join(ctx, c.task.Bundle, c.spec)
 	if err != nil {
@@ -291,7 +290,7 @@ func (c *container) restore(ctx context.Context, p *Process) (err error) {
 		return c.runtime.Restore(ctx, c.task.ID, c.image, pidFile, s, console)
 	})
 	if err != nil {
-		// Unlike a container that cannot be started, this one has not been before.
+		// Unlike a container that was created but cannot be started, this one did not exist before.
 		return errors.Join(err, c.runtime.Delete(context.WithoutCancel(ctx), c.task.ID, true))
 	}
 	c.spec = nil
@@ -310,7 +309,7 @@ func (c *container) signal(sig unix.Signal) error {
 	return nil
 }
 
-// restoreFiles implements [body]: the files of a container are the client's.
+// restoreFiles implements [body]. It does nothing: the client makes a container's files.
 func (c *container) restoreFiles() error { return nil }
 
 func (c *container) signalAll(sig unix.Signal) error {
@@ -367,7 +366,7 @@ func (c *container) pids() ([]int, error) {
 	}
 	pids, err := cgroup.Pids()
 	if errdefs.IsNotFound(err) {
-		return nil, nil // the OCI runtime has removed it, because nothing is in it
+		return nil, nil // the OCI runtime removes a cgroup only when it is empty
 	}
 	return pids, err
 }
@@ -377,17 +376,17 @@ func (c *container) checkpoint(ctx context.Context, o oci.CheckpointOptions) err
 		o.WorkPath = filepath.Join(c.task.Bundle, "work", "criu-work")
 		defer os.RemoveAll(o.WorkPath)
 	}
-	// runc makes them, crun does not.
+	// runc creates these directories, crun does not.
 	for _, dir := range []string{o.Path, o.WorkPath} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("cannot make a directory for the checkpoint: %w", err)
+			return fmt.Errorf("cannot create a directory for the checkpoint: %w", err)
 		}
 	}
 	err := c.runtime.Checkpoint(ctx, c.task.ID, o)
 	if err == nil {
 		return nil
 	}
-	// The work directory goes, but not what says why.
+	// Keep criu's log, which says why it failed, when the work directory is removed.
 	dump := filepath.Join(c.task.Bundle, "criu-dump.log")
 	if rerr := os.Rename(filepath.Join(o.WorkPath, "dump.log"), dump); rerr != nil {
 		return err

@@ -93,7 +93,7 @@ func TestExitStatusOfAContainer(t *testing.T) {
 		if status := exitOf(t, task.init); status != want {
 			t.Errorf("%s: exit status %d, want %d", command, status, want)
 		}
-		// The record is there as soon as the end is told.
+		// The exit is recorded before it is reported.
 		st, err := readExit(task.Bundle)
 		if err != nil || st.Exit.Status != want || st.Pid != task.init.Status().Pid {
 			t.Errorf("%s: recorded is %+v, error %v", command, st, err)
@@ -391,7 +391,7 @@ func TestRestoredContainer(t *testing.T) {
 	}
 	n.untell("fail-restore")
 
-	// Everything may be asked at any time.
+	// All methods may be called in any state.
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for _, ask := range []func(){
@@ -424,7 +424,7 @@ func TestRestoredContainer(t *testing.T) {
 	}
 }
 
-// The OCI runtime may have made the container when it fails.
+// An OCI runtime may fail after it has created the container.
 func TestRestoreThatFailsLateLeavesNothing(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -550,8 +550,8 @@ func TestVerbsAtTheSameTime(t *testing.T) {
 	}
 }
 
-// The spec is changed to lead to the pod's namespaces. When the container has gone,
-// another one can be made of the same bundle, for the pod that comes next.
+// Create changes the spec to lead to the pod's namespaces. After the container has been
+// deleted, the same bundle must serve for another create, in the next pod.
 func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
 	n := newNode(t)
 	ctx := proctest.Context(t)
@@ -586,8 +586,7 @@ func TestSpecIsRestoredForAnotherCreate(t *testing.T) {
 	}
 }
 
-// Nothing that the container was made of stays because the OCI runtime does not know
-// it any more.
+// A container is removed completely even if the OCI runtime does not know it any more.
 func TestContainerThatTheRuntimeHasForgotten(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)

@@ -1,13 +1,13 @@
-// Package process runs the things that a shim is asked to run: containers and
-// the processes executed in them, through an OCI runtime, and the pod sandbox,
-// which is no process at all but the namespaces that a thread of the shim holds.
+// Package process runs what containerd asks a shim to run: containers and execs,
+// through an OCI runtime, and the pod sandbox. A sandbox is not a process, but the
+// namespaces that a thread of the shim holds.
 //
-// A [Supervisor] makes a [Task] of either kind, and knows all there are; every
-// running thing in a task is a [Process] with one life cycle (see [State]). The
-// package knows nothing of RPCs: what happens by itself is told to an [Events].
+// A [Supervisor] creates both kinds of [Task] and keeps the registry of them. Each
+// init, exec and sandbox is a [Process] with the same life cycle (see [State]). The
+// package knows nothing about RPCs; it reports starts, exits and OOM kills to an
+// [Events].
 //
-// What this is made of is in rooms of their own below: reap waits for children,
-// stdio moves their input and output, oci calls the OCI runtime and reads the
-// spec, and pod holds a pod's namespaces and files. None of them knows of this
-// package.
+// The subpackages do the work and do not import this one: reap waits for children,
+// stdio copies their input and output, oci calls the OCI runtime and reads the spec,
+// and pod holds a pod's namespaces and files.
 package process

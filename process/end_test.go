@@ -21,8 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killedShim is what a shim that was killed leaves of a container: no OCI runtime has made it, and none can be
-// called.
+// killedShim is what a killed shim leaves of a container. No OCI runtime has created the container, and none can
+// be called.
 type killedShim struct {
 	t      *testing.T
 	bundle string
@@ -31,7 +31,7 @@ type killedShim struct {
 	pids   []int // that of the init first
 }
 
-// leave makes what is left of a container with so many processes.
+// leave creates what a killed shim leaves of a container with the given number of processes.
 func leave(t *testing.T, processes int, namespaces ...specs.LinuxNamespace) *killedShim {
 	t.Helper()
 	spec := containerSpec(t, "c", forever)
@@ -145,7 +145,7 @@ func TestCleanUpWithoutPidfds(t *testing.T) {
 	}
 }
 
-// Whatever an OCI runtime does, nothing goes on to run.
+// No process may survive, whatever the OCI runtime does.
 func TestCleanUpKillsThoughTheOCIRuntimeFails(t *testing.T) {
 	n := newNode(t)
 	n.tell("fail-delete", "no more bananas")
@@ -171,7 +171,7 @@ func TestCleanUpKillsThoughTheOCIRuntimeFails(t *testing.T) {
 	n.untell("fail-delete")
 }
 
-// An OCI runtime that somebody has killed is called again.
+// If the OCI runtime was killed, it is called again.
 func TestCleanUpTriesAgainWhenTheOCIRuntimeWasKilled(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", "exit 42")
@@ -183,7 +183,7 @@ func TestCleanUpTriesAgainWhenTheOCIRuntimeWasKilled(t *testing.T) {
 	n.knowsNothing()
 }
 
-// A process that has got the pid of the init since must not be taken for it.
+// Another process may have got the init's pid meanwhile. It must not be killed.
 func TestCleanUpSparesWhoHasThePidOfTheInit(t *testing.T) {
 	l := leave(t, 1, ownPIDs)
 	other := sleeper(t, nil)
@@ -204,7 +204,7 @@ func TestCleanUpSparesWhoHasThePidOfTheInit(t *testing.T) {
 	l.wantNothing()
 }
 
-// A container whose cgroup another one was in before has no right to it.
+// A cgroup that was in use before the container is not the container's to remove.
 func TestCleanUpSparesOthersInTheCgroup(t *testing.T) {
 	n := newNode(t)
 	first := n.container("first", forever)
@@ -224,7 +224,7 @@ func TestCleanUpSparesOthersInTheCgroup(t *testing.T) {
 	}
 }
 
-// A container that the OCI runtime knows nothing of any more leaves nothing.
+// A container is removed completely even if the OCI runtime has lost its state.
 func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 	for name, lose := range map[string]func(dir string) error{
 		"no directory": os.RemoveAll,
@@ -256,7 +256,7 @@ func TestDeleteWhenTheOCIRuntimeHasLostItsState(t *testing.T) {
 	}
 }
 
-// A container that could not be created does not run, whatever becomes of its removal.
+// A container that could not be created must not run, even if its removal fails.
 func TestFailedCreateWhoseRemovalFails(t *testing.T) {
 	n := newNode(t)
 	n.tell("late-create", "too late")
@@ -293,9 +293,9 @@ func TestForcedDeleteThatHangs(t *testing.T) {
 	n.untell("hang-delete")
 }
 
-// An OCI runtime that is killed while it makes a container, as when the client goes, has made the
-// cgroup, but has not yet written any state. To be told to delete it by force is a success to runc
-// then, which removes its own directory and nothing else.
+// An OCI runtime may be killed while it creates a container, for example because the client has gone. It may
+// have created the cgroup, but not yet written any state. Then runc delete --force succeeds, but removes only runc's
+// own directory.
 func TestDeleteOfAContainerThatIsHalfMade(t *testing.T) {
 	for name, fifo := range map[string]bool{"no file": false, "the fifo": true} {
 		t.Run(name, func(t *testing.T) {

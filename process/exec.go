@@ -18,11 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// execution runs a process in a container beside its init.
+// execution is the runner of an exec.
 type execution struct {
 	container *container
-	// spec is a specs.Process; its fields are the OCI runtime's, known to us or not. It is
-	// nil after start.
+	// spec is a specs.Process. It is kept as raw fields, so that those unknown to the shim
+	// reach the OCI runtime too. It is nil after start.
 	spec  map[string]json.RawMessage
 	child *reap.Child // nil before start
 }
@@ -33,15 +33,15 @@ func (c *container) newExec(t *Task, id string, sio stdio.Config, spec []byte) (
 		return nil, fmt.Errorf("cannot decode the spec of process %s in task %s: %w: %w", id, t.ID, err, errdefs.ErrInvalidArgument)
 	}
 	if fields == nil {
-		return nil, fmt.Errorf("process %s in task %s has no spec: %w", id, t.ID, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("cannot add process %s to task %s: it has no spec: %w", id, t.ID, errdefs.ErrInvalidArgument)
 	}
-	// The terminal is what the request says.
+	// The request decides whether there is a terminal, not the spec.
 	fields["terminal"] = strconv.AppendBool(nil, sio.Terminal)
 	return newProcess(t.ID, id, sio, c.supervisor.events, &execution{container: c, spec: fields}), nil
 }
 
-// writeSpec writes the spec for the OCI runtime. The program finds its terminal in the
-// size that a client has asked for, since the runtime gives it that before it runs it.
+// writeSpec writes the spec for the OCI runtime. It includes the terminal size that a
+// client has asked for, because the runtime sets it before the program runs.
 func (e *execution) writeSpec(p *Process, path string) error {
 	if size := p.wantedSize(); size != nil && p.stdio.Terminal {
 		box, err := json.Marshal(size)
@@ -69,11 +69,11 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	}()
 	ctx, cancel := e.container.untilEnd(ctx)
 	defer cancel()
-	// The files have names of their own: ids may be as long as a file's name, and end as
-	// another's file would.
+	// The files are not named after the id: it may be as long as a file name can be, which
+	// leaves no room for a suffix, or be the name of another exec's file.
 	dir, err := os.MkdirTemp(t.Bundle, "exec-")
 	if err != nil {
-		return fmt.Errorf("cannot make a directory for the files of an exec: %w", err)
+		return fmt.Errorf("cannot create a directory for the files of the exec: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	pidFile, spec, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "process.json"), filepath.Join(filepath.Base(dir), oci.LogFile)
@@ -87,7 +87,7 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 	if err != nil {
 		return err
 	}
-	e.spec = nil // it is not needed any more, and may be long
+	e.spec = nil // free it: it may be large
 	p.setPID(e.child.Pid)
 	go e.awaitEnd(p)
 	e.container.killLate()
@@ -98,7 +98,7 @@ func (e *execution) awaitEnd(p *Process) {
 	defer e.container.task.running.Done()
 	status, err := e.child.Wait()
 	if err != nil {
-		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("cannot learn the exit status of the process: 255 is reported")
+		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("cannot get the exit status of the process: reporting 255")
 	}
 	p.stop(Exit{Status: uint32(status), At: time.Now()}, nil)
 }

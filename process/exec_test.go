@@ -83,7 +83,7 @@ func TestIDsOfExecs(t *testing.T) {
 	proctest.Must(t, task.Exec("..x", stdio.Config{}, execSpec(t, "exit 0")))
 }
 
-// While an exec starts, others come and go whose ids are what its files might be called.
+// While an exec starts, others come and go whose ids could be the names of its files.
 func TestFilesOfExecsAreTheirOwn(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
@@ -125,8 +125,8 @@ func TestExecThatEndsBeforeStartReturns(t *testing.T) {
 	}
 }
 
-// A container that shares a PID namespace has ended, and what was left in it has been killed, when
-// an OCI runtime that was at work brings a process in.
+// The OCI runtime brings an exec's process into a container that shares a PID namespace after the
+// container's init has ended and its leftovers have been killed.
 func TestExecThatComesAfterTheEndOfItsContainer(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
@@ -178,7 +178,7 @@ func TestExecThatFails(t *testing.T) {
 			if got, want := n.events.all(), []string{"started c"}; !slices.Equal(got, want) {
 				t.Errorf("events are %q, want %q", got, want)
 			}
-			// The init's end does not wait for what never was.
+			// The init's exit does not wait for execs that never started.
 			proctest.Must(t, task.Kill("", unix.SIGKILL, false))
 			exitOf(t, task.init)
 		})
@@ -220,7 +220,7 @@ func TestEndsOfExecsAreToldBeforeTheInits(t *testing.T) {
 	}
 }
 
-// An exec that is just being started when the init ends is told of, too, and before it.
+// The exit of an exec that is being started when the init ends is reported, too, and before the init's.
 func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
@@ -247,8 +247,8 @@ func TestEndOfTheInitWhileAnExecStarts(t *testing.T) {
 	}
 }
 
-// The exit of the container is not held back by an OCI runtime that will never be done, nor
-// by a client that never reads.
+// Neither an OCI runtime that hangs nor a client that never reads may delay the container's exit
+// for ever.
 func TestExecThatHangsWhenItsContainerEnds(t *testing.T) {
 	for name, tc := range map[string]struct {
 		prepare func(*node) stdio.Config
@@ -386,7 +386,7 @@ func TestDeleteOfATaskWithExecs(t *testing.T) {
 	exitOf(t, task.init)
 	_, err := task.Delete(proctest.Context(t), "")
 	proctest.Must(t, err)
-	exitOf(t, neverStarted) // whoever waits for it gets an answer
+	exitOf(t, neverStarted) // calls of Wait return
 	_, err = neverStarted.Start(proctest.Context(t))
 	proctest.WantKind(t, err, errdefs.IsFailedPrecondition, "a failed precondition")
 	_, err = neverStarted.Delete(proctest.Context(t))

@@ -15,8 +15,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// FuzzSpec takes any config.json. What is changed in it is changed; all else, known or
-// not, stays as it was.
+// FuzzSpec takes any config.json. ChangeSpec must change the given fields, and keep all
+// others, whether the shim knows them or not.
 func FuzzSpec(f *testing.F) {
 	for _, seed := range []string{
 		`null`, `{}`, `{"linux":null}`, `{"linux":[]}`,
@@ -70,7 +70,7 @@ func FuzzSpec(f *testing.F) {
 	})
 }
 
-// FuzzSysctl takes any key. One that is accepted is of a namespace, and leads to no other place.
+// FuzzSysctl takes any key. A key that is accepted must belong to a namespace, and its path must not leave /proc/sys.
 func FuzzSysctl(f *testing.F) {
 	for _, key := range []string{
 		"net.ipv4.ip_forward", "net/ipv4/conf/eth0.1/forwarding", "net.ipv4.conf.eth0/1.forwarding", "kernel.shmmax",
@@ -97,7 +97,7 @@ func FuzzSysctl(f *testing.F) {
 	})
 }
 
-// FuzzRecords takes anything for the records in a bundle, by which a dead shim's task is removed.
+// FuzzRecords takes any content for the records in a bundle, which the clean-up after a dead shim reads.
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"options":{"binary_name":"crun","systemd_cgroup":true},"sandbox":true,"cgroups_path":"/a/b","init_root":"/r","files":{}}`))
 	f.Add([]byte(`{"pid":7,"status":137,"at":"2026-01-02T03:04:05.000000006Z"}`))

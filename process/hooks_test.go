@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hookKinds are those that a sandbox runs, in their order.
+// hookKinds are the kinds of hooks that a sandbox runs, in order.
 var hookKinds = []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
 
 func hookList(h *specs.Hooks, kind string) *[]specs.Hook {
@@ -63,12 +63,12 @@ func newHookLog(t *testing.T) *hookLog {
 	return &hookLog{t, t.TempDir(), proctest.Script(t, hookScript)}
 }
 
-// hook is one that notes under a name, and then runs a command.
+// hook returns a hook that notes its run under a name, and then runs a command.
 func (l *hookLog) hook(name, command string) specs.Hook {
 	return specs.Hook{Path: "/bin/sh", Args: []string{"hook", l.script, l.dir, name, command}}
 }
 
-// spec is of a pod with one hook of each kind.
+// spec returns the spec of a pod with one hook of each kind.
 func (l *hookLog) spec() *specs.Spec {
 	s := sandboxSpec()
 	s.Hooks = &specs.Hooks{}
@@ -202,8 +202,8 @@ func TestHookWithoutArgumentsIsRunByItsPath(t *testing.T) {
 	}
 }
 
-// bareHook is one without arguments. The function returns the name by which it was
-// run and the number of its arguments, or nothing if it was not.
+// bareHook returns a hook without arguments. The returned function gives the name that the hook
+// was run under and the number of its arguments, or "" if it has not run.
 func bareHook(t *testing.T) (hook specs.Hook, ran func() string) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
@@ -315,7 +315,7 @@ func TestHookThatRunsPastItsTimeoutIsKilled(t *testing.T) {
 	}
 }
 
-// pid is what a hook has written to a file.
+// pid returns the pid that a hook has written to a file.
 func (l *hookLog) pid(name string) int {
 	l.t.Helper()
 	pid, err := strconv.Atoi(strings.TrimSpace(l.read(name)))
@@ -473,7 +473,7 @@ func TestHooksThatCanNeverRunAreRefused(t *testing.T) {
 	}
 }
 
-// Containers have their hooks run by the OCI runtime.
+// The OCI runtime runs the hooks of containers.
 func TestHooksOfContainersAreNotRun(t *testing.T) {
 	n := newNode(t)
 	spec := containerSpec(t, "c", forever)
@@ -514,7 +514,7 @@ func TestCreateThatIsGivenUpEndsTheHook(t *testing.T) {
 	proctest.WantKind(t, <-done, errdefs.IsCanceled, "canceled")
 	l.want("prestart", "slow", "poststop")
 	if pid := l.pid("pid"); proctest.ProcessState(pid) != "" {
-		t.Error("the hook runs still")
+		t.Error("the hook still runs")
 	}
 }
 
@@ -532,7 +532,7 @@ func TestPoststopHooksRunForAClientThatHasGone(t *testing.T) {
 	l.want(hookKinds...)
 }
 
-// A hook that hangs must not keep a sandbox from being deleted. One that has a timeout has the time that this says.
+// A hook that hangs must not keep a sandbox from being deleted. A hook with a timeout gets the time that it asks for.
 func TestPoststopHooksThatTakeTime(t *testing.T) {
 	l := newHookLog(t)
 	n := newNode(t)

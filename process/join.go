@@ -17,11 +17,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// join lets a container that is being created into the sandbox that it belongs
-// to, if any, until leave is called: as long, the namespaces stay. The context that
-// it returns ends when the sandbox does. The spec in the container's bundle is
-// changed to lead to the pod's namespaces. A spec by which the container would get a
-// namespace of the host where the pod has its own is refused.
+// join has a container that is being created enter its sandbox, if it belongs to one.
+// The pod's namespaces stay until the caller calls leave. The returned context ends when
+// the sandbox does. join changes the spec in the container's bundle so that its paths
+// lead to the pod's namespaces. It refuses a spec that would give the container a
+// namespace of the host where the pod has its own.
 func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (_ context.Context, leave func(), err error) {
 	id, member := s.Annotations[oci.SandboxIDAnnotation]
 	if !member {
@@ -53,8 +53,8 @@ func (h *Supervisor) join(ctx context.Context, bundle string, s *specs.Spec) (_ 
 	return ctx, part, nil
 }
 
-// whyEnded adds to an error that the sandbox has ended meanwhile, if it has: then
-// an OCI runtime that was killed says nothing of it.
+// whyEnded adds to err that the sandbox has ended, if it has and err does not say so: the
+// error of an OCI runtime that was killed does not give the reason.
 func whyEnded(ctx context.Context, err error) error {
 	var ended, told *endedError
 	if err != nil && errors.As(context.Cause(ctx), &ended) && !errors.As(err, &told) {
@@ -63,17 +63,18 @@ func whyEnded(ctx context.Context, err error) error {
 	return err
 }
 
-// checkStranger is for a container whose sandbox is not in this shim. It may be
-// elsewhere, but when it has ended, paths of its former thread are the host's. If
-// another shim of this kind holds it, only that knows the pod's PID and user
-// namespace: by the paths under its pid are the host's.
+// checkStranger checks the spec of a container whose sandbox is not in this shim. The
+// sandbox may be held elsewhere, but some paths cannot lead to its namespaces. A path
+// through this shim's pid leads to the host's, because the sandbox has ended. A PID or
+// user namespace path through the pid of another shim of this kind leads to the host's,
+// too: only that shim knows the pod's.
 func checkStranger(s *specs.Spec, sandboxID string) error {
 	for _, ns := range s.Linux.Namespaces {
 		pid, ok := processOfPath(ns.Path)
 		switch {
 		case !ok:
 		case pid == os.Getpid():
-			return fmt.Errorf("sandbox %s is not running: its %s namespace %s is the host's by now: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("sandbox %s is not running: the %s namespace %s is the host's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
 		case (ns.Type == specs.PIDNamespace || ns.Type == specs.UserNamespace) && runsThisProgram(pid):
 			return fmt.Errorf("sandbox %s is in another shim: the %s namespace %s is not the pod's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
 		}
@@ -92,7 +93,8 @@ func processOfPath(path string) (pid int, ok bool) {
 	return pid, err == nil
 }
 
-// runsThisProgram compares by name: the file may have been replaced meanwhile.
+// runsThisProgram says whether the process runs a program with the name of this one. It
+// does not compare the files, because an upgrade may have replaced this one.
 func runsThisProgram(pid int) bool {
 	name := func(pid string) string {
 		path, err := os.Readlink("/proc/" + pid + "/exe")
@@ -105,7 +107,7 @@ func runsThisProgram(pid int) bool {
 	return own != "" && own == name(strconv.Itoa(pid))
 }
 
-// membership finds the namespaces of a container in a sandbox.
+// membership finds the namespaces for a container that joins a sandbox.
 type membership struct {
 	sandbox *sandbox
 	opened  []*pod.NSFile // held open until the container has entered them
@@ -117,8 +119,8 @@ func (m *membership) close() {
 	}
 }
 
-// apply changes the spec in a bundle where it must be. Most are right as they
-// are, since /proc/<pid of the sandbox>/ns has three of the pod's namespaces.
+// apply changes the spec in a bundle where its paths do not lead to the pod's namespaces.
+// Most specs need no change, because /proc/<pid of the sandbox>/ns leads to three of them.
 func (m *membership) apply(ctx context.Context, bundle string, s *specs.Spec) error {
 	list := slices.Clone(s.Linux.Namespaces)
 	for i := range list {
@@ -133,7 +135,7 @@ func (m *membership) apply(ctx context.Context, bundle string, s *specs.Spec) er
 	}
 	changes := map[string]any{"namespaces": list}
 	if ns, ok := oci.NamespaceOf(s, specs.UserNamespace); ok && ns.Path == "" && m.sandbox.userns != nil {
-		// The mappings are the pod's as well, whatever they were to be.
+		// The ID mappings belong to the pod's user namespace, so they replace those of the spec.
 		pod, err := oci.ReadSpec(m.sandbox.task.Bundle)
 		if err != nil {
 			return err
@@ -143,8 +145,8 @@ func (m *membership) apply(ctx context.Context, bundle string, s *specs.Spec) er
 	return oci.ChangeSpec(bundle, changes)
 }
 
-// resolve returns the path by which the container gets the namespace that an
-// entry of its spec asks for; empty for a new one.
+// resolve returns the path of the namespace that an entry of the container's spec asks
+// for; empty for a new namespace.
 func (m *membership) resolve(ctx context.Context, ns specs.LinuxNamespace) (string, error) {
 	switch ns.Type {
 	case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
@@ -157,8 +159,8 @@ func (m *membership) resolve(ctx context.Context, ns specs.LinuxNamespace) (stri
 	return m.resolveOther(ns)
 }
 
-// resolveThread is for the types of namespaces that the sandbox's thread is in.
-// Without a path the pod's is meant: a container of a pod made by hand.
+// resolveThread resolves the types of namespaces that the sandbox's thread is in. An entry
+// without a path means the pod's namespace: clients that make pods by hand omit the path.
 func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
 	pod := m.sandbox.path(pod.ProcNames[ns.Type])
 	if ns.Path == "" {
@@ -174,9 +176,9 @@ func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
 	return pod, nil
 }
 
-// resolvePID finds the pod's PID namespace for the path under which CRI expects
-// it, though the sandbox's thread is in the host's. Another path may lead to that
-// of another container (CRI's mode TARGET), but not to the host's.
+// resolvePID resolves the path where CRI expects the pod's PID namespace to that
+// namespace, because the sandbox's thread itself is in the host's. Another path may lead
+// to the PID namespace of another container (CRI's mode TARGET), but not to the host's.
 func (m *membership) resolvePID(ctx context.Context, ns specs.LinuxNamespace) (string, error) {
 	if ns.Path == m.sandbox.path("pid") && m.sandbox.own[ns.Type] {
 		init, err := m.sandbox.needPodInit(ctx)
@@ -188,8 +190,8 @@ func (m *membership) resolvePID(ctx context.Context, ns specs.LinuxNamespace) (s
 	return m.resolveOther(ns)
 }
 
-// resolveUser finds the pod's user namespace for the path under which CRI expects
-// it, or for none.
+// resolveUser resolves the path where CRI expects the pod's user namespace, or an entry
+// without a path, to that namespace.
 func (m *membership) resolveUser(ns specs.LinuxNamespace) (string, error) {
 	userns := m.sandbox.userns
 	if userns == nil {
@@ -208,9 +210,9 @@ func (m *membership) resolveUser(ns specs.LinuxNamespace) (string, error) {
 	return userns.Path(), nil
 }
 
-// resolveOther refuses the host's namespace where the pod has its own, however
-// the path is spelled. What it leads to is held open: so it is still the same
-// when the OCI runtime gets there.
+// resolveOther refuses the host's namespace where the pod has its own. It compares the
+// namespaces, as many paths lead to one. It returns a path through the open file, so that
+// the OCI runtime enters the namespace that was checked.
 func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 	if ns.Path == "" {
 		return "", nil
@@ -224,23 +226,24 @@ func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 		return "", err
 	}
 	if f.ID == host && m.sandbox.own[ns.Type] {
-		return "", refuse(ns, "is the host's, but the pod has one of its own")
+		return "", refuse(ns, "is the host's, but the pod has its own")
 	}
 	return f.Path(), nil
 }
 
-// open opens the path of an entry, and holds it open until the container has joined.
+// open opens the path of an entry and keeps it open until close.
 func (m *membership) open(ns specs.LinuxNamespace) (*pod.NSFile, error) {
 	f, err := pod.Open(ns.Path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot find the container's %s namespace: %w", ns.Type, err)
+		return nil, fmt.Errorf("cannot open the container's %s namespace: %w", ns.Type, err)
 	}
 	m.opened = append(m.opened, f)
 	return f, nil
 }
 
-// refuse says what is wrong. The kind is not ErrNotImplemented: containerd takes
-// that for a shim of an older API and tries again.
+// refuse returns the error for a namespace that the container must not get. Its kind is not
+// ErrNotImplemented, because containerd would take the shim for one with an older API and
+// try again.
 func refuse(ns specs.LinuxNamespace, what string) error {
 	return fmt.Errorf("the container's %s namespace %s %s: %w", ns.Type, ns.Path, what, errdefs.ErrInvalidArgument)
 }

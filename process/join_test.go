@@ -86,7 +86,7 @@ func TestMembersGetTheNamespacesOfThePod(t *testing.T) {
 	}
 }
 
-// A pod made by hand has no paths to give.
+// The containers of a pod made by hand may have no paths in their specs.
 func TestMembersWithoutPathsGetTheNamespacesOfThePod(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
@@ -110,8 +110,8 @@ func TestMembersWithoutPathsGetTheNamespacesOfThePod(t *testing.T) {
 	}
 }
 
-// A type that is not listed is the host's, by the runtime specification. So it is
-// not for the shim to add it.
+// By the runtime specification, a type of namespace that a spec does not list is the host's. So the
+// shim must not add it.
 func TestMembersGetNoNamespaceThatTheyDoNotList(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
@@ -124,8 +124,8 @@ func TestMembersGetNoNamespaceThatTheyDoNotList(t *testing.T) {
 	}
 }
 
-// With a target container, CRI gives the path of that one's PID namespace. When
-// the OCI runtime gets there, the process and its pid may be another's.
+// With a target container, CRI gives the path of the target's PID namespace. The target's pid may
+// be another process's when the OCI runtime opens the path.
 func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())
@@ -159,7 +159,7 @@ func TestMembersMayShareThePIDNamespaceOfAnotherContainer(t *testing.T) {
 	proctest.Must(t, got.err)
 	n.adopt(got.task)
 	if strings.Contains(n.told("calls"), "run ") {
-		t.Error("an init was run for nobody")
+		t.Error("an init was started that no container needs")
 	}
 }
 
@@ -197,7 +197,7 @@ func TestContainersOutsideOfThePod(t *testing.T) {
 }
 
 // Another shim's main thread has the pod's network namespace, but not its PID
-// namespace: what the path leads to is the host's.
+// namespace: that path leads to the host's.
 func TestMembersOfASandboxInAnotherShimGetNoNamespaceOfTheHost(t *testing.T) {
 	program, err := os.Executable()
 	proctest.Must(t, err)
@@ -261,13 +261,13 @@ func TestMembersOfAnEndedSandboxAreRefused(t *testing.T) {
 	}
 }
 
-// created is what came of a create.
+// created is the result of a create.
 type created struct {
 	task *Task
 	err  error
 }
 
-// creating begins to create a task beside the test.
+// creating starts to create a task in the background.
 func (n *node) creating(r CreateRequest) <-chan created {
 	n.t.Helper()
 	done := make(chan created, 1)
@@ -293,8 +293,8 @@ func (n *node) await(done <-chan created) created {
 	}
 }
 
-// A create can hang for as long as the OCI runtime does. The sandbox ends all the
-// same, and the create with it.
+// A create can hang as long as the OCI runtime does. The sandbox must end nevertheless,
+// and the create with it.
 func TestEndOfASandboxEndsTheCreateOfAContainer(t *testing.T) {
 	for name, end := range map[string]func(n *node, pod *Task){
 		"kill":         func(_ *node, pod *Task) { proctest.Must(t, pod.Kill("", unix.SIGKILL, false)) },
@@ -332,8 +332,8 @@ func TestEndOfASandboxEndsTheCreateOfAContainer(t *testing.T) {
 	}
 }
 
-// The thread must not leave the namespaces by whose paths the OCI runtime is about
-// to enter them: the same paths would lead to the host's.
+// The thread must not leave the namespaces while the OCI runtime is about to enter them by
+// path: the same paths would then lead to the host's.
 func TestNamespacesStayWhileAContainerJoins(t *testing.T) {
 	n := newNode(t)
 	task := n.pod(sandboxSpec())
@@ -347,7 +347,7 @@ func TestNamespacesStayWhileAContainerJoins(t *testing.T) {
 		t.Error("the thread has left the pod's network namespace")
 	}
 	if _, _, err := sb.enter(proctest.Context(t)); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("error of one who comes late is %v", err)
+		t.Errorf("the error of a late create is %v", err)
 	}
 	leave()
 	_, err = task.Delete(proctest.Context(t), "")
@@ -385,7 +385,7 @@ func TestRestoredContainerGetsNoNamespaceOfTheHost(t *testing.T) {
 	}
 }
 
-// What is no namespace is refused without waiting for it, as a fifo would have it.
+// A path that leads to no namespace is refused without blocking, even if it is a fifo.
 func TestPathsThatLeadToNoNamespace(t *testing.T) {
 	n := newNode(t)
 	n.pod(sandboxSpec())

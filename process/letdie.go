@@ -15,10 +15,10 @@ import (
 
 // On cgroup v1 a frozen process does not die of a SIGKILL, and the init of a PID
 // namespace ends only after all others in it (zap_pid_ns_processes in
-// kernel/pid_namespace.c). So a kill has to thaw whatever must die with the init.
+// kernel/pid_namespace.c). So a kill has to thaw everything that must die with the init.
 
-// letDie lets the processes die that a SIGKILL has been sent to, beside the
-// caller, as long as freezeTimeout. A group may be nil.
+// letDie thaws the groups in the background, for up to freezeTimeout, so that processes
+// that were sent a SIGKILL can die. A group may be nil.
 func letDie(id string, groups ...*cgroups.Cgroup) {
 	for _, group := range groups {
 		if group == nil {
@@ -28,14 +28,14 @@ func letDie(id string, groups ...*cgroups.Cgroup) {
 			ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
 			defer cancel()
 			if err := group.LetDie(ctx); err != nil {
-				log.L.WithError(err).WithField("id", id).Warn("killed processes are still there: their cgroup is frozen, or they wait for I/O")
+				log.L.WithError(err).WithField("id", id).Warn("killed processes have not ended: their cgroup is frozen, or they wait for I/O")
 			}
 		}()
 	}
 }
 
-// letDie lets what was killed in the container die: if its init is that of a PID
-// namespace, containers that share this die too.
+// letDie thaws the container after a kill. If its init is that of a PID namespace, the
+// containers that share the namespace die with it, so letDie thaws them too.
 func (c *container) letDie() {
 	groups := []*cgroups.Cgroup{c.task.group()}
 	if !c.shared {
@@ -44,8 +44,8 @@ func (c *container) letDie() {
 	letDie(c.task.ID, groups...)
 }
 
-// killPodInit kills the init of the pod's PID namespace, and so all containers
-// that share it.
+// killPodInit kills the pod init, and with it all containers that share its PID
+// namespace.
 func (s *sandbox) killPodInit(i *podInit) error {
 	groups := append(s.supervisor.sharersOf(i.ns.ID), s.task.group())
 	if err := i.child.Signal(unix.SIGKILL); err != nil {
@@ -55,7 +55,7 @@ func (s *sandbox) killPodInit(i *podInit) error {
 	return nil
 }
 
-// addSharer remembers a container that lives in a PID namespace which is not its own.
+// addSharer registers a container that lives in another's PID namespace.
 func (h *Supervisor) addSharer(c *container) {
 	id, err := pod.StatNamespace(fmt.Sprintf("/proc/%d/ns/pid", c.child.Pid))
 	if err != nil {
@@ -76,8 +76,8 @@ func (h *Supervisor) removeSharer(c *container) {
 	}
 }
 
-// sharersOf returns the cgroups of the containers that share a PID namespace with
-// its init.
+// sharersOf returns the cgroups of the containers that share a PID namespace, without
+// that of its init.
 func (h *Supervisor) sharersOf(pidns pod.NSID) (groups []*cgroups.Cgroup) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -89,15 +89,15 @@ func (h *Supervisor) sharersOf(pidns pod.NSID) (groups []*cgroups.Cgroup) {
 	return groups
 }
 
-// sharersWith is sharersOf for an init, which may have been killed, but has not
-// been reaped.
+// sharersWith returns the cgroups of the containers that share an init's PID namespace.
+// The init may have been killed. If it has been reaped, the result is nil.
 func (h *Supervisor) sharersWith(init *reap.Child) []*cgroups.Cgroup {
 	if !h.hasSharers() {
 		return nil
 	}
 	id, err := pod.StatNamespace(fmt.Sprintf("/proc/%d/ns/pid", init.Pid))
 	if err != nil || errdefs.IsNotFound(init.Signal(0)) {
-		return nil // with the init, all others have ended
+		return nil // the init has been reaped, and all others ended before it
 	}
 	return h.sharersOf(id)
 }

@@ -67,7 +67,7 @@ func cgroupsLeft() []string {
 	return append(v1, v2...)
 }
 
-// recorder keeps the events in order, as lines.
+// recorder records the events in order, as lines.
 type recorder struct {
 	mu    sync.Mutex
 	lines []string
@@ -139,7 +139,7 @@ func (n *node) told(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// gate makes the OCI runtime stop at a verb. The function returned waits until it is there, the second lets it go on.
+// gate makes the OCI runtime stop at a verb. The first function returned waits until it has stopped, the second lets it continue.
 func (n *node) gate(verb string) (arrived func() (open func())) {
 	n.t.Helper()
 	path := filepath.Join(n.control, "gate-"+verb)
@@ -163,7 +163,7 @@ func (n *node) knowsNothing() {
 	left, err := filepath.Glob(filepath.Join(n.options.Root, "*", "*"))
 	proctest.Must(n.t, err)
 	if len(left) > 0 {
-		n.t.Errorf("the OCI runtime has %v still", left)
+		n.t.Errorf("the OCI runtime still has %v", left)
 	}
 }
 

@@ -16,19 +16,19 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// podInit is the init of the PID namespace that containers of a pod share. The
-// shim cannot be that: whoever may trace PID 1 would have the host's files by
-// /proc/1/root. So it is a program that can do nothing but reap, run by the OCI
-// runtime as a container that can do nothing either. Only pods that share their
-// PID namespace have one. It lives as long as the sandbox, and the sandbox as
-// long as it: the kernel kills all processes of a PID namespace without init.
+// podInit is the init of the PID namespace that the containers of a pod share. The shim
+// cannot be that init: a process that may trace PID 1 would reach the host's files through
+// /proc/1/root. So the pod init is a program that can only reap, and the OCI runtime runs
+// it as a container without any rights. Only pods that share their PID namespace have one.
+// The sandbox and its pod init end together: when the init ends, the kernel kills all
+// other processes in its PID namespace (pid_namespaces(7)).
 type podInit struct {
 	child *reap.Child
 	ns    *pod.NSFile   // the PID namespace
-	ended chan struct{} // closed when it has been reaped
+	ended chan struct{} // closed when the init has been reaped
 }
 
-// startInit brings the pod's init up before a container needs it.
+// startInit starts the pod init before a container needs it.
 func (s *sandbox) startInit(ctx context.Context) error {
 	ctx, leave, err := s.enter(ctx)
 	if err != nil {
@@ -36,14 +36,14 @@ func (s *sandbox) startInit(ctx context.Context) error {
 	}
 	defer leave()
 	if !s.own[specs.PIDNamespace] {
-		return fmt.Errorf("sandbox %s has no PID namespace of its own: %w", s.task.ID, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("sandbox %s has no PID namespace that containers could share: %w", s.task.ID, errdefs.ErrInvalidArgument)
 	}
 	_, err = s.needPodInit(ctx)
 	return whyEnded(ctx, err)
 }
 
-// needPodInit returns the pod's init, which is brought up on first use. The
-// caller has entered the sandbox.
+// needPodInit returns the pod init, and starts it on first use. The caller must have
+// entered the sandbox.
 func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	s.bringUp.Lock()
 	defer s.bringUp.Unlock()
@@ -65,7 +65,7 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 	return i, nil
 }
 
-// adoptPodInit makes i the pod's init, unless the sandbox has ended meanwhile.
+// adoptPodInit makes i the pod init. It returns false if the sandbox has ended.
 func (s *sandbox) adoptPodInit(i *podInit) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,8 +76,8 @@ func (s *sandbox) adoptPodInit(i *podInit) bool {
 	return true
 }
 
-// restoreCgroup makes the sandbox's cgroup again, which an OCI runtime, or systemd, has
-// removed with an init that failed.
+// restoreCgroup recreates the sandbox's cgroup after a pod init that failed: the OCI
+// runtime, or systemd, may have removed the cgroup with the init.
 func (s *sandbox) restoreCgroup() error {
 	if s.life.Err() != nil {
 		return nil
@@ -89,8 +89,8 @@ func (s *sandbox) restoreCgroup() error {
 	return s.makeCgroup(spec, s.options.SystemdCgroup)
 }
 
-// watchOOM lets OOM kills be told, now that there is a process which the kernel
-// could kill.
+// watchOOM begins to report OOM kills. Without a pod init, a sandbox has no process that the
+// kernel could kill.
 func (s *sandbox) watchOOM() {
 	cgroup := s.task.group()
 	if cgroup == nil {
@@ -98,12 +98,12 @@ func (s *sandbox) watchOOM() {
 	}
 	stop, err := cgroup.WatchOOM(func() { s.task.init.events.OOM(s.task.ID) })
 	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot watch the sandbox for OOM kills: containerd will not be told of any")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot watch the sandbox for OOM kills: none will be reported")
 	}
 	s.task.setCgroup(cgroup, stop)
 }
 
-// podInit returns the pod's init, nil if there is none (yet).
+// podInit returns the pod init; nil before it has been started.
 func (s *sandbox) podInit() *podInit {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +147,7 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*pod.NSFile, 
 	}
 	host, err := pod.HostNamespace(kind)
 	if err == nil && f.ID == host {
-		err = fmt.Errorf("the OCI runtime has made no %s namespace", kind)
+		err = fmt.Errorf("the OCI runtime did not create a %s namespace", kind)
 	}
 	if err != nil {
 		f.Close()
@@ -156,8 +156,8 @@ func openPodNamespace(path string, kind specs.LinuxNamespaceType) (*pod.NSFile, 
 	return f, nil
 }
 
-// runPodInit has the OCI runtime run the init. A runtime that was built without
-// seccomp refuses a spec with it; then the init's other bounds must do.
+// runPodInit has the OCI runtime run the pod init. A runtime that was built without
+// seccomp refuses a spec with a filter; then the init's other restrictions must suffice.
 func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidFile string) error {
 	rt := s.supervisor.ociRuntime(bundle, s.options)
 	run := func(seccomp *specs.LinuxSeccomp) error {
@@ -172,42 +172,41 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 	if err == nil || rt.HasSeccomp(ctx) {
 		return err
 	}
-	log.G(ctx).WithField("id", s.task.ID).Warn("the OCI runtime has no seccomp: the init of the pod's PID namespace runs without")
+	log.G(ctx).WithField("id", s.task.ID).Warn("the OCI runtime has no seccomp support: the init of the pod's PID namespace runs without a filter")
 	return errors.Join(rt.Delete(ctx, s.task.ID, true), run(nil))
 }
 
-// awaitPodInit lets the sandbox end with its init.
+// awaitPodInit waits until the pod init has ended, and ends the sandbox then.
 func (s *sandbox) awaitPodInit(i *podInit) {
 	status, err := i.child.Wait()
 	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot learn the exit status of the pod's init: 255 is reported")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot get the exit status of the pod's init: reporting 255")
 	}
 	close(i.ended)
 	s.end(status)
 }
 
-// endPodInit kills the init, if there is one, and with it all processes in its
-// PID namespace.
+// endPodInit kills the pod init, if there is one, and with it all processes in its PID
+// namespace. It returns when the init has been reaped.
 func (s *sandbox) endPodInit() {
 	i := s.podInit()
 	if i == nil {
 		return
 	}
 	if err := s.killPodInit(i); err != nil && !errdefs.IsNotFound(err) {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot kill the pod's init: processes of the pod may go on")
+		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot kill the pod's init: processes of the pod may still run")
 		return
 	}
 	<-i.ended
 	i.ns.Close()
 }
 
-// removePodInit removes what is left of an init that has ended or failed to
-// start.
+// removePodInit removes what is left of a pod init that has ended or failed to start.
 func (s *sandbox) removePodInit(ctx context.Context) error {
-	failed := s.podInit() == nil // then there may be a process; to look for it costs runc 0.1 s
+	failed := s.podInit() == nil // a failed start may leave a process; runc takes 0.1 s to look for one
 	bundle := s.podInitBundle()
 	if _, err := os.Stat(bundle); errors.Is(err, os.ErrNotExist) {
-		return nil // there was none
+		return nil // there was no pod init
 	}
 	if err := s.supervisor.ociRuntime(bundle, s.options).Delete(ctx, s.task.ID, failed); err != nil {
 		return err
@@ -218,8 +217,8 @@ func (s *sandbox) removePodInit(ctx context.Context) error {
 	return os.RemoveAll(bundle)
 }
 
-// podInitBundle is the bundle of the pod's init.
+// podInitBundle returns the path of the pod init's bundle.
 func (s *sandbox) podInitBundle() string { return filepath.Join(s.task.Bundle, podInitDir) }
 
-// podInitDir is the directory of that bundle in the sandbox's.
+// podInitDir is the name of the pod init's bundle in the sandbox's bundle.
 const podInitDir = "init"

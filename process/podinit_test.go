@@ -57,7 +57,7 @@ func TestSharedPIDNamespaceHasOneInit(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod(sandboxSpec())
 	if strings.Contains(n.told("calls"), "run ") {
-		t.Error("an init was run for nobody")
+		t.Error("an init was started that no container needs")
 	}
 	requests := make([]CreateRequest, 4)
 	for i := range requests {
@@ -230,7 +230,7 @@ func killPaused(t *Task) error {
 func nothingOfInit(t *testing.T, n *node, pod *Task) {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(n.options.Root, "test", pod.ID)); !os.IsNotExist(err) {
-		t.Error("the OCI runtime knows the init still")
+		t.Error("the OCI runtime still knows the init")
 	}
 	if mounted, err := mountinfo.Mounted(filepath.Join(pod.Bundle, "rootfs")); mounted || err != nil {
 		t.Errorf("its root is mounted: %t, error %v", mounted, err)
@@ -285,7 +285,7 @@ func TestInitWithARuntimeWithoutSeccomp(t *testing.T) {
 	}
 }
 
-// The fake runtime knows paths of the cgroupfs form only.
+// The fake runtime only knows cgroup paths in cgroupfs form.
 func TestInitIsInTheCgroupOfTheSandbox(t *testing.T) {
 	name := fmt.Sprintf("%sinit-%d", cgroupPrefix(), containers.Add(1))
 	for _, path := range []string{"/" + name, "-.slice:" + name + ":pod"} {
@@ -334,7 +334,7 @@ func TestInitSharesThePodsNamespaces(t *testing.T) {
 	}
 }
 
-// The directory with the bundles of the Sandbox API is closed to users.
+// Users other than root cannot enter the directory with the Sandbox API's bundles.
 func TestRootOfTheInitOfASandboxThatIsNoTask(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {

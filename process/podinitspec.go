@@ -6,15 +6,15 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// What the container of a pod's init is made of: its spec and its root.
+// The spec of the container that the pod init runs in.
 
-// podInitSpec describes a container without any rights, for a sandbox with the
-// given spec.
+// podInitSpec returns the spec of the pod init for a sandbox with the given spec: a
+// container without any rights.
 func (s *sandbox) podInitSpec(spec *specs.Spec) *specs.Spec {
 	linux := spec.Linux
 	labels := pod.EnabledLabels(spec)
 	return &specs.Spec{
-		Version: "1.0.2", // nothing newer is used
+		Version: "1.0.2", // the spec uses nothing newer
 		Root:    &specs.Root{Path: s.initRoot, Readonly: true},
 		Process: &specs.Process{
 			Args:            []string{pod.InitName},
@@ -26,7 +26,7 @@ func (s *sandbox) podInitSpec(spec *specs.Spec) *specs.Spec {
 			SelinuxLabel:    labels.Process,
 			ApparmorProfile: labels.Profile,
 		},
-		// OCI runtimes need /proc, and something to put device files into.
+		// OCI runtimes need /proc, and a directory to put device files into.
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "ro", "mode=755", "size=64k"}},
@@ -39,8 +39,8 @@ func (s *sandbox) podInitSpec(spec *specs.Spec) *specs.Spec {
 			Resources:         linux.Resources,
 			RootfsPropagation: "private",
 			MountLabel:        labels.Mount,
-			// A container that may trace the init can reach its /proc. What is kept
-			// from the container in its own must be kept from it there.
+			// A container that may trace the init can reach the init's /proc. Whatever is
+			// masked in the container's own /proc must be masked there too.
 			MaskedPaths: []string{
 				"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 				"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
@@ -50,9 +50,10 @@ func (s *sandbox) podInitSpec(spec *specs.Spec) *specs.Spec {
 	}
 }
 
-// podInitCgroup is the path by which the OCI runtime puts the init into the sandbox's
-// cgroup, whose path in the sandbox's spec is given. A runtime that is not to use
-// systemd would take one in systemd's form for the name of another directory.
+// podInitCgroup returns the cgroup path for the spec of the pod init, which puts the init
+// into the sandbox's cgroup; path is that of the sandbox's spec. A runtime that does not use
+// systemd would take a path in systemd's form for a directory name, so it gets the path of
+// the directory instead.
 func (s *sandbox) podInitCgroup(path string) string {
 	if cgroup := s.task.group(); cgroup != nil && !s.options.SystemdCgroup {
 		return cgroup.String()
@@ -60,7 +61,7 @@ func (s *sandbox) podInitCgroup(path string) string {
 	return path
 }
 
-// podInitNamespaces are the pod's, and new ones of the other types.
+// podInitNamespaces returns the pod's namespaces, and new ones of the other types.
 func (s *sandbox) podInitNamespaces() []specs.LinuxNamespace {
 	list := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
 	for _, t := range pod.NamespaceTypes {
@@ -74,9 +75,9 @@ func (s *sandbox) podInitNamespaces() []specs.LinuxNamespace {
 	return list
 }
 
-// podInitSeccomp allows the init's own system calls, and those that runc and
-// crun, and the Go runtime in the former, make between applying the filter and
-// execve(2).
+// podInitSeccomp allows the system calls that the pod init makes (first list), and those
+// that runc, with its Go runtime, and crun make after the filter is applied, up to
+// execve(2) (second list).
 var podInitSeccomp = &specs.LinuxSeccomp{
 	DefaultAction: specs.ActErrno,
 	Syscalls: []specs.LinuxSyscall{

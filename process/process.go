@@ -19,33 +19,33 @@ type Exit struct {
 	At     time.Time `json:"at"`
 }
 
-// Events is told what happens to processes. The calls for one process come in
-// the order of what happened: Started before Exited, and within a task all
-// Exited of executed processes before that of the init. Implementations must
-// return quickly and must not call back into the process.
+// Events receives reports of what happens to processes. Calls for one process come in the
+// order of what happened: Started before Exited, and within a task the Exited of all execs
+// before that of the init. Implementations must return quickly and must not call back into
+// the process.
 type Events interface {
-	// Started is called with the init's ID empty.
+	// Started reports that a process has been started; execID is empty for the init.
 	Started(taskID, execID string, pid int)
+	// Exited reports that a process has ended; execID is empty for the init.
 	Exited(taskID, execID string, pid int, exit Exit)
-	// OOM tells that the kernel's OOM killer has killed in the task's cgroup.
+	// OOM reports that the kernel's OOM killer has killed a process in the task's cgroup.
 	OOM(taskID string)
 }
 
-// silence is told, and tells nobody.
+// silence drops all events.
 type silence struct{}
 
 func (silence) Started(string, string, int)      {}
 func (silence) Exited(string, string, int, Exit) {}
 func (silence) OOM(string)                       {}
 
-// Process is one running thing: the init of a container, a process executed in
-// it, or a sandbox. Its states are those of [State]. All methods may be called
-// in any state, and at the same time.
+// Process is the init of a container, an exec in it, or a sandbox. Its states are those
+// of [State]. All methods may be called in any state and concurrently.
 //
-// Two locks, taken in this order: verb is held over one change of state from
-// its beginning to its end, including what it needs of the OCI runtime, and over
-// the calls of Events, which orders these; mu guards the fields below it and is
-// held only briefly, so that Status, Signal and Wait never wait for a runtime.
+// It has two locks, taken in this order: verb is held during one whole change of state,
+// including its calls of the OCI runtime and of Events, which puts the events in order; mu
+// guards the fields below it and is held only briefly, so that Status, Signal and Wait
+// never wait for an OCI runtime.
 type Process struct {
 	taskID, id string
 	stdio      stdio.Config
@@ -57,27 +57,26 @@ type Process struct {
 	mu      sync.Mutex
 	state   State
 	pid     int
-	started time.Time // zero before
+	started time.Time // zero before the start
 	exit    Exit
 	streams *stdio.Streams // nil if there are none (yet)
-	// inputClosed and size are what clients have asked of the streams so far. They may ask
-	// before the streams exist: those of an exec come when it is started.
+	// inputClosed and size are what clients have asked for so far. They may ask before the
+	// streams exist: an exec gets its streams when it is started.
 	inputClosed bool
 	size        *stdio.Size // nil if nobody has asked for one
-	// exited is closed when the process has stopped and its exit has been told.
+	// exited is closed when the process has stopped and its exit has been reported.
 	exited chan struct{}
 }
 
-// runner is what differs between the kinds of processes. Its methods are called
-// in states that allow them.
+// runner is what differs between the kinds of processes. Its methods are called only in
+// states that allow them.
 type runner interface {
-	// start takes the process from created to running. A process that has a pid
-	// only then sets it with setPID.
+	// start takes the process from created to running. If the process gets its pid only
+	// now, start sets it with setPID.
 	start(ctx context.Context, p *Process) error
-	// signal sends sig, or fails with [errdefs.ErrNotFound] if there is nobody
-	// to send it to any more.
+	// signal sends sig. It fails with [errdefs.ErrNotFound] if the process has ended.
 	signal(sig unix.Signal) error
-	// remove frees what a stopped process holds. It can be tried again.
+	// remove frees what a stopped process holds. It may be called again after an error.
 	remove(ctx context.Context, p *Process) error
 }
 
@@ -85,20 +84,20 @@ func newProcess(taskID, id string, sio stdio.Config, events Events, r runner) *P
 	return &Process{taskID: taskID, id: id, stdio: sio, events: events, runner: r, exited: make(chan struct{})}
 }
 
-// Status is a process as seen from outside at one moment.
+// Status is the state of a process at one moment.
 type Status struct {
 	State State
 	Pid   int  // 0 before there is one
 	Exit  Exit // zero before it has stopped
 }
 
-// ID returns the ID of an executed process; it is empty for an init or sandbox.
+// ID returns the ID of an exec; it is empty for an init or sandbox.
 func (p *Process) ID() string { return p.id }
 
-// Stdio returns where the streams lead.
+// Stdio returns where the process's streams lead.
 func (p *Process) Stdio() stdio.Config { return p.stdio }
 
-// Status returns the present state.
+// Status returns the current state.
 func (p *Process) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,7 +111,8 @@ func (p *Process) StartedAt() time.Time {
 	return p.started
 }
 
-// Start starts a created process and returns its pid.
+// Start starts a created process and returns its pid. It fails with
+// [errdefs.ErrFailedPrecondition] in any other state.
 func (p *Process) Start(ctx context.Context) (int, error) {
 	p.verb.Lock()
 	defer p.verb.Unlock()
@@ -130,7 +130,9 @@ func (p *Process) Start(ctx context.Context) (int, error) {
 	return pid, nil
 }
 
-// Signal sends a signal to the process.
+// Signal sends a signal to the process. It fails with [errdefs.ErrNotFound] if the process
+// has ended, with [errdefs.ErrFailedPrecondition] if it does not exist yet, and with
+// [errdefs.ErrInvalidArgument] if there is no such signal.
 func (p *Process) Signal(sig unix.Signal) error {
 	return p.signalBy(sig, p.runner.signal)
 }
@@ -157,7 +159,8 @@ func (p *Process) signalBy(sig unix.Signal, send func(unix.Signal) error) error 
 // maxSignal is the kernel's SIGRTMAX.
 const maxSignal = 64
 
-// Wait returns when the process has stopped, or with ctx's error.
+// Wait returns the exit when the process has stopped and its exit has been reported, or
+// ctx's error when ctx ends first.
 func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-p.exited:
@@ -167,8 +170,9 @@ func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	}
 }
 
-// Delete frees everything that a stopped process holds; one that was created but
-// not started is killed first.
+// Delete frees everything that a stopped process holds, and returns its last status. It
+// first kills a process that was created but not started. It fails with
+// [errdefs.ErrFailedPrecondition] if the process runs or has been deleted.
 func (p *Process) Delete(ctx context.Context) (Status, error) {
 	if err := p.endCreated(ctx); err != nil {
 		return Status{}, err
@@ -182,14 +186,14 @@ func (p *Process) Delete(ctx context.Context) (Status, error) {
 		return Status{}, fmt.Errorf("cannot delete %s: %w", p, err)
 	}
 	if p.Status().State == Created {
-		close(p.exited) // it never ran: nobody must wait for its end
+		close(p.exited) // it never ran, so nothing else ends the calls of Wait
 	}
 	p.enter(Deleted)
 	return p.Status(), nil
 }
 
-// release frees what an exec holds whose task has been deleted. It is over even if it was
-// never started: nobody must wait for its end.
+// release frees what an exec holds after its task has been deleted. For an exec that was
+// never started it ends the calls of Wait, because nothing else would.
 func (p *Process) release() {
 	p.verb.Lock()
 	defer p.verb.Unlock()
@@ -212,13 +216,13 @@ func (p *Process) endCreated(ctx context.Context) error {
 		return fmt.Errorf("cannot delete %s: %w", p, err)
 	}
 	if _, err := p.Wait(ctx); err != nil {
-		return fmt.Errorf("cannot delete %s: it has been killed, but has not ended: %w", p, err)
+		return fmt.Errorf("cannot delete %s: it was killed but has not ended: %w", p, err)
 	}
 	return nil
 }
 
-// Resize sets the size of the process's terminal in characters. A process that is yet to
-// be started has it from its beginning.
+// Resize sets the size of the process's terminal, in characters. A process that has yet to
+// be started begins with that size.
 func (p *Process) Resize(width, height uint16) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -229,15 +233,15 @@ func (p *Process) Resize(width, height uint16) error {
 	return nil
 }
 
-// wantedSize returns the size that clients have asked for; nil if none has.
+// wantedSize returns the terminal size that a client has asked for; nil if none has.
 func (p *Process) wantedSize() *stdio.Size {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.size
 }
 
-// CloseStdin ends the standard input when everything written to it is read. The input of
-// a process that is yet to be started ends then, too.
+// CloseStdin ends the standard input once everything written to it has been read. It also
+// applies to a process that has yet to be started.
 func (p *Process) CloseStdin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -247,7 +251,7 @@ func (p *Process) CloseStdin() {
 	}
 }
 
-// String names the process in messages.
+// String returns the name of the process for messages.
 func (p *Process) String() string {
 	if p.id == "" {
 		return "task " + p.taskID
@@ -255,7 +259,7 @@ func (p *Process) String() string {
 	return "process " + p.id + " in task " + p.taskID
 }
 
-// loggerID is the id that a logging program is told.
+// loggerID returns the id that is passed to a logging program.
 func (p *Process) loggerID() string {
 	if p.id == "" {
 		return p.taskID
@@ -263,7 +267,7 @@ func (p *Process) loggerID() string {
 	return p.id
 }
 
-// check says whether the verb may be used now.
+// check returns an error if the state does not allow the verb.
 func (p *Process) check(v verb) error {
 	if err := p.Status().State.allows(v); err != nil {
 		return fmt.Errorf("cannot %s %s: %w", v, p, err)
@@ -271,8 +275,8 @@ func (p *Process) check(v verb) error {
 	return nil
 }
 
-// enter changes the state, under verb, and returns the pid. A process that has
-// stopped meanwhile stays so.
+// enter changes the state and returns the pid. The caller holds verb. A process that has
+// stopped meanwhile can only become deleted.
 func (p *Process) enter(s State) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -282,8 +286,8 @@ func (p *Process) enter(s State) int {
 	return p.pid
 }
 
-// stop records how the process ended and tells it, when its output has mostly been read.
-// It is called once.
+// stop waits a moment for clients to read the output, then records and reports how the
+// process ended. It is called once.
 func (p *Process) stop(exit Exit, record func(Status)) {
 	if s := p.openStreams(); s != nil {
 		s.Settle()
@@ -307,8 +311,8 @@ func (p *Process) setPID(pid int) {
 	p.mu.Unlock()
 }
 
-// setStreams gives the process its streams, which do then what clients have asked for
-// before.
+// setStreams gives the process its streams, and applies to them what clients have asked
+// for before.
 func (p *Process) setStreams(s *stdio.Streams) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -329,7 +333,7 @@ func (p *Process) openStreams() *stdio.Streams {
 	return p.streams
 }
 
-// closeStreams lets the output that is left go its way, then closes the streams.
+// closeStreams copies the remaining output to its reader, then closes the streams.
 func (p *Process) closeStreams(ctx context.Context) error {
 	s := p.openStreams()
 	if s == nil {
@@ -337,7 +341,7 @@ func (p *Process) closeStreams(ctx context.Context) error {
 	}
 	defer s.Close()
 	if err := s.Drain(ctx); err != nil {
-		return fmt.Errorf("output of %s was cut off: %w", p, err)
+		return fmt.Errorf("cannot copy all output of %s: %w", p, err)
 	}
 	return nil
 }

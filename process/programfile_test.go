@@ -25,13 +25,13 @@ func podWithPrograms(t *testing.T, n *node) {
 	proctest.Must(t, err)
 }
 
-// inOwnPIDNamespace has a process begin in a PID and a mount namespace of its own.
+// inOwnPIDNamespace makes cmd start in new PID and mount namespaces.
 func inOwnPIDNamespace(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 }
 
-// refuseExecutables makes files in memory impossible that can be executed, as hardened hosts do, and mounts the
-// directory for temporary files with noexec.
+// refuseExecutables forbids executable files in memory, as hardened hosts do, and mounts the directory for temporary
+// files with noexec.
 func refuseExecutables(t *testing.T) {
 	t.Helper()
 	proctest.Must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))

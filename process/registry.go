@@ -8,12 +8,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxID is the length of the longest name of a file in bytes (NAME_MAX in limits.h(0p)).
+// maxID is the length of the longest file name in bytes (NAME_MAX in limits.h(0p)).
 const maxID = 255
 
-// checkBundle refuses an id by which files cannot be named, and a path of a bundle that
-// leads to another place than the client means: relative to the shim's own bundle, it could
-// be that. It returns the path without links, by which a bundle is told from others.
+// checkBundle refuses an id that is not a file name, and a bundle path that is not absolute:
+// the shim would resolve it in its working directory, its own bundle, which the client does
+// not mean. It returns the path without symbolic links, which identifies the bundle.
 func checkBundle(id, bundle string) (string, error) {
 	if id == "" || id == "." || id == ".." || strings.ContainsAny(id, "/\x00") || len(id) > maxID {
 		return "", fmt.Errorf("id %q cannot be the name of a file: %w", id, errdefs.ErrInvalidArgument)
@@ -28,7 +28,7 @@ func checkBundle(id, bundle string) (string, error) {
 	return resolved, nil
 }
 
-// reserve keeps out a second create of the same id, or of the same bundle: two in one
+// reserve refuses a second create of the same id or the same bundle: two tasks in one bundle
 // would overwrite each other's records.
 func (h *Supervisor) reserve(id, bundle string) (*entry, error) {
 	bundle, err := checkBundle(id, bundle)
@@ -38,11 +38,11 @@ func (h *Supervisor) reserve(id, bundle string) (*entry, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.entries[id]; ok {
-		return nil, fmt.Errorf("it exists: %w", errdefs.ErrAlreadyExists)
+		return nil, errdefs.ErrAlreadyExists // Create adds the id
 	}
 	for other, e := range h.entries {
 		if e.bundle == bundle {
-			return nil, fmt.Errorf("bundle %s is that of task %s: %w", bundle, other, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("bundle %s belongs to task %s: %w", bundle, other, errdefs.ErrInvalidArgument)
 		}
 	}
 	e := &entry{bundle: bundle}
@@ -50,14 +50,15 @@ func (h *Supervisor) reserve(id, bundle string) (*entry, error) {
 	return e, nil
 }
 
-// forget lets an id go: nothing is left of its task.
+// forget removes an id from the registry. Nothing must be left of its task.
 func (h *Supervisor) forget(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.entries, id)
 }
 
-// Task returns a task that has been created. It fails with [errdefs.ErrNotFound].
+// Task returns the task with the id. It fails with [errdefs.ErrNotFound] if there is none, or
+// if its create has not ended.
 func (h *Supervisor) Task(id string) (*Task, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -67,7 +68,7 @@ func (h *Supervisor) Task(id string) (*Task, error) {
 	return nil, fmt.Errorf("there is no task %s: %w", id, errdefs.ErrNotFound)
 }
 
-// Tasks returns all tasks that have been created.
+// Tasks returns all tasks, without those that are still being created.
 func (h *Supervisor) Tasks() (tasks []*Task) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -79,8 +80,8 @@ func (h *Supervisor) Tasks() (tasks []*Task) {
 	return tasks
 }
 
-// HasOthers says whether there is any task, or one that is being created, beside that
-// of the id.
+// HasOthers says whether there is any task with another id. Tasks that are being created
+// count.
 func (h *Supervisor) HasOthers(id string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -92,7 +93,7 @@ func (h *Supervisor) HasOthers(id string) bool {
 	return false
 }
 
-// pods returns the sandboxes, those that are not complete yet included.
+// pods returns the sandboxes, including those that are not complete yet.
 func (h *Supervisor) pods() (pods []*sandbox) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -104,7 +105,7 @@ func (h *Supervisor) pods() (pods []*sandbox) {
 	return pods
 }
 
-// pod returns the sandbox of an id, which may not be complete yet; nil if there is none.
+// pod returns the sandbox with the id, which may not be complete yet; nil if there is none.
 func (h *Supervisor) pod(id string) *sandbox {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,14 +115,14 @@ func (h *Supervisor) pod(id string) *sandbox {
 	return nil
 }
 
-// seat gives the thread to the sandbox, and makes it known. Who wants to join it waits
-// until it is complete.
+// seat gives the thread to the sandbox, and enters the sandbox in the registry. Containers
+// that want to join it wait until it is complete.
 func (h *Supervisor) seat(e *entry, s *sandbox) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, other := range h.entries {
 		if other.pod != nil && !other.pod.isFreed() {
-			return fmt.Errorf("this shim holds sandbox %s already: %w", id, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("this shim already holds sandbox %s: %w", id, errdefs.ErrFailedPrecondition)
 		}
 	}
 	e.pod = s

@@ -20,56 +20,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sandbox is the body of a task without any process: the namespaces of a pod,
-// held by a thread of the shim. To a client it looks like a container that runs
-// the pause program of Kubernetes as its init. Its pid is the shim's, so that
-// /proc/<pid>/ns/{net,ipc,uts} are the pod's. The pod's user namespace, if it has
-// one, is held by an open file; its PID namespace needs a process, see [podInit].
+// sandbox is the body of a task without a process: the namespaces of a pod, held by a
+// thread of the shim. To a client it looks like a container whose init is Kubernetes'
+// pause program. Its pid is the shim's, so that /proc/<pid>/ns/{net,ipc,uts} are the
+// pod's. An open file holds the pod's user namespace, if there is one. A PID namespace
+// needs a process, see [podInit].
 type sandbox struct {
 	task       *Task
 	supervisor *Supervisor
 	options    oci.Options
-	pid        int // of the thread, which is the shim's main one
-	// initRoot is where the root directory of the pod's init is, if there is one.
+	pid        int // the thread's; the shim's pid, as it is the main thread
+	// initRoot is the path of the pod init's root directory, if there is a pod init.
 	initRoot string
-	// bringsInit says that the pod's init comes up with the sandbox.
+	// bringsInit says that the pod init is started with the sandbox.
 	bringsInit bool
-	// initPID says that the sandbox has a PID namespace, in which the pause
-	// program would be the init.
+	// initPID says that the spec lists a PID namespace, whose init the pause program
+	// would be.
 	initPID bool
 	own     pod.Own
-	ids     map[specs.LinuxNamespaceType]pod.NSID // of net, ipc and uts, own or not
-	userns  *pod.NSFile                           // nil if it is the host's
+	ids     map[specs.LinuxNamespaceType]pod.NSID // the thread's net, ipc and uts, the pod's own or not
+	userns  *pod.NSFile                           // nil if the pod uses the host's
 	fifos   []*os.File
-	files   *pod.Files // nil if they are the client's
+	files   *pod.Files // nil if the client makes them
 	hooks   *pod.Hooks // nil if there are none
 
-	// life ends when the sandbox begins to end, with an [endedError] as the cause: then
-	// whoever joins is to give up.
+	// life ends when the sandbox begins to end, with an [endedError] as the cause. Containers
+	// that are joining must then give up.
 	life   context.Context
 	giveUp context.CancelCauseFunc
-	// made is closed when the sandbox is complete, or will never be. The fields
-	// above do not change any more then.
+	// made is closed when the sandbox is complete, or has failed to become so. After that
+	// the fields above do not change.
 	made chan struct{}
-	// freed is closed when the thread has left the pod's namespaces, or for ever
-	// stays in them.
+	// freed is closed when the thread has left the pod's namespaces, or has failed to.
 	freed chan struct{}
 
 	endOnce, freeOnce sync.Once
 
-	bringUp sync.Mutex // held while the pod's init is being started; comes before mu
+	bringUp sync.Mutex // held while the pod init is being started; taken before mu
 	mu      sync.Mutex
 	init    *podInit // guarded by mu; nil before a container needs it
 	// ended is set, under mu, before life ends.
 	ended bool
-	// joining counts those that need the pod's namespaces to stay: a path to them
-	// leads to the host's as soon as the thread has left. It grows only under mu
-	// while ended is false.
+	// joining counts the callers of enter that have not called leave. The thread stays in the
+	// pod's namespaces for them: as soon as it has left, paths to these lead to the host's. The
+	// count grows only under mu while ended is false.
 	joining sync.WaitGroup
 	joiners int // guarded by mu: the same number
 }
 
-// endedError is why a container cannot join a sandbox.
+// endedError says that a container cannot join a sandbox because the sandbox has ended.
 type endedError struct{ id string }
 
 func (e *endedError) Error() string { return fmt.Sprintf("sandbox %s has ended", e.id) }
@@ -110,7 +109,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	if err := h.seat(e, s); err != nil {
 		return nil, err
 	}
-	// By defer, so that a panic leaves neither a sandbox nor somebody who waits for it.
+	// Deferred, so that after a panic there is no sandbox and nobody waits for one.
 	defer close(s.made)
 	complete := false
 	defer func() {
@@ -125,7 +124,7 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	return t, nil
 }
 
-// within returns a context that ends with the sandbox's life, too.
+// within returns a context that also ends with the sandbox's life.
 func (s *sandbox) within(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(s.life, func() { cancel(context.Cause(s.life)) })
@@ -135,9 +134,9 @@ func (s *sandbox) within(ctx context.Context) (context.Context, context.CancelFu
 	}
 }
 
-// enter keeps the pod's namespaces where they are until leave is called. The
-// context that it returns ends when the sandbox does: then the caller has to give
-// up. It fails once the sandbox has ended.
+// enter waits until the sandbox is complete, and keeps the thread in the pod's namespaces
+// until the caller calls leave. The returned context ends when the sandbox does; then the
+// caller has to give up. enter fails once the sandbox has ended.
 func (s *sandbox) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
 	select {
 	case <-s.made:
@@ -162,7 +161,7 @@ func (s *sandbox) enter(ctx context.Context) (_ context.Context, leave func(), e
 	}, nil
 }
 
-// close lets nobody join any more, and tells those who do to give up. It says
+// close lets no more containers join, and has those that are joining give up. It returns
 // whether there are any.
 func (s *sandbox) close() (joined bool) {
 	s.mu.Lock()
@@ -181,7 +180,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 		return err
 	}
 	if err := r.Files.Make(); err != nil {
-		return fmt.Errorf("cannot make the pod's files: %w", err)
+		return fmt.Errorf("cannot create the pod's files: %w", err)
 	}
 	s.files = r.Files
 	if s.fifos, err = holdFifos(r.Stdio); err != nil {
@@ -197,11 +196,11 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 	if err := s.hooks.Created(ctx, s.supervisor.thread); err != nil {
 		return err
 	}
-	return context.Cause(s.life) // the shim may be about to end
+	return context.Cause(s.life) // set if the shim is about to end
 }
 
-// makeNamespaces puts the thread into the pod's namespaces and sets what the spec
-// sets in them.
+// makeNamespaces puts the thread into the pod's namespaces, new or given by path, and sets
+// the host name, the domain name and the sysctls there.
 func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls []pod.Sysctl) (err error) {
 	if s.own[specs.UserNamespace] {
 		defer s.supervisor.reaper.Hold()()
@@ -230,11 +229,11 @@ func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls [
 	})
 }
 
-// checkSandbox refuses what cannot be done before anything is made, and returns
-// the sysctls to write.
+// checkSandbox refuses a spec that cannot be satisfied, before anything is created, and
+// returns the sysctls to write.
 func checkSandbox(s *specs.Spec, own pod.Own) ([]pod.Sysctl, error) {
 	if (s.Hostname != "" || s.Domainname != "") && !own[specs.UTSNamespace] {
-		return nil, fmt.Errorf("a host name or domain name cannot be set, because the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("cannot set a host name or domain name: the sandbox uses the host's UTS namespace: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := pod.CheckUserNamespace(s); err != nil {
 		return nil, err
@@ -252,13 +251,13 @@ func (s *sandbox) makeCgroup(spec *specs.Spec, systemd bool) error {
 	}
 	cgroup, err := cgroups.Create(path, systemd, spec.Linux.Resources)
 	if err != nil {
-		return fmt.Errorf("cannot make the sandbox's cgroup: %w", err)
+		return err
 	}
 	s.task.setCgroup(cgroup, nil)
 	return nil
 }
 
-// setNames runs in the sandbox's thread.
+// setNames sets the host name and the domain name. It must run in the sandbox's thread.
 func setNames(s *specs.Spec) error {
 	if s.Hostname != "" {
 		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
@@ -273,13 +272,13 @@ func setNames(s *specs.Spec) error {
 	return nil
 }
 
-// holdFifos opens the output fifos that a client has made, as a process that
-// never writes would hold them: the client sees their end when the sandbox ends.
+// holdFifos opens the client's output fifos and never writes to them, as the pause program
+// would. So the client sees end of file when the sandbox ends.
 func holdFifos(sio stdio.Config) (held []*os.File, err error) {
 	for _, path := range []string{sio.Stdout, sio.Stderr} {
 		st, err := os.Stat(path)
 		if err != nil || st.Mode()&os.ModeNamedPipe == 0 {
-			continue // nothing is written, so nothing is needed
+			continue // only a fifo has to be open, as nothing is ever written
 		}
 		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 		if err != nil {
@@ -291,7 +290,7 @@ func holdFifos(sio stdio.Config) (held []*os.File, err error) {
 	return held, nil
 }
 
-// path is where CRI looks for the pod's namespace, by the name under
+// path returns the path where CRI looks for a namespace of the pod; name is the one under
 // /proc/<pid>/ns.
 func (s *sandbox) path(name string) string { return fmt.Sprintf("/proc/%d/ns/%s", s.pid, name) }
 
@@ -311,11 +310,11 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 	return err
 }
 
-// signal does what the signal would do to the pause program. As init of a PID
-// namespace that takes SIGINT and SIGTERM for a wish to end, reaps on SIGCHLD,
-// and is not touched by any other signal but SIGKILL (pid_namespaces(7)). In the
-// host's PID namespace signals have their default action. If there is an init,
-// it gets the signal, and the sandbox ends with it.
+// signal does what the signal would do to the pause program. As the init of a PID namespace
+// the pause program exits on SIGINT and SIGTERM, reaps on SIGCHLD, and ignores all other
+// signals but SIGKILL (pid_namespaces(7)). In the host's PID namespace other signals have
+// their default action. A pod init, if there is one, gets the signal itself, and the
+// sandbox ends with it.
 // Source: kubernetes, build/pause/linux/pause.c.
 func (s *sandbox) signal(sig unix.Signal) error {
 	if i := s.podInit(); i != nil {
@@ -335,8 +334,7 @@ func (s *sandbox) signal(sig unix.Signal) error {
 	return nil
 }
 
-// endsByDefault says whether a signal ends a process that has no handler for it
-// (signal(7)).
+// endsByDefault says whether the default action of a signal ends a process (signal(7)).
 func endsByDefault(sig unix.Signal) bool {
 	switch sig {
 	case unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH, unix.SIGCONT, // ignored
@@ -346,10 +344,9 @@ func endsByDefault(sig unix.Signal) bool {
 	return true
 }
 
-// end lets the sandbox die: no container can join any more, those that are just
-// joining are told to give up, and the exit is told. Only the namespaces wait for
-// them: a create can hang for as long as the OCI runtime does, and the end of a pod
-// must not.
+// end ends the sandbox: no more containers can join, those that are joining have to give
+// up, and the exit is reported. Only the namespaces stay until they have given up: a create
+// can hang as long as the OCI runtime does, and the end of a pod must not.
 func (s *sandbox) end(status int) {
 	s.endOnce.Do(func() {
 		exit := Exit{Status: uint32(status), At: time.Now()}
@@ -368,7 +365,7 @@ func (s *sandbox) end(status int) {
 	})
 }
 
-// letGo ends the pod's init and gives back all but the namespaces.
+// letGo ends the pod init and frees what need not wait for containers that are joining.
 func (s *sandbox) letGo() {
 	s.endPodInit()
 	s.task.unwatchOOM()
@@ -378,8 +375,8 @@ func (s *sandbox) letGo() {
 	}
 }
 
-// free takes the thread out of the pod's namespaces when nobody joins any more. A
-// thread that cannot be brought back keeps them, and holds no other sandbox.
+// free takes the thread out of the pod's namespaces once no container is joining. A thread
+// that cannot leave them stays there, and cannot hold another sandbox.
 func (s *sandbox) free() {
 	s.freeOnce.Do(func() {
 		defer close(s.freed)
@@ -404,9 +401,10 @@ func (s *sandbox) isFreed() bool {
 	}
 }
 
-// dropCgroup removes the cgroup before the thread is in the host's network namespace:
-// as long as it is there, cAdvisor reads the sandbox's counters by the shim's pid, and
-// would take the host's for the pod's. What is busy is left to remove.
+// dropCgroup removes the cgroup before the thread returns to the host's network namespace.
+// As long as the cgroup exists, cAdvisor reads the sandbox's network counters through the
+// shim's pid, and would take the host's for the pod's. A cgroup that is busy stays for
+// remove.
 func (s *sandbox) dropCgroup() {
 	if cgroup := s.task.group(); cgroup != nil {
 		once, cancel := context.WithCancel(context.Background())
@@ -433,14 +431,14 @@ func (s *sandbox) remove(ctx context.Context, _ *Process) error {
 		}
 	}
 	defer s.supervisor.reaper.Hold()()
-	// They run once, and so even if the client has gone.
+	// The hooks run only once, so they must run even if the client has gone.
 	if err := s.hooks.Stopped(context.WithoutCancel(ctx)); err != nil {
-		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("a poststop hook failed; the sandbox is deleted all the same")
+		log.G(ctx).WithError(err).WithField("id", s.task.ID).Warn("a poststop hook failed; the sandbox is deleted anyway")
 	}
 	return removeRecord(s.task.Bundle)
 }
 
-// awaitFreed waits until nobody joins a sandbox that has ended any more.
+// awaitFreed waits until no container is joining the ended sandbox and free is done.
 func (s *sandbox) awaitFreed(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
@@ -448,16 +446,16 @@ func (s *sandbox) awaitFreed(ctx context.Context) error {
 	case <-s.freed:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("a container that joins the sandbox does not give up: %w", ctx.Err())
+		return fmt.Errorf("a container is still joining the sandbox: %w", ctx.Err())
 	}
 }
 
-// removeTimeout bounds how long a cgroup may stay busy.
+// removeTimeout limits how long remove waits for joining containers, and for a busy cgroup.
 const removeTimeout = 10 * time.Second
 
-// discard undoes a create, at the end of which nobody has joined yet.
+// discard undoes a create that failed. No container can have joined yet.
 func (s *sandbox) discard(ctx context.Context) error {
-	s.endOnce.Do(func() {}) // there is no end to tell
+	s.endOnce.Do(func() {}) // no exit is reported
 	s.close()
 	s.letGo()
 	s.free()
@@ -468,7 +466,7 @@ func (s *sandbox) discard(ctx context.Context) error {
 func (s *sandbox) restoreFiles() error {
 	_, leave, err := s.enter(context.Background())
 	if err != nil {
-		return nil //nolint:nilerr // the sandbox has ended: nobody needs them any more
+		return nil //nolint:nilerr // the sandbox has ended, so nobody needs its files
 	}
 	defer leave()
 	return s.files.Restore()
@@ -485,15 +483,15 @@ func (s *sandbox) pids() ([]int, error) {
 }
 
 func (s *sandbox) update(_ context.Context, r *specs.LinuxResources) error {
-	cgroup, err := s.task.needCgroup(verbUpdate)
-	if err != nil {
-		return err
+	cgroup := s.task.group()
+	if cgroup == nil {
+		return fmt.Errorf("it has no cgroup: %w", errdefs.ErrFailedPrecondition)
 	}
 	return cgroup.Update(r)
 }
 
 func (s *sandbox) newExec(*Task, string, stdio.Config, []byte) (*Process, error) {
-	return nil, fmt.Errorf("task %s is a sandbox without a process or root file system, nothing can be executed in it: %w", s.task.ID, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("cannot execute a process in task %s: it is a sandbox without a process or root file system: %w", s.task.ID, errdefs.ErrNotImplemented)
 }
 
 func (s *sandbox) checkpoint(context.Context, oci.CheckpointOptions) error {

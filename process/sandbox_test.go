@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sandboxSpec is of a pod with namespaces of its own.
+// sandboxSpec returns the spec of a pod with its own namespaces.
 func sandboxSpec() *specs.Spec {
 	return &specs.Spec{
 		Hostname:    "test-pod",
@@ -425,7 +425,7 @@ func TestCgroupOfASandbox(t *testing.T) {
 	proctest.Must(t, task.Resume(ctx))
 	proctest.WantKind(t, task.Resume(ctx), errdefs.IsFailedPrecondition, "a failed precondition")
 
-	// The shim itself is not in it.
+	// The shim itself is not in the cgroup.
 	for _, dir := range task.cgroup.Paths() {
 		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if err != nil || len(procs) > 0 {
@@ -435,8 +435,8 @@ func TestCgroupOfASandbox(t *testing.T) {
 
 	proctest.Must(t, task.Kill("", unix.SIGTERM, false))
 	exitOf(t, task.init)
-	// Not only after the delete: who watches cgroups takes the shim's pid for the pod's
-	// as long as it is there.
+	// The cgroup must be gone before the delete: programs that watch cgroups take the shim's pid
+	// for the pod's as long as it exists.
 	if left := cgroupsLeft(); len(left) > 0 {
 		t.Errorf("cgroups are left at the exit: %v", left)
 	}
@@ -462,7 +462,7 @@ func pidsLimit(t *testing.T, task *Task) uint64 {
 	return 0
 }
 
-// What the path looks like decides, if the options and the path differ.
+// If the options and the form of the path differ, the form decides.
 func TestFormOfTheCgroupsPath(t *testing.T) {
 	name := cgroupPrefix() + "form"
 	for _, c := range []struct {
@@ -521,8 +521,7 @@ func TestCgroupThatCannotBeMade(t *testing.T) {
 	n.make(n.request("pod", sandboxSpec()))
 }
 
-// panicking is a context that panics when it is asked whether it has ended, for the
-// nth time.
+// panicking is a context whose Done panics on the nth call.
 type panicking struct {
 	context.Context
 	n *int
@@ -535,7 +534,7 @@ func (c panicking) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// A fault in the program must not keep an id, the thread or a lock.
+// A panic in a create must leave no id, thread or lock in use.
 func TestPanicWhileCreating(t *testing.T) {
 	create := func(n *node, r CreateRequest, at int) (panicked bool) {
 		defer func() { panicked = recover() != nil }()

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spawn has the OCI runtime make a process: it opens the streams, lets run call
-// the runtime, and returns the process as a claimed child. After an error nothing
-// is open, but what the runtime may have made is the caller's to undo.
+// spawn has the OCI runtime create a process: it opens the streams, has run call the
+// runtime, and returns the process as a claimed child. After an error no stream is open, but
+// the caller has to undo what the runtime may have created.
 func (h *Supervisor) spawn(ctx context.Context, p *Process, o oci.Options, pidFile string, run func(*stdio.Streams, *stdio.ConsoleSocket) error) (_ *reap.Child, err error) {
-	// Until the process is claimed, its exit must wait for us.
+	// Until the process is claimed, nobody else may reap it.
 	defer h.reaper.Hold()()
 
 	s, console, err := h.openStdio(ctx, p, o)
@@ -77,7 +77,7 @@ func (h *Supervisor) attachConsole(ctx context.Context, s *stdio.Streams, consol
 	return nil
 }
 
-// abandon kills a claimed child that cannot be used, and reaps it.
+// abandon kills and reaps a claimed child that cannot be used.
 func (h *Supervisor) abandon(c *reap.Child) {
 	_ = c.Signal(unix.SIGKILL) // it may have ended
 	_, _ = c.Wait()

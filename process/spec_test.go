@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// What a spec lacks is not to be asked for everywhere.
+// ReadSpec adds missing sections, so that its callers need not check for nil.
 func TestSpecWithoutSections(t *testing.T) {
 	for _, text := range []string{`{}`, `null`, `{"process": null, "linux": null}`} {
 		bundle := t.TempDir()

@@ -13,7 +13,7 @@ import (
 	"containerd-shim-pause-v2/process/proctest"
 )
 
-// Whatever the number of descriptors that are left, an OCI runtime has ended when the call of it returns.
+// However few descriptors are left, the OCI runtime must have ended when the call of it returns.
 func TestRunToEndWithoutDescriptors(t *testing.T) {
 	done := filepath.Join(t.TempDir(), "done")
 	worked := 0
@@ -64,7 +64,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 	})
 }
 
-// A process that was made must not be lost because its pid cannot be read at once.
+// A process that was created must not be lost because the pid file cannot be opened at once.
 func TestPidFileIsReadWhenThereAreDescriptorsAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
 	proctest.Must(t, os.WriteFile(path, []byte("42"), 0o600))
@@ -74,8 +74,8 @@ func TestPidFileIsReadWhenThereAreDescriptorsAgain(t *testing.T) {
 	}
 }
 
-// However many descriptors are left: a container that cannot be created does not run, and of one that was the exit
-// is told as it was.
+// However few descriptors are left, a container that cannot be created must not run, and the exit of one that was
+// created must be reported correctly.
 func TestContainerWithoutDescriptors(t *testing.T) {
 	created := 0
 	for free := range 10 {

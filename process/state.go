@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// State is where a process is in its life.
+// State is the state of a process in its life cycle.
 //
 //	          start           pause            resume
 //	created ────────▶ running ──────▶ pausing ─────────▶ running
@@ -18,9 +18,9 @@ import (
 //	                     ▼
 //	                  stopped ── delete ──▶ deleted
 //
-// Verbs and the states in which they are allowed; elsewhere they fail with
-// [errdefs.ErrFailedPrecondition], except a signal to a process that has ended,
-// which is [errdefs.ErrNotFound], as kill(2) has it:
+// Verbs, and the states in which they are allowed. In other states they fail with
+// [errdefs.ErrFailedPrecondition], except that a signal to a process that has ended fails
+// with [errdefs.ErrNotFound], the counterpart of kill(2)'s ESRCH:
 //
 //	start       created
 //	exec        created, running
@@ -74,8 +74,8 @@ const (
 	verbDelete     verb = "delete"
 )
 
-// allows says whether a verb may be used on a process in state s. It is the
-// table in the comment of [State].
+// allows returns an error if a verb is not allowed in state s. It implements the table in
+// the comment of [State].
 func (s State) allows(v verb) error {
 	ok := false
 	switch v {

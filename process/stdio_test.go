@@ -62,7 +62,7 @@ func TestFifos(t *testing.T) {
 	_, err := in.WriteString("hello\n")
 	proctest.Must(t, err)
 	proctest.Must(t, in.Close())
-	// The input goes on until it is closed through the API.
+	// The input stays open until it is closed through the API.
 	in = openFifo(t, sio.Stdin)
 	_, err = in.WriteString("again\n")
 	proctest.Must(t, err)
@@ -243,7 +243,7 @@ func TestInputFromAFile(t *testing.T) {
 	}
 }
 
-// The shim does not ask whether such a file is ready: who serves it may never answer.
+// The shim must not poll such a file: the process that serves it may never answer.
 func TestStreamsThatAProcessServes(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -259,7 +259,7 @@ func TestStreamsThatAProcessServes(t *testing.T) {
 	}
 }
 
-// A log that is a fifo has nobody who reads it yet.
+// A log that is a fifo may have no reader yet.
 func TestLogFileThatIsAFifo(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -380,7 +380,7 @@ func TestLargeOutput(t *testing.T) {
 	n.remove(task)
 }
 
-// What the process has written when it ends still goes its way, even if the client reads late.
+// Output that the process wrote before its end must reach the client, even if the client reads late.
 func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)
@@ -408,7 +408,7 @@ func TestDeleteLetsTheOutputGoItsWay(t *testing.T) {
 	}
 }
 
-// A client that stops to read when it hears of the exit loses what is in flight then.
+// A client that stops reading when it learns of the exit loses the output in flight. So the exit waits for that output.
 func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
 	for name, start := range map[string]func(*node, stdio.Config, string) *Process{
 		"init": func(n *node, sio stdio.Config, command string) *Process { return n.with(sio, command).init },
@@ -435,7 +435,7 @@ func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
 			time.Sleep(20 * time.Millisecond) // or the test tests less
 			select {
 			case <-p.exited:
-				t.Error("the exit is told too early")
+				t.Error("the exit is reported too early")
 			default:
 			}
 			_, err = io.ReadFull(reader, make([]byte, 1))
@@ -445,7 +445,7 @@ func TestExitIsHeldBackUntilOutputIsTaken(t *testing.T) {
 	}
 }
 
-// The reader is gone, and with it whoever has an interest in the output.
+// Once the reader has gone, nobody needs the output, and a delete must not wait.
 func TestDeleteWaitsForNobodyWhoHasGone(t *testing.T) {
 	for name, tc := range map[string]struct {
 		command string
@@ -480,7 +480,7 @@ func openPage(t *testing.T, path string) *os.File {
 	return f
 }
 
-// As containerd does when it is started again: what was written meanwhile is not lost.
+// A restarted containerd opens the fifos again. Output written meanwhile must not be lost.
 func TestReaderWhoComesBack(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	n := newNode(t)

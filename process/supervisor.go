@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Supervisor makes tasks, and knows all there are in a shim process: containers, and
-// sandboxes by whichever API they were made, under one key.
+// Supervisor creates tasks, and is the registry of all tasks in a shim process. Containers,
+// and sandboxes of either API, share one space of ids.
 type Supervisor struct {
 	namespace string // containerd's
 	thread    *pod.Thread
@@ -24,21 +24,21 @@ type Supervisor struct {
 	events    Events
 
 	mu      sync.Mutex
-	entries map[string]*entry // guarded by mu: by the tasks' ids
+	entries map[string]*entry // guarded by mu: by task id
 }
 
-// entry is what the registry has under an id.
+// entry is what the registry holds for an id.
 type entry struct {
-	bundle string // by its path without links
+	bundle string // path without symbolic links
 	// The fields below are guarded by Supervisor.mu.
 	task *Task    // nil while it is being created
-	pod  *sandbox // nil unless it is one; there before it is complete
-	// pidns is the PID namespace of a container that shares another's; zero without.
+	pod  *sandbox // nil for a container; set before the sandbox is complete
+	// pidns is the PID namespace of a container that shares another's; zero for any other task.
 	pidns pod.NSID
 }
 
-// NewSupervisor returns a supervisor for the tasks of one of containerd's
-// namespaces. The thread is the one that a sandbox will live in.
+// NewSupervisor returns a supervisor for the tasks of one containerd namespace. A sandbox
+// will live in the given thread.
 func NewSupervisor(namespace string, thread *pod.Thread, reaper *reap.Reaper, events Events) *Supervisor {
 	return &Supervisor{
 		namespace: namespace,
@@ -49,8 +49,9 @@ func NewSupervisor(namespace string, thread *pod.Thread, reaper *reap.Reaper, ev
 	}
 }
 
-// Create makes a task: a sandbox if the annotations in its spec say so, else a
-// container. What it has made is undone if it fails.
+// Create creates a task: a sandbox if the request or the annotations in its spec ask for
+// one, else a container. It undoes everything if it fails. It fails with
+// [errdefs.ErrAlreadyExists] if the id is in use.
 func (h *Supervisor) Create(ctx context.Context, r CreateRequest) (*Task, error) {
 	t, err := h.create(ctx, r)
 	if err != nil {
@@ -105,9 +106,8 @@ func (h *Supervisor) ociRuntime(bundle string, o oci.Options) *oci.Runtime {
 	return &oci.Runtime{Options: o, Namespace: h.namespace, Bundle: bundle, Reaper: h.reaper}
 }
 
-// Release ends all sandboxes, when the shim ends without having been told to
-// delete them. It does not wait for containers that join one and do not give up:
-// the namespaces go with the shim.
+// Release ends all sandboxes that a shim still has when it ends. It does not wait longer
+// than releaseTimeout for containers that are joining: the namespaces go with the shim.
 func (h *Supervisor) Release() {
 	late := time.After(releaseTimeout)
 	for _, pod := range h.pods() {
@@ -120,12 +120,12 @@ func (h *Supervisor) Release() {
 	}
 }
 
-// releaseTimeout bounds how long a shim that ends waits for its sandboxes. Their exits
-// are told at once, but for a pod's init that does not die.
+// releaseTimeout limits how long a shim that ends waits for its sandboxes. Their exits are
+// reported at once, unless a pod init does not die.
 const releaseTimeout = 5 * time.Second
 
-// specOf returns the spec of what is to be created, with the sections that are
-// missing in it as empty ones.
+// specOf returns the spec of the task to create, with empty sections in place of missing
+// ones.
 func specOf(r CreateRequest) (*specs.Spec, error) {
 	if r.Spec != nil {
 		return oci.Complete(*r.Spec), nil

@@ -21,13 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Task is a container or a sandbox, with the processes executed in it. All
-// methods may be called in any state, and at the same time.
+// Task is a container with its execs, or a sandbox. All methods may be called in any state
+// and concurrently.
 type Task struct {
 	ID     string
 	Bundle string
 
-	// Pod is what the Sandbox API asked for the sandbox with; nil for any other task.
+	// Pod is what the Sandbox API said about the sandbox; nil for any other task.
 	Pod *Pod
 
 	supervisor *Supervisor
@@ -35,15 +35,15 @@ type Task struct {
 	body       body
 
 	mu      sync.Mutex
-	cgroup  *cgroups.Cgroup     // guarded by mu; nil if it has none, or not yet
-	stopOOM func()              // guarded by mu: ends the watch for OOM kills; nil without
+	cgroup  *cgroups.Cgroup     // guarded by mu; nil if there is none (yet)
+	stopOOM func()              // guarded by mu: ends the watch for OOM kills; nil if there is none
 	execs   map[string]*Process // guarded by mu
-	deleted bool                // guarded by mu: no more execs are added
-	// ended is closed, under mu, when the init has ended, which its own state shows only
-	// after the exits of all execs have been told.
+	deleted bool                // guarded by mu: no more execs can be added
+	// ended is closed, under mu, when the init has ended. The init's state shows that only
+	// later, after the exits of all execs have been reported.
 	ended chan struct{}
-	// running counts the execs that are started or being started. It grows only
-	// under mu while ended is open.
+	// running counts the execs that run or are being started. It grows only under mu while
+	// ended is open.
 	running sync.WaitGroup
 }
 
@@ -53,36 +53,36 @@ type body interface {
 	newExec(t *Task, id string, sio stdio.Config, spec []byte) (*Process, error)
 	checkpoint(ctx context.Context, o oci.CheckpointOptions) error
 	update(ctx context.Context, r *specs.LinuxResources) error
-	// signalAll sends sig to all processes.
+	// signalAll sends sig to all processes of the task.
 	signalAll(sig unix.Signal) error
 	pids() ([]int, error)
-	// watch begins to watch the init that was created.
+	// watch begins to wait for the end of the init.
 	watch()
-	// restoreFiles makes the files again that the create has made, where they are gone.
+	// restoreFiles makes again those files of the create that are gone.
 	restoreFiles() error
 	// discard undoes a create.
 	discard(ctx context.Context) error
 }
 
-// What requests carry for the rooms below.
+// Types of the subpackages that requests carry.
 type (
-	// Options are those of the runtime options that concern the OCI runtime.
+	// Options are the runtime options that concern the OCI runtime.
 	Options = oci.Options
-	// CheckpointOptions are those of a checkpoint.
+	// CheckpointOptions are the options of a checkpoint.
 	CheckpointOptions = oci.CheckpointOptions
-	// Stdio names where the streams of a process lead.
+	// Stdio says where the streams of a process lead.
 	Stdio = stdio.Config
-	// PodFiles are the files of a pod that its containers get.
+	// PodFiles are the files that a pod provides to its containers.
 	PodFiles = pod.Files
-	// DNS is what a pod's resolv.conf says.
+	// DNS is the content of a pod's resolv.conf.
 	DNS = pod.DNS
 )
 
-// HasSELinux says whether the kernel has SELinux and a policy for it.
+// HasSELinux says whether the kernel has SELinux and a loaded policy.
 func HasSELinux() bool { return pod.HasSELinux() }
 
-// WriteSpec writes the spec of a task that is about to be created into its bundle, or
-// leaves the one that is there.
+// WriteSpec writes the spec of a task that is about to be created into its bundle. If it
+// fails, the bundle is as it was before.
 func WriteSpec(bundle string, data []byte) error { return oci.WriteSpec(bundle, data) }
 
 // CreateRequest says what task to create.
@@ -90,41 +90,42 @@ type CreateRequest struct {
 	ID, Bundle string
 	Rootfs     []mount.Mount
 	Stdio      stdio.Config
-	// Checkpoint is the directory of images to restore the container from; empty
-	// for a new one. ParentCheckpoint is that of the images it builds upon.
+	// Checkpoint is the directory with the images to restore the container from; empty for a
+	// new container. ParentCheckpoint is the directory of the images that these build on.
 	Checkpoint, ParentCheckpoint string
 	Options                      oci.Options
-	// Sandbox asks for a sandbox, as the annotations in a spec may do. Such a one
-	// is no task to containerd, which is told nothing of it by events.
+	// Sandbox asks for a sandbox of the Sandbox API. Unlike one that the annotations in a
+	// spec ask for, it is no task to containerd, so no events report it.
 	Sandbox bool
-	// SharesPID says that containers will share the sandbox's PID namespace, so that
-	// its init comes up when it starts, and not with the first of them.
+	// SharesPID says that containers will share the sandbox's PID namespace. The pod init
+	// then starts with the sandbox, and not with the first of these containers.
 	SharesPID bool
-	// Spec is what the spec in the bundle says; nil if it is to be read.
+	// Spec is the spec in the bundle; nil if it has yet to be read.
 	Spec *specs.Spec
-	// Files are made for the sandbox; nil if the client makes them.
+	// Files are the files to make for the sandbox; nil if the client makes them.
 	Files *pod.Files
-	// Pod is what the Sandbox API tells; nil otherwise.
+	// Pod is what the Sandbox API says about a sandbox; nil for any other task.
 	Pod *Pod
-	// Prepare completes the request as soon as the id and the bundle are the task's own;
-	// nil if it is complete.
+	// Prepare completes the request once the id and the bundle are reserved for the task; nil
+	// if the request is complete.
 	Prepare func(*CreateRequest) error
 }
 
-// Pod is what the Sandbox API tells of a sandbox beyond its spec.
+// Pod is what the Sandbox API says about a sandbox.
 type Pod struct {
 	Spec *specs.Spec
-	// NetNS is the path of the network namespace; empty for one that the sandbox makes, or the host's.
+	// NetNS is the path of the network namespace; empty for one that the sandbox creates, or for
+	// the host's.
 	NetNS string
-	// Cgroup is the path of the pod's, in which the sandbox's is one beside those of the
+	// Cgroup is the path of the pod's cgroup, the parent of those of the sandbox and the
 	// containers; empty if the pod has none.
 	Cgroup string
 	// Config is CRI's configuration of the pod, in JSON; nil from a client that is not CRI.
 	Config []byte
 }
 
-// RestoreFiles makes the files of a sandbox again, see [CreateRequest.Files], if
-// somebody has removed them while it runs.
+// RestoreFiles makes again those files of a running sandbox (see [CreateRequest.Files]) that
+// somebody has removed. For any other task it does nothing.
 func (t *Task) RestoreFiles() error {
 	if err := t.body.restoreFiles(); err != nil {
 		return fmt.Errorf("cannot restore the files of task %s: %w", t.ID, err)
@@ -132,12 +133,12 @@ func (t *Task) RestoreFiles() error {
 	return nil
 }
 
-// Watch lets the task tell when its init ends. It is called once, after the
-// creation has been announced; an end before that is not lost.
+// Watch lets the task report the end of its init. It is called once, after the creation has
+// been published; an earlier end is reported then.
 func (t *Task) Watch() { t.body.watch() }
 
-// Process returns the process that was executed under the id, or the init if the
-// id is empty. It fails with [errdefs.ErrNotFound].
+// Process returns the exec with the id, or the init if the id is empty. It fails with
+// [errdefs.ErrNotFound] if there is no such exec.
 func (t *Task) Process(id string) (*Process, error) {
 	if id == "" {
 		return t.init, nil
@@ -151,8 +152,8 @@ func (t *Task) Process(id string) (*Process, error) {
 	return p, nil
 }
 
-// Exec adds a process to be executed in the container. It is started by
-// [Process.Start].
+// Exec adds an exec to the container; spec is a specs.Process in JSON. [Process.Start]
+// starts it.
 func (t *Task) Exec(id string, sio stdio.Config, spec []byte) error {
 	if err := checkExecID(id); err != nil {
 		return err
@@ -167,25 +168,26 @@ func (t *Task) Exec(id string, sio stdio.Config, spec []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.deleted {
-		return fmt.Errorf("task %s has been deleted: %w", t.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("cannot add process %s to task %s: the task has been deleted: %w", id, t.ID, errdefs.ErrFailedPrecondition)
 	}
 	if _, ok := t.execs[id]; ok {
-		return fmt.Errorf("task %s has a process %s already: %w", t.ID, id, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("task %s already has a process %s: %w", t.ID, id, errdefs.ErrAlreadyExists)
 	}
 	t.execs[id] = p
 	return nil
 }
 
-// checkExecID refuses an id that would not be a file's name: logging programs are
-// told it, and name files by it.
+// checkExecID refuses an id that is not a file name: logging programs get the id, and name
+// files after it.
 func checkExecID(id string) error {
 	if id == "" || strings.ContainsRune(id, '/') || !filepath.IsLocal(id) {
-		return fmt.Errorf("%q cannot be the id of a process: %w", id, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%q cannot be the id of a process: it is not a file name: %w", id, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
-// Delete deletes a stopped process, with an empty id the whole task.
+// Delete deletes the exec with the id, or the whole task if the id is empty; see
+// [Process.Delete].
 func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 	p, err := t.Process(id)
 	if err != nil {
@@ -212,7 +214,8 @@ func (t *Task) Delete(ctx context.Context, id string) (Status, error) {
 	return st, nil
 }
 
-// Kill sends a signal to one process, or, if all is set, to all in the task.
+// Kill sends a signal to the exec with the id, or to the init if the id is empty. If the id
+// is empty and all is set, it sends the signal to all processes of the task.
 func (t *Task) Kill(id string, sig unix.Signal, all bool) error {
 	p, err := t.Process(id)
 	if err != nil {
@@ -224,7 +227,7 @@ func (t *Task) Kill(id string, sig unix.Signal, all bool) error {
 	return p.Signal(sig)
 }
 
-// Pause stops all processes of the task until Resume, by the cgroup's freezer.
+// Pause freezes the task's cgroup, which stops all its processes until Resume.
 func (t *Task) Pause(ctx context.Context) error {
 	p := t.init
 	p.verb.Lock()
@@ -251,7 +254,7 @@ func (t *Task) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume lets the processes of a paused task go on.
+// Resume thaws the cgroup of a paused task.
 func (t *Task) Resume(ctx context.Context) error {
 	p := t.init
 	p.verb.Lock()
@@ -272,7 +275,7 @@ func (t *Task) Resume(ctx context.Context) error {
 	return nil
 }
 
-// Update changes the resources of the task.
+// Update changes the resource limits of the task.
 func (t *Task) Update(ctx context.Context, r *specs.LinuxResources) error {
 	t.init.verb.Lock()
 	defer t.init.verb.Unlock()
@@ -285,7 +288,8 @@ func (t *Task) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
-// Checkpoint writes the state of the container's processes to disk, by criu.
+// Checkpoint has the OCI runtime write the state of the container's processes to disk, with
+// criu.
 func (t *Task) Checkpoint(ctx context.Context, o oci.CheckpointOptions) error {
 	t.init.verb.Lock()
 	defer t.init.verb.Unlock()
@@ -298,17 +302,16 @@ func (t *Task) Checkpoint(ctx context.Context, o oci.CheckpointOptions) error {
 	return nil
 }
 
-// Info is a process in a task.
+// Info describes a process in a task.
 type Info struct {
 	Pid    int
 	ExecID string // empty unless it was executed through [Task.Exec]
 }
 
-// Pids lists the task's processes. The init of a task that has stopped is listed
-// until the task is deleted, as a zombie is until it is waited for: a containerd
-// that starts takes a task without processes for a leaked one and removes it,
-// and with it the exit status that nobody has asked for yet (loadShim in
-// core/runtime/v2/shim_load.go).
+// Pids lists the task's processes. It lists the init of a stopped task until the task is
+// deleted, as the kernel keeps a zombie until it is waited for. Otherwise a containerd that
+// starts would take the task for a leaked one and remove it, with an exit status that
+// nobody has asked for yet (loadShim in core/runtime/v2/shim_load.go).
 func (t *Task) Pids() ([]Info, error) {
 	pids, err := t.body.pids()
 	if err != nil {
@@ -349,8 +352,8 @@ func (t *Task) Stats() (cgroups.Metrics, error) {
 	return m, nil
 }
 
-// PodStats returns the metrics of the cgroup of the pod whose sandbox the task is: CRI
-// shows them as the pod's. Without one they are the task's own.
+// PodStats returns the metrics of the cgroup of the sandbox's pod, which CRI shows as the
+// pod's. If the pod has no cgroup, they are the task's own.
 func (t *Task) PodStats() (cgroups.Metrics, error) {
 	if t.Pod == nil || t.Pod.Cgroup == "" {
 		return t.Stats()
@@ -362,11 +365,11 @@ func (t *Task) PodStats() (cgroups.Metrics, error) {
 	return pod.Stat()
 }
 
-// freezeTimeout bounds how long it may take until all processes have stopped: one
-// in an uninterruptible system call does not.
+// freezeTimeout limits how long a freeze or thaw may take: a process in an uninterruptible
+// system call does not freeze.
 const freezeTimeout = 10 * time.Second
 
-// group returns the task's cgroup, nil if there is none.
+// group returns the task's cgroup; nil if there is none.
 func (t *Task) group() *cgroups.Cgroup {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -386,20 +389,20 @@ func (t *Task) setCgroup(g *cgroups.Cgroup, stopOOM func()) {
 	t.mu.Unlock()
 }
 
-// beginExec counts an exec that is being started, unless the init has ended.
+// beginExec counts an exec that is being started. It fails if the init has ended.
 func (t *Task) beginExec() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.hasEnded() {
-		return fmt.Errorf("the init of task %s has ended: %w", t.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the container's init has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	t.running.Add(1)
 	return nil
 }
 
-// endExecs lets no more execs start, and nobody pause the task any more. It returns
-// when a pause that had begun before is through: processes that are frozen after
-// they were killed do not die on cgroup v1. It is called once.
+// endExecs lets no more execs start and no more pauses begin. It returns when a pause that
+// had begun before is done, so that the caller can thaw the task: on cgroup v1, processes
+// that are frozen after they were killed do not die. It is called once.
 func (t *Task) endExecs() {
 	t.mu.Lock()
 	close(t.ended)

@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Clients may ask for something as soon as a process exists, and its streams come later.
+// Clients may send requests as soon as a process exists, before it has streams.
 
 func TestCloseOfStdinBeforeStart(t *testing.T) {
 	for _, tc := range []struct {
@@ -59,7 +59,7 @@ func TestCloseOfStdinBeforeStart(t *testing.T) {
 	}
 }
 
-// It is in the spec that the OCI runtime gets, so that the program never sees another.
+// The spec for the OCI runtime contains the size, so that the program never sees another.
 func TestSizeOfATerminalBeforeStart(t *testing.T) {
 	n := newNode(t)
 	task := n.container("c", forever)
@@ -98,8 +98,8 @@ func TestSizeOfATerminalBeforeStart(t *testing.T) {
 	}
 }
 
-// Not every terminal comes from a spec that could say its size: not that of a container
-// which is restored, and a client may ask while the OCI runtime is at work.
+// The spec cannot always give the terminal's size: a restored container has no such spec, and a
+// client may ask for a size while the OCI runtime is at work.
 func TestSizeOfATerminalBeforeItIsThere(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	out := proctest.Mkfifo(t)

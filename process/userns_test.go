@@ -20,7 +20,7 @@ import (
 // Host IDs of the root of user namespaces.
 const rootUID, rootGID = 100000, 200000
 
-// userSpec is of a pod with a user namespace, a new one if the path is empty.
+// userSpec returns the spec of a pod with a user namespace, a new one if the path is empty.
 func userSpec(path string) *specs.Spec {
 	s := sandboxSpec()
 	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: path})
@@ -41,8 +41,8 @@ func ownerOf(t *testing.T, path string) uint64 {
 	return proctest.Inode(t, fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// sleeperInUserNamespace starts a process in a user namespace of its own, with a
-// network namespace that this owns.
+// sleeperInUserNamespace starts a process in a new user namespace, and in a network namespace
+// that belongs to it.
 func sleeperInUserNamespace(t *testing.T) (pid int) {
 	t.Helper()
 	return sleeper(t, &unix.SysProcAttr{
@@ -95,7 +95,7 @@ func TestNamespacesBelongToTheUserNamespaceOfThePod(t *testing.T) {
 	}
 }
 
-// children are the pids of this process's children, zombies as well.
+// children returns the pids of this process's children, including zombies.
 func children(t *testing.T) (pids []string) {
 	t.Helper()
 	names, err := filepath.Glob("/proc/[0-9]*/status")
@@ -119,7 +119,7 @@ func noMoreChildren(t *testing.T, before []string) {
 	}
 }
 
-// sameUser fails the test if a thread is not root's any more.
+// sameUser fails the test if a thread no longer belongs to root.
 func sameUser(t *testing.T) {
 	t.Helper()
 	names, err := filepath.Glob("/proc/self/task/*/status")
@@ -127,7 +127,7 @@ func sameUser(t *testing.T) {
 	for _, name := range names {
 		status, err := os.ReadFile(name)
 		if err == nil && !strings.Contains(string(status), "Uid:\t0\t0\t0\t0\n") {
-			t.Errorf("%s is of another user", name)
+			t.Errorf("%s belongs to another user", name)
 		}
 	}
 }
