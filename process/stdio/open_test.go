@@ -41,7 +41,7 @@ func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
 	_, err := startLogger(proctest.Context(t), uri, &LoggerConfig{Reaper: reap.NewReaper(proctest.Context(t)), ReadyTimeout: 50 * time.Millisecond})
-	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
+	if want := "/bin/sleep: it did not become ready: timed out after 50ms"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got error %v", err)
 	}
 	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
