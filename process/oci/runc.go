@@ -182,7 +182,7 @@ func OpenExecFifo(ctx context.Context, path string, init *reap.Child) error {
 		case dead:
 			return fmt.Errorf("container process is already dead: %w", errdefs.ErrFailedPrecondition)
 		case executed:
-			return removeFifo(path) // another start, which gave up, had let the init go on
+			return removeFifo(path) // another start has read the byte, and then gave up
 		case gone:
 			return ctx.Err()
 		}

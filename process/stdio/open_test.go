@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A reader that waits in open(2) must not see the end before the output.
+// A reader that waits in open(2) must not see the end of the fifo before the output.
 func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
 	path := proctest.Mkfifo(t)
 	for range 300 {
@@ -26,7 +26,7 @@ func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
 			t.Fatal("the reader has seen the end")
 		default:
 		}
-		// What the reader has not taken yet would be lost with the last writer.
+		// Output that nobody has read yet would be lost when the fifo is closed.
 		proctest.Eventually(t, "the fifo is empty", func() bool {
 			return bytesIn(out.dst) == 0
 		})
