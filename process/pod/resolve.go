@@ -36,7 +36,7 @@ type Namespaces []namespace
 // Resolve opens the paths in the list of a sandbox's spec. It fails with
 // [errdefs.ErrInvalidArgument] for a path
 //
-//   - to something else than a namespace of the entry's type;
+//   - to anything but a namespace of the entry's type;
 //   - to the host's user namespace: a client that asks for a user namespace must not end
 //     up without one;
 //   - of a PID namespace: a sandbox can hold only the one that its pod init is started in.

@@ -82,7 +82,7 @@ func TestPodInitIgnoresOtherSignals(t *testing.T) {
 		proctest.Must(t, cmd.Process.Signal(sig))
 	}
 	proctest.Must(t, cmd.Process.Signal(unix.SIGTERM))
-	proctest.Must(t, cmd.Wait()) // it fails if another signal than SIGTERM has ended the init
+	proctest.Must(t, cmd.Wait()) // it fails if a signal other than SIGTERM has ended the init
 }
 
 func TestPodInitSurvivesStop(t *testing.T) {

@@ -291,7 +291,7 @@ func awaitPid(pid int) error {
 	}
 }
 
-// IgnoringEINTR calls f until it returns something else than EINTR, the error of a system
+// IgnoringEINTR calls f until it returns anything but EINTR, the error of a system
 // call that a signal has interrupted.
 func IgnoringEINTR(f func() error) error {
 	for {
