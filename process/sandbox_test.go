@@ -320,11 +320,11 @@ func TestSandboxesThatAreRefused(t *testing.T) {
 		}, is(unix.EINVAL), "/proc/thread-self/ns/ipc"},
 		{"network namespace that is none", func(s *specs.Spec) {
 			s.Linux.Namespaces[0].Path = "/dev/null"
-		}, errdefs.IsInvalidArgument, "/dev/null is no namespace"},
+		}, errdefs.IsInvalidArgument, "/dev/null is not a namespace"},
 		{"mount namespace of a wrong type", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(without(s.Linux.Namespaces, specs.MountNamespace),
 				specs.LinuxNamespace{Type: specs.MountNamespace, Path: "/proc/thread-self/ns/net"})
-		}, errdefs.IsInvalidArgument, "mount namespace /proc/thread-self/ns/net is not one"},
+		}, errdefs.IsInvalidArgument, "mount namespace /proc/thread-self/ns/net is of another type"},
 		{"user namespace of the host", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces,
 				specs.LinuxNamespace{Type: specs.UserNamespace, Path: fmt.Sprintf("/proc/%d/ns/user", podTID)})

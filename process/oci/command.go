@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RunToEnd runs an OCI runtime to its end, or until ctx's. It returns the beginning of
-// what the runtime has written if it was given no files.
+// RunToEnd runs an OCI runtime and waits for it; when ctx ends, it kills the runtime.
+// A nil file in stdio stands for /dev/null. If there is neither standard output nor
+// standard error, it returns the beginning of what the runtime has written to them.
+// It calls started, if not nil, once the runtime has started.
 //
-// It does without os/exec, of whose features it needs none: that forks another process
-// at its first use, to find out what the kernel can do, and keeps a thread for each
-// process that it waits for.
+// It does not use os/exec, which forks another process at its first use, to find out
+// what the kernel can do, and keeps a thread for each process that it waits for.
 func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started func()) (out string, err error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
@@ -50,8 +51,8 @@ func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started fun
 	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{
 		Env:   runtimeEnvironment(os.Environ()),
 		Files: files,
-		// The signal comes when the thread ends that has forked; no thread of a shim ends
-		// before the shim does.
+		// The kernel sends the signal when the thread that has forked ends (prctl(2)). No
+		// thread that runs this ends before the shim does.
 		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
@@ -74,7 +75,7 @@ func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started fun
 	return "", nil
 }
 
-// signalError says that a signal has ended an OCI runtime, before it had done its work.
+// signalError is the error of an OCI runtime that a signal has ended before its work was done.
 type signalError struct {
 	program string
 	signal  unix.Signal
@@ -89,14 +90,14 @@ func wasKilled(err error) bool {
 	return errors.As(err, &killed)
 }
 
-// await waits for a child that nobody else reaps, and kills it when ctx ends before.
+// await waits for a child that nobody else reaps, and kills it if ctx ends first.
 func await(ctx context.Context, pid int) (status unix.WaitStatus, err error) {
 	killed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(killed)
-		_ = unix.Kill(pid, unix.SIGKILL) // it is not reaped before this has returned
+		_ = unix.Kill(pid, unix.SIGKILL) // the pid is the child's: wait4 comes after this
 	})
-	_ = reap.AwaitExit(pid) // wait4 says the same, that there is no such child
+	_ = reap.AwaitExit(pid) // it fails only if there is no such child, and so does wait4
 	if !stop() {
 		<-killed
 	}
@@ -107,10 +108,11 @@ func await(ctx context.Context, pid int) (status unix.WaitStatus, err error) {
 	return status, os.NewSyscallError("wait4", err)
 }
 
-// runtimeEnvironment returns the environment of an OCI runtime. NOTIFY_SOCKET is systemd's
-// to containerd; runc would answer there for its container. A runtime that is written in
-// Go ends before a collection of its garbage is of use: without any, runc exec took a
-// seventh less CPU time. The hooks that it runs may inherit that.
+// runtimeEnvironment returns the environment for an OCI runtime. It leaves out
+// NOTIFY_SOCKET, through which systemd expects to hear from containerd: runc would send
+// its container's readiness there. It sets GOGC, because a runtime written in Go ends
+// before garbage collection pays off: without it, runc exec took a seventh less CPU time.
+// Hooks that the runtime runs may inherit GOGC.
 func runtimeEnvironment(env []string) []string {
 	own := make([]string, 0, len(env)+1)
 	tuned := false
@@ -127,9 +129,9 @@ func runtimeEnvironment(env []string) []string {
 	return own
 }
 
-// scratchFile returns a file that is in no directory, to be read from its beginning. It is
-// nothing to execute, and says so: a host may refuse files that do not (vm.memfd_noexec).
-// The flag came with Linux 6.3 (memfd_create(2)).
+// scratchFile returns a file in memory that holds data and is read from its beginning. It
+// is marked as not executable, because a host may refuse files that are not marked so
+// (vm.memfd_noexec, sysctl/vm.rst). Linux has that flag since 6.3 (memfd_create(2)).
 func scratchFile(name string, data []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) {
@@ -146,7 +148,7 @@ func scratchFile(name string, data []byte) (*os.File, error) {
 	return f, nil
 }
 
-// beginning returns what a message can hold of a file.
+// beginning returns as much of a file as an error message should hold.
 func beginning(f *os.File) string {
 	const limit = 4 << 10
 	data, err := io.ReadAll(io.NewSectionReader(f, 0, limit))

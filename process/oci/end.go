@@ -15,21 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How a container ends that no shim watches any more.
+// This file ends containers that no shim watches any more.
 
-// End kills a container and removes all of it, in the order of what matters: it takes no
-// time to end processes, however busy the host is. What calls the OCI runtime comes last.
+// End kills a container and removes what is left of it. It kills the processes first,
+// which is quick even on a busy host, and calls the OCI runtime last, which may be slow.
 func (r *Runtime) End(ctx context.Context, id string) error {
 	err := r.kill(ctx, id)
 	if !r.removeKilled(ctx, id) {
 		derr := r.Delete(ctx, id, true)
 		if wasKilled(derr) && ctx.Err() == nil {
-			derr = r.Delete(ctx, id, true) // what it had not done
+			derr = r.Delete(ctx, id, true) // a signal ended the runtime before its work was done
 		}
 		err = errors.Join(err, derr)
 	}
-	// Under load, runc gives up on a cgroup whose last process the kernel has not
-	// taken out yet, with no more than a line in its log.
+	// Under load, the kernel may be slow to take the last process out of the cgroup. runc
+	// then leaves the cgroup behind, and only logs that.
 	return errors.Join(err, r.RemoveCgroup(ctx))
 }
 
@@ -40,11 +40,12 @@ func (r *Runtime) removeKilled(ctx context.Context, id string) bool {
 }
 
 // endTimeout bounds how long processes may take to die, and then how long a cgroup may
-// stay busy, before the OCI runtime is called in what is left of the time.
+// stay busy. Without this bound no time might be left for the OCI runtime.
 const endTimeout = time.Second
 
-// kill kills the init of a container, and with it all in its PID namespace; if that is
-// not its own, or not known, all in the cgroup. It waits until the init has ended.
+// kill kills a container's processes, and waits until its init has ended. If the init is
+// known and the container has its own PID namespace, the kernel kills the other processes
+// with the init; otherwise kill signals all processes in the cgroup.
 func (r *Runtime) kill(ctx context.Context, id string) (err error) {
 	defer func() {
 		if err != nil {
@@ -66,7 +67,7 @@ func (r *Runtime) kill(ctx context.Context, id string) (err error) {
 	default:
 		gerr = cgroup.Signal(unix.SIGKILL)
 	}
-	if !errdefs.IsNotFound(gerr) { // else the cgroup has gone with its last process
+	if !errdefs.IsNotFound(gerr) { // not found: removed after its last process ended
 		err = errors.Join(err, gerr)
 	}
 	if err != nil || init == nil {
@@ -75,18 +76,19 @@ func (r *Runtime) kill(ctx context.Context, id string) (err error) {
 	return awaitDeath(ctx, init)
 }
 
-// ownsPIDNamespace says whether all of the container ends with its init.
+// ownsPIDNamespace reports whether all of the container's processes end with its init.
 func (r *Runtime) ownsPIDNamespace() bool {
 	s, err := ReadSpec(r.Bundle)
 	return err == nil && OwnsPIDNamespace(s)
 }
 
-// openInit returns a pidfd of the container's init; nil if that has ended, or is not known
-// by more than its pid, which may be another process's by now, or if there are no pidfds.
+// openInit returns a pidfd of the container's init. It returns nil if no process has both
+// the pid and the start time that runc has recorded (the pid alone may be another
+// process's now), or if there are no pidfds.
 func (r *Runtime) openInit(id string) *os.File {
 	state, err := r.runcState(id)
 	if err != nil || state.InitPid <= 0 {
-		return nil // it is no container of runc's
+		return nil // not runc's container
 	}
 	fd, err := unix.PidfdOpen(state.InitPid, 0)
 	if err != nil {
@@ -100,7 +102,7 @@ func (r *Runtime) openInit(id string) *os.File {
 	return f
 }
 
-// sendSignal sends a signal to the process of a pidfd, which may have ended.
+// sendSignal sends a signal to the process of a pidfd. It is no error if that has ended.
 func sendSignal(pidfd *os.File, sig unix.Signal) error {
 	err := unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -122,12 +124,13 @@ func awaitDeath(ctx context.Context, pidfd *os.File) error {
 		return err
 	})
 	if err == nil && n == 0 {
-		return errors.New("it has not ended within the time")
+		return errors.New("its init has not ended after SIGKILL")
 	}
 	return os.NewSyscallError("poll", err)
 }
 
-// cgroup returns the container's; nil if it has none, or not any more.
+// cgroup returns the container's cgroup; nil if the container has none of its own, or if
+// that is gone.
 func (r *Runtime) cgroup() (*cgroups.Cgroup, error) {
 	if r.CgroupsPath == "" {
 		return nil, nil
@@ -142,7 +145,8 @@ func (r *Runtime) cgroup() (*cgroups.Cgroup, error) {
 	return cgroup, nil
 }
 
-// SharesCgroup says whether others are in the container's cgroup before it is created.
+// SharesCgroup reports whether other processes are in the container's cgroup. It is for a
+// container that is not created yet.
 func (r *Runtime) SharesCgroup() bool {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {

@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// WriteJSON encodes v into a file, see [ReplaceFile].
+// WriteJSON writes v to a file as JSON, with [ReplaceFile].
 func WriteJSON(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -15,8 +15,8 @@ func WriteJSON(path string, v any) error {
 	return ReplaceFile(path, data)
 }
 
-// ReplaceFile replaces a file as a whole, or leaves it as it was. Bundles are on a tmpfs,
-// so it need not be synced to disk.
+// ReplaceFile replaces a file's content, or leaves the file as it was. It does not sync the
+// file to disk, because bundles are on a tmpfs.
 func ReplaceFile(path string, data []byte) error {
 	temp := path + ".tmp"
 	err := os.WriteFile(temp, data, 0o600)
@@ -24,13 +24,13 @@ func ReplaceFile(path string, data []byte) error {
 		err = os.Rename(temp, path)
 	}
 	if err != nil {
-		os.Remove(temp) // on a full disk there is a part of it
+		os.Remove(temp) // a full disk leaves a part of it
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	return nil
 }
 
-// ReadJSON decodes a file. Its error is [os.ErrNotExist] if there is none.
+// ReadJSON decodes a JSON file into v. It fails with [os.ErrNotExist] if there is no file.
 func ReadJSON(path string, v any) error {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fullDisk mounts a file system that holds a spec and next to nothing else.
+// fullDisk mounts a file system with a spec and little room for anything else.
 func fullDisk(t *testing.T, spec string) (bundle string) {
 	t.Helper()
 	bundle = t.TempDir()
@@ -22,7 +22,7 @@ func fullDisk(t *testing.T, spec string) (bundle string) {
 	return bundle
 }
 
-// What cannot be written leaves all as it was.
+// A write that fails must leave the files as they were.
 func TestFullDisk(t *testing.T) {
 	const spec = `{"linux":{"namespaces":[{"type":"network"}]}}`
 	bundle := fullDisk(t, spec)

@@ -9,7 +9,7 @@ import (
 	"containerd-shim-pause-v2/process/reap"
 )
 
-// One reaper serves all tests: a second one would take the first one's children for orphans.
+// All tests share one reaper: a second one would mistake the children of the first for orphans.
 var reaper *reap.Reaper
 
 func TestMain(m *testing.M) {

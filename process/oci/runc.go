@@ -24,12 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Two of runc's commands do less than it takes to start a Go program. For the usual
-// container the shim does itself what they do; for others, and for other OCI runtimes, it
-// calls them. See execFifo and removeContainer.
+// Two of runc's commands, start and delete, do less work than starting a Go program takes.
+// For most containers the shim does that work itself: see ExecFifo and RemoveContainer. For
+// the rest, and with other OCI runtimes, it calls the command.
 
-// isRunc says whether the OCI runtime is runc itself, whatever it is called, and may be
-// done without. A program that calls runc, under any name, is to get all commands.
+// isRunc reports whether the OCI runtime is runc itself, under any name, so that the shim
+// may do its work. A program that wraps runc must get every command.
 func (r *Runtime) isRunc() bool {
 	if r.Options.AlwaysCallRuntime {
 		return false
@@ -38,8 +38,8 @@ func (r *Runtime) isRunc() bool {
 	return err == nil && runcPrograms.has(path)
 }
 
-// runcPrograms are the files that have been looked at. There are one or two on a host,
-// and more only as long as they are replaced under a running shim.
+// runcPrograms remembers which files are runc. It holds one or two per host, and one more
+// for each time that such a file is replaced while the shim runs.
 var runcPrograms = programs{isRunc: make(map[programID]bool)}
 
 type programs struct {
@@ -47,7 +47,7 @@ type programs struct {
 	isRunc map[programID]bool // guarded by mu
 }
 
-// programID tells a file from the one that replaces it.
+// programID identifies a file, and distinguishes it from one that replaces it.
 type programID struct {
 	path              string
 	dev, ino          uint64
@@ -71,26 +71,26 @@ func (p *programs) has(path string) bool {
 	return is
 }
 
-// isRuncProgram says whether a file is runc, of a major version that keeps its files as
-// is said here: by what Go's linker writes into every program. Distributions' builds may
-// have no version there.
+// isRuncProgram reports whether a file is runc, of a major version whose files this package
+// knows. It reads what Go's linker writes into every program (debug/buildinfo), where
+// distributions' builds may have no version.
 func isRuncProgram(path string) bool {
 	info, err := buildinfo.ReadFile(path)
 	if err != nil || info.Path != "github.com/opencontainers/runc" {
 		return false
 	}
 	major, _, ok := strings.Cut(info.Main.Version, ".")
-	return !ok || major == "v1" || major == "v0" // the latter of builds from no release
+	return !ok || major == "v1" || major == "v0" // v0.0.0-… is a build without a release tag
 }
 
-// stateFile is where runc keeps what it knows of a container. crun has no file of that
-// name.
+// stateFile is the path of runc's state of a container. crun has no file of that name.
 func (r *Runtime) stateFile(id string) string { return filepath.Join(r.Root(), id, "state.json") }
 
-// RuncState is what is of use of that file (State in libcontainer, 1.0 to 1.5).
+// RuncState holds the fields of runc's state.json that the shim needs (State in
+// libcontainer, 1.0 to 1.5).
 type RuncState struct {
 	InitPid      int               `json:"init_process_pid"`
-	InitStart    uint64            `json:"init_process_start"` // as of [reap.StartTime]
+	InitStart    uint64            `json:"init_process_start"` // see [reap.StartTime]
 	CgroupPaths  map[string]string `json:"cgroup_paths"`
 	IntelRdtPath string            `json:"intel_rdt_path"`
 	Config       struct {
@@ -101,7 +101,8 @@ type RuncState struct {
 	} `json:"config"`
 }
 
-// runcState returns what runc has written of a container.
+// runcState reads runc's state of a container. If the OCI runtime is not runc, it fails with
+// [errdefs.ErrNotFound].
 func (r *Runtime) runcState(id string) (s RuncState, err error) {
 	if !r.isRunc() {
 		return s, fmt.Errorf("the OCI runtime %s is not runc: %w", r.binary(), errdefs.ErrNotFound)
@@ -110,17 +111,17 @@ func (r *Runtime) runcState(id string) (s RuncState, err error) {
 	return s, err
 }
 
-// The init of a container that runc has created waits until somebody opens the fifo
-// exec.fifo in runc's directory of the container, writes a byte into it, and closes it by
-// executing the container's program. `runc start` is no more than the reader, and the
-// removal of the fifo (Container.exec, libcontainer/container_linux.go). Being that reader
-// spares a process, and a tenth of the time in which a pod is ready.
+// After `runc create`, the container's init opens exec.fifo in runc's directory of the
+// container for writing, and so waits for a reader. Then it writes one byte, and executes
+// the container's program, which closes the fifo. `runc start` only reads the fifo and
+// removes it (Container.exec, libcontainer/container_linux.go). The shim reads it itself:
+// that saves a process, and a tenth of the time until a pod is ready.
 //
-// The runtime specification has the poststart hooks run by start, too. runc runs them at
-// the end of create, up to 1.5 at least; where there are any, it is called all the same.
+// By the runtime specification, start also runs the poststart hooks. runc, at least up to
+// 1.5, runs them at the end of create; the shim still calls runc if there are any.
 
-// ExecFifo returns the path of the fifo if the container is one of runc's that waits to
-// be started; otherwise it is empty.
+// ExecFifo returns the path of the fifo if runc created the container and its init waits to
+// be started; otherwise it returns an empty string.
 func (r *Runtime) ExecFifo(id string) string {
 	if !r.isRunc() {
 		return ""
@@ -136,17 +137,17 @@ func (r *Runtime) ExecFifo(id string) string {
 }
 
 const (
-	// look is how often it is looked whether an init that has not opened its fifo still
-	// lives; `runc start` does as often.
+	// look is how often OpenExecFifo checks that the init, which has not opened its fifo
+	// yet, still lives. `runc start` uses the same interval.
 	look = 100 * time.Millisecond
-	// execFifoTimeout bounds how long an init that goes on may take to execute its
-	// program. It is over where somebody else holds the fifo open.
+	// execFifoTimeout bounds how long the fifo may stay open after the init has written
+	// its byte. It expires only if another process holds the fifo open.
 	execFifoTimeout = 10 * time.Second
 )
 
-// OpenExecFifo lets the init behind a fifo go on, and returns when it has executed the
-// container's program. Once it goes on, that the client has gone changes nothing: the
-// container runs, and nobody could start it a second time.
+// OpenExecFifo starts the init that waits at a fifo, and returns when the init has executed
+// the container's program. The end of ctx has no effect once the init has written its byte:
+// the container runs then, and cannot be started a second time.
 func OpenExecFifo(ctx context.Context, path string, init *reap.Child) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -158,7 +159,7 @@ func OpenExecFifo(ctx context.Context, path string, init *reap.Child) error {
 		return err
 	}
 	reader := execFifoReader{}
-	var end time.Time // zero as long as the init does not go on
+	var end time.Time // zero until the init has written its byte
 	for dead, gone, executed := false, false, false; ; {
 		if err := f.SetReadDeadline(time.Now().Add(look)); err != nil {
 			return err
@@ -176,17 +177,18 @@ func OpenExecFifo(ctx context.Context, path string, init *reap.Child) error {
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
 		case reader.told && (dead || time.Now().After(end)):
-			return removeFifo(path) // somebody else holds the fifo open
+			return removeFifo(path) // another process holds the fifo open
 		case reader.told:
 		case dead:
 			return fmt.Errorf("container process is already dead: %w", errdefs.ErrFailedPrecondition)
 		case executed:
-			return removeFifo(path) // it went on just when another start gave up
+			return removeFifo(path) // another start has read the byte, and then gave up
 		case gone:
 			return ctx.Err()
 		}
-		// What it has written before can still be read, once more. Whether it is dead is
-		// looked at last: then it is not its own program, either.
+		// One more read follows these checks, as the init may have written its byte before
+		// it died. The check for death comes last: a dead init also looks as if it had
+		// executed its program.
 		gone, executed = ctx.Err() != nil, !isInitOfRunc(init.Pid)
 		dead = errdefs.IsNotFound(init.Signal(0))
 	}
@@ -199,15 +201,15 @@ func removeFifo(path string) error {
 	return nil
 }
 
-// execFifoReader reads the byte and then the end of a fifo whose writer may not have
-// come yet, which looks like the end. More than one byte is not from runc's init: a
-// container that may trace another's processes could write for ever.
+// execFifoReader reads one byte and then the end of a fifo. An end before the byte only
+// means that there is no writer yet. runc's init writes no second byte; but another
+// container that may trace the init could write for ever, so a second byte is the end, too.
 type execFifoReader struct {
 	told bool
 	err  error
 }
 
-// read says whether there is no more to come.
+// read reports whether it has read the end of the fifo, or failed.
 func (r *execFifoReader) read(fd uintptr) bool {
 	var buf [2]byte
 	for {
@@ -230,28 +232,28 @@ func (r *execFifoReader) read(fd uintptr) bool {
 	}
 }
 
-// programTimeout bounds how long it is waited for a program to be executed: it may call
-// itself what an OCI runtime's init is called.
+// programTimeout bounds awaitProgram, because a container's program may have the same name
+// as an OCI runtime's init.
 const programTimeout = time.Second
 
-// awaitProgram returns when a process that an OCI runtime has let go executes its own
-// program: a signal that comes before is not the program's to handle. The runtime's own
-// end says less: it does not see that execve(2).
+// awaitProgram returns when a process that an OCI runtime has started executes the
+// container's program: that could not handle a signal that came earlier. The end of the
+// OCI runtime is no sign of it, because the runtime does not wait for that execve(2).
 func awaitProgram(pid int, isInit func(pid int) bool) {
 	for end := time.Now().Add(programTimeout); isInit(pid) && time.Now().Before(end); {
 		time.Sleep(250 * time.Microsecond)
 	}
 }
 
-// isInitOfRunc says whether a process is still what runc makes it from: that has a name
+// isInitOfRunc reports whether a process still executes runc's init code, which sets a name
 // of this form (nsexec.c in libcontainer).
 func isInitOfRunc(pid int) bool {
 	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
 	return err == nil && strings.HasPrefix(string(name), "runc:[")
 }
 
-// isInit is isInitOfRunc for any OCI runtime: crun's init is executed from its own file,
-// or from a copy in memory.
+// isInit is isInitOfRunc for any OCI runtime: crun's init executes crun's own file, or a
+// copy of it in memory.
 func (r *Runtime) isInit(pid int) bool {
 	if isInitOfRunc(pid) {
 		return true
@@ -272,10 +274,11 @@ func (r *Runtime) isInit(pid int) bool {
 	return err == nil && os.SameFile(own, current)
 }
 
-// RemoveContainer does what `runc delete` does to a container that has ended, and has no
-// more than usual: it removes the cgroup, and runc's directory of the container (destroy,
-// libcontainer/state_linux.go). It returns false if that is left to runc, which then goes
-// on with what is there: hooks, systemd's unit, a group in the CPU's cache control.
+// RemoveContainer does what `runc delete` does for a simple container that has ended: it
+// removes the cgroup and runc's directory of the container (destroy,
+// libcontainer/state_linux.go). It returns false if the OCI runtime must be called: because
+// something failed, because it is not runc, or because the container has poststop hooks, a
+// systemd unit or a resctrl group (Intel RDT). runc then removes whatever is left.
 func (r *Runtime) RemoveContainer(ctx context.Context, id string) bool {
 	state, err := r.runcState(id)
 	switch {
@@ -296,5 +299,5 @@ func (r *Runtime) RemoveContainer(ctx context.Context, id string) bool {
 	return err == nil
 }
 
-// cgroupTimeout bounds how long the cgroup of a container that has ended may stay busy.
+// cgroupTimeout bounds how long the cgroup may stay busy after a container has ended.
 const cgroupTimeout = 10 * time.Second

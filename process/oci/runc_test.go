@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waitingInit is a child that does with a fifo what the init of runc's containers does.
+// waitingInit starts a child that does with a fifo what runc's init does.
 func waitingInit(t *testing.T, script string) (fifo string, init *reap.Child) {
 	t.Helper()
 	fifo = filepath.Join(t.TempDir(), "exec.fifo")
@@ -97,7 +97,7 @@ func TestOpenExecFifoEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// Once the container runs, a client that has gone is told nothing, and the container is started.
+// Once the init has written its byte, the start succeeds even if the client goes away.
 func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 	told := filepath.Join(t.TempDir(), "told")
 	fifo, init := waitingInit(t, `exec 3>"$1"; printf 0 >&3; echo >`+told+`; sleep 0.3; exec 3>&-; exec sleep 1000`)
@@ -113,14 +113,14 @@ func TestOpenExecFifoWhenTheClientGoesAfterTheStart(t *testing.T) {
 	}()
 	proctest.Must(t, OpenExecFifo(ctx, fifo, init))
 	if ctx.Err() == nil {
-		t.Error("the client was still there")
+		t.Error("the context has not ended")
 	}
 	if isInitOfRunc(init.Pid) {
 		t.Error("it has not executed its program")
 	}
 }
 
-// The byte can be lost by a client that goes just when it is written.
+// A start that gives up may have read the byte. The next start finds a container that runs.
 func TestOpenExecFifoOfAContainerThatRuns(t *testing.T) {
 	fifo, init := waitingInit(t, `while [ ! -e "$1.go" ]; do sleep 0.01; done; exec sleep 1000`)
 	proctest.Must(t, os.WriteFile(fifo+".go", nil, 0o600))
@@ -137,18 +137,18 @@ func TestStartedProcessHasExecutedItsProgram(t *testing.T) {
 	if r.isInit(init.Pid) {
 		t.Error("it has not executed its program")
 	}
-	// crun's init is executed from its own file.
+	// crun's init executes crun's own file.
 	r.Options.BinaryName = "/bin/sleep"
 	if !r.isInit(init.Pid) {
-		t.Error("the program of the OCI runtime itself is not known")
+		t.Error("a process that executes the OCI runtime's file is not taken for an init")
 	}
 	start := time.Now()
-	awaitProgram(init.Pid, r.isInit) // it ends all the same
+	awaitProgram(init.Pid, r.isInit) // it must return, though the process stays an init
 	if took := time.Since(start); took < programTimeout {
 		t.Errorf("it gave up after %v", took)
 	}
 	if r.isInit(1 << 30) {
-		t.Error("what does not exist is taken for an init")
+		t.Error("a process that does not exist is taken for an init")
 	}
 }
 
@@ -159,7 +159,7 @@ func wrapper(t *testing.T, name, runc string) (path string) {
 	return path
 }
 
-// It is what the program is that counts, not what it is called.
+// The content of the file counts, not its name.
 func TestRuncIsKnownByWhatItIs(t *testing.T) {
 	runc := proctest.GoProgram(t, "runtime", proctest.RuncModule)
 	link := filepath.Join(t.TempDir(), "runc")
@@ -185,11 +185,11 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 	} {
 		for range 2 {
 			if is := (&Runtime{Options: Options{BinaryName: tc.path}}).isRunc(); is != tc.is {
-				t.Errorf("%s: it is runc: %t", tc.path, is)
+				t.Errorf("isRunc of %s is %t, want %t", tc.path, is, tc.is)
 			}
 		}
 		if (&Runtime{Options: Options{BinaryName: tc.path, AlwaysCallRuntime: true}}).isRunc() {
-			t.Errorf("%s: it is not always called", tc.path)
+			t.Errorf("isRunc of %s is true though AlwaysCallRuntime is set", tc.path)
 		}
 	}
 	if installed, err := exec.LookPath("runc"); err == nil && !isRuncProgram(installed) {
@@ -197,7 +197,7 @@ func TestRuncIsKnownByWhatItIs(t *testing.T) {
 	}
 	proctest.Must(t, os.Rename(wrapper(t, "other", runc), replaced))
 	if (&Runtime{Options: Options{BinaryName: replaced}}).isRunc() {
-		t.Error("what runc was replaced with is taken for it")
+		t.Error("the program that has replaced runc is taken for runc")
 	}
 	t.Setenv("PATH", filepath.Dir(link))
 	if !(&Runtime{}).isRunc() {

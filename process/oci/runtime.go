@@ -25,9 +25,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options are those of the runtime options that concern the OCI runtime. They
-// have the meaning of the fields of the same names in containerd.runc.v1.Options,
-// but for AlwaysCallRuntime, which is the shim's own.
+// Options are the runtime options that concern the OCI runtime. Each field has the meaning
+// of the field of the same name in containerd.runc.v1.Options, except for
+// AlwaysCallRuntime, which only this shim has.
 type Options struct {
 	BinaryName    string `json:"binary_name,omitempty"` // name or path, default runc
 	Root          string `json:"root,omitempty"`        // default /run/containerd/runc
@@ -38,15 +38,16 @@ type Options struct {
 	IoGID         uint32 `json:"io_gid,omitempty"`
 	CriuWorkPath  string `json:"criu_work_path,omitempty"`
 
-	// AlwaysCallRuntime says that the shim does nothing in the place of a command of the
-	// OCI runtime, though it could where that is runc.
+	// AlwaysCallRuntime makes the shim call the OCI runtime even where it could do the
+	// work of a runc command itself.
 	AlwaysCallRuntime bool `json:"always_call_runtime,omitempty"`
 }
 
-// CheckpointOptions are those of containerd.runc.v1.CheckpointOptions.
+// CheckpointOptions are the fields of containerd.runc.v1.CheckpointOptions that the shim
+// passes on.
 type CheckpointOptions struct {
 	Path                string // directory for the images
-	WorkPath            string // for criu's logs; a temporary one if empty
+	WorkPath            string // directory for criu's logs; a temporary one if empty
 	ParentPath          string
 	Exit                bool // end the container
 	OpenTCP             bool
@@ -56,22 +57,23 @@ type CheckpointOptions struct {
 	EmptyNamespaces     []string
 }
 
-// CheckpointImage is what a container is restored from; empty for a new one.
+// CheckpointImage is the checkpoint that a container is restored from; empty for a new
+// container.
 type CheckpointImage struct{ Path, Parent, Work string }
 
-// defaultRoot is where the stock shim keeps the OCI runtime's state; the same
-// place makes `runc --root /run/containerd/runc/k8s.io list` work for both.
+// defaultRoot is the stock shim's directory for the OCI runtime's state, so that
+// `runc --root /run/containerd/runc/k8s.io list` shows the containers of both shims.
 const defaultRoot = "/run/containerd/runc"
 
 // Runtime calls the OCI runtime for the containers of one bundle.
 type Runtime struct {
 	Options   Options
-	Namespace string // containerd's
+	Namespace string // containerd's namespace, such as k8s.io
 	Bundle    string
-	// CgroupsPath is that of the container's spec; empty if the cgroup is not its alone.
+	// CgroupsPath is the container's, from its spec; empty if others use that cgroup, too.
 	CgroupsPath string
 	Reaper      *reap.Reaper  // nil in a process that does not reap
-	Force       time.Duration // zero for forceTimeout
+	Force       time.Duration // for a delete by force; zero means forceTimeout
 }
 
 func (r *Runtime) patience() time.Duration {
@@ -81,7 +83,7 @@ func (r *Runtime) patience() time.Duration {
 	return r.Force
 }
 
-// Root is the directory in which the OCI runtime keeps its state.
+// Root returns the directory in which the OCI runtime keeps its state.
 func (r *Runtime) Root() string {
 	root := r.Options.Root
 	if root == "" {
@@ -90,8 +92,8 @@ func (r *Runtime) Root() string {
 	return filepath.Join(root, r.Namespace)
 }
 
-// Knows says whether the OCI runtime has state of the container: a directory of
-// its name, with runc, crun and youki.
+// Knows reports whether the OCI runtime has state of the container. With runc, crun and
+// youki that is a directory with the container's name.
 func (r *Runtime) Knows(id string) bool {
 	_, err := os.Stat(r.stateDir(id))
 	return err == nil
@@ -102,20 +104,21 @@ func (r *Runtime) stateDir(id string) string { return filepath.Join(r.Root(), id
 // call is one call of the OCI runtime.
 type call struct {
 	verb string
-	args []string // without the runtime's own, and the id that comes last
+	args []string // the verb's options, without the global ones and the id
 	id   string
-	log  string // name of the log in the bundle; empty for runtimeLog
+	log  string // name of the log in the bundle; empty for LogFile
 
-	// stdio are the files of the runtime, and of a process that it makes; nil is
-	// /dev/null. Without any, what the runtime writes to them is its message.
+	// stdio are the files of the runtime and of a process that it makes; nil stands for
+	// /dev/null. Without standard output and error, an error of the call has what the
+	// runtime wrote to them.
 	stdio [3]*os.File
-	// started is called when the runtime has been started, and has its own copies.
+	// started is called once the runtime has started, with its own copies of stdio.
 	started func()
 }
 
-// run calls the OCI runtime. An error of it carries the message that the runtime
-// wrote to its log, which says more than its exit status. The log is called log.json
-// like the stock shim's; another one keeps calls that run at the same time apart.
+// run calls the OCI runtime. Its error has the message in the runtime's log, which says
+// more than the exit status. Calls that may run at the same time need logs of different
+// names.
 func (r *Runtime) run(ctx context.Context, c call) error {
 	if r.Reaper != nil {
 		defer r.Reaper.Hold()()
@@ -162,8 +165,8 @@ func fileSize(path string) int64 {
 	return st.Size()
 }
 
-// lastError returns the last message of level error or fatal in a runtime's JSON
-// log, from an offset on. Lines that are not JSON are passed over.
+// lastError returns the last message of level error or fatal in a runtime's JSON log, from
+// an offset on. It skips lines that are not JSON.
 func lastError(path string, offset int64) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -187,7 +190,8 @@ func lastError(path string, offset int64) string {
 	}
 }
 
-// madeArgs are the arguments by which the OCI runtime tells of a process that it makes.
+// madeArgs returns the arguments that make the OCI runtime hand over the pid and the
+// console of a new process.
 func madeArgs(pidFile string, console *stdio.ConsoleSocket) []string {
 	args := []string{"--pid-file", pidFile}
 	if console != nil {
@@ -196,21 +200,22 @@ func madeArgs(pidFile string, console *stdio.ConsoleSocket) []string {
 	return args
 }
 
-// started is for commands that put a process with these streams into a cgroup. Nobody waits
-// for what it begins: a runtime may do without the kernel's lock, and be ready before.
+// started returns a function for call.started, for a command that puts a process with these
+// streams into a cgroup. AnnounceMove runs in the background, because it may take longer
+// than a runtime that does not need the kernel's lock.
 func started(s *stdio.Streams) func() {
 	return func() {
 		s.CloseChildEnds()
 		go func() {
 			if err := cgroups.AnnounceMove(); err != nil {
-				log.L.WithError(err).Debug("a process will have to wait for its cgroup")
+				log.L.WithError(err).Debug("cannot announce a move to a cgroup: a new process may have to wait for its cgroup")
 			}
 		}()
 	}
 }
 
-// Create has the OCI runtime create the container of the bundle, up to its init that waits
-// to be started. The init's pid is in pidFile then.
+// Create has the OCI runtime create the container of the bundle. The container's init then
+// waits to be started, and its pid is in pidFile.
 func (r *Runtime) Create(ctx context.Context, id, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	return r.run(ctx, call{
 		verb: "create", id: id, stdio: s.Child, started: started(s),
@@ -218,7 +223,7 @@ func (r *Runtime) Create(ctx context.Context, id, pidFile string, s *stdio.Strea
 	})
 }
 
-// bundleArgs are the arguments of the commands that make a container.
+// bundleArgs returns the arguments of the commands that make a container from the bundle.
 func (r *Runtime) bundleArgs() []string {
 	args := []string{"--bundle", r.Bundle}
 	if r.Options.NoPivotRoot {
@@ -230,13 +235,14 @@ func (r *Runtime) bundleArgs() []string {
 	return args
 }
 
-// Start has the OCI runtime start a container that it has created.
+// Start has the OCI runtime start a container that Create has made, and waits until the init
+// executes the container's program.
 func (r *Runtime) Start(ctx context.Context, id string) error {
 	return r.awaited(r.run(ctx, call{verb: "start", id: id}), filepath.Join(r.Bundle, "init.pid"))
 }
 
-// awaited takes the outcome of a command that lets a process go, and waits until this has
-// executed its program.
+// awaited returns err, the error of a command that starts a process. If it is nil, it first
+// waits until that process executes its program.
 func (r *Runtime) awaited(err error, pidFile string) error {
 	if err != nil {
 		return err
@@ -247,7 +253,9 @@ func (r *Runtime) awaited(err error, pidFile string) error {
 	return nil
 }
 
-// Exec executes a process, whose spec is in a file.
+// Exec has the OCI runtime execute a process in the container. spec is the path of the
+// process's spec, and log the name of a log in the bundle that no other call uses. The
+// pid of the process is in pidFile afterwards.
 func (r *Runtime) Exec(ctx context.Context, id, spec, pidFile, log string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	defer os.Remove(filepath.Join(r.Bundle, log))
 	err := r.run(ctx, call{
@@ -257,8 +265,8 @@ func (r *Runtime) Exec(ctx context.Context, id, spec, pidFile, log string, s *st
 	return r.awaited(err, pidFile)
 }
 
-// Restore has the OCI runtime make the container of the bundle from a checkpoint, and start
-// it. The init's pid is in pidFile then.
+// Restore has the OCI runtime make the container of the bundle from a checkpoint and start
+// it. The pid of its init is in pidFile afterwards.
 func (r *Runtime) Restore(ctx context.Context, id string, image CheckpointImage, pidFile string, s *stdio.Streams, console *stdio.ConsoleSocket) error {
 	args := append(madeArgs(pidFile, console), "--image-path", image.Path, "--work-path", image.Work)
 	if image.Parent != "" {
@@ -267,15 +275,16 @@ func (r *Runtime) Restore(ctx context.Context, id string, image CheckpointImage,
 	if r.Options.NoPivotRoot {
 		args = append(args, "--no-pivot")
 	}
-	// Without --no-subreaper, which crun does not know. With runc it makes no difference:
-	// what it adopts comes to the shim when it ends.
+	// --no-subreaper is left out, as crun does not know it. With runc it makes no
+	// difference: children that runc adopts become the shim's when runc ends.
 	return r.run(ctx, call{
 		verb: "restore", id: id, stdio: s.Child, started: started(s),
 		args: append(args, "--bundle", r.Bundle, "--detach"),
 	})
 }
 
-// Checkpoint has the OCI runtime write the state of the container's processes to disk, by criu.
+// Checkpoint has the OCI runtime write the state of the container's processes to disk, with
+// criu.
 func (r *Runtime) Checkpoint(ctx context.Context, id string, o CheckpointOptions) error {
 	args := []string{"--image-path", o.Path, "--work-path", o.WorkPath}
 	if o.ParentPath != "" {
@@ -309,14 +318,14 @@ func (r *Runtime) Update(ctx context.Context, id string, resources *specs.LinuxR
 	return r.run(ctx, call{verb: "update", id: id, args: []string{"--resources=-"}, stdio: [3]*os.File{stdin}})
 }
 
-// forceTimeout bounds how long the OCI runtime may take to remove what has failed. Nobody
-// waits for that who could give up.
+// forceTimeout bounds how long the OCI runtime may take for a delete by force. No client
+// waits for such a delete, so none would give up on a runtime that hangs.
 const forceTimeout = time.Minute
 
-// Delete removes the container from the OCI runtime, by force with its processes, which
-// end though the OCI runtime may fail. One that it does not know (any more: a checkpoint
-// that ends the container removes it) is no error: then what the shim itself knows of is
-// removed.
+// Delete has the OCI runtime delete the container. By force, it first kills the container's
+// processes itself, so that they end even if the OCI runtime fails. It is no error if the
+// OCI runtime does not know the container, as after a checkpoint that ended it; then Delete
+// removes its cgroup only, by force with the processes there.
 func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 	if !r.Knows(id) {
 		return r.removeUnknown(ctx, force)
@@ -329,29 +338,27 @@ func (r *Runtime) Delete(ctx context.Context, id string, force bool) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, r.patience(), fmt.Errorf("it has not ended after %v", r.patience()))
 		defer cancel()
 		if err := r.kill(ctx, id); err != nil {
-			log.G(ctx).WithError(err).Warn("cannot kill the container without the OCI runtime; calling it")
+			log.G(ctx).WithError(err).Warn("calling the OCI runtime to kill the container")
 		}
 	}
 	err := r.run(ctx, call{verb: "delete", id: id, args: args})
 	switch {
 	case err == nil && force && !lost:
-		// Under load, runc gives up on a cgroup whose last process the kernel has not
-		// taken out yet, with no more than a line in its log.
+		// runc may have left a busy cgroup behind, see End.
 		return r.removeUnknown(ctx, false)
 	case !lost && (err == nil || r.Knows(id)):
 		return err
 	}
-	// By force runc removes a directory without state, and says no more.
+	// runc delete --force succeeds without state, but removes no more than its directory.
 	if err := os.RemoveAll(r.stateDir(id)); err != nil {
 		return err
 	}
 	return r.removeUnknown(ctx, force)
 }
 
-// hasLost says whether nothing is left in the OCI runtime's directory of a container from
-// which this could know what to remove: no files, or one that a full disk has cut off. A
-// runtime that was killed while it made the container may have made the fifo only, by
-// which that is started.
+// hasLost reports whether the OCI runtime has lost its state of a container, and so cannot
+// know what to remove. The directory may be empty, or have only exec.fifo if the runtime
+// was killed while it made the container; or a full disk may have cut off the state file.
 func (r *Runtime) hasLost(id string) bool {
 	files, err := os.ReadDir(r.stateDir(id))
 	if err != nil {
@@ -360,7 +367,7 @@ func (r *Runtime) hasLost(id string) bool {
 	if !slices.ContainsFunc(files, func(f os.DirEntry) bool { return f.Name() != "exec.fifo" }) {
 		return true
 	}
-	for _, name := range []string{"state.json", "status"} { // of runc and youki; of crun
+	for _, name := range []string{"state.json", "status"} { // the first is runc's and youki's, the second crun's
 		data, err := os.ReadFile(filepath.Join(r.stateDir(id), name))
 		if err == nil && !json.Valid(data) {
 			return true
@@ -369,9 +376,9 @@ func (r *Runtime) hasLost(id string) bool {
 	return false
 }
 
-// removeUnknown removes the cgroup of a container of which the OCI runtime has lost its
-// state, and which it will never remove. One that was killed while it made the container
-// may have left a process there.
+// removeUnknown removes the cgroup of a container that the OCI runtime does not know, and
+// will never remove. With kill set, it first kills the processes in the cgroup: a runtime
+// that was killed while it made the container may have left one there.
 func (r *Runtime) removeUnknown(ctx context.Context, kill bool) error {
 	cgroup, err := r.cgroup()
 	if err != nil || cgroup == nil {
@@ -385,7 +392,8 @@ func (r *Runtime) removeUnknown(ctx context.Context, kill bool) error {
 	return r.RemoveCgroup(ctx)
 }
 
-// RunDetached has the runtime create and start a container.
+// RunDetached has the OCI runtime create and start the container of the bundle, with
+// /dev/null as its streams. The pid of its init is in pidFile afterwards.
 func (r *Runtime) RunDetached(ctx context.Context, id, pidFile string) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -398,8 +406,8 @@ func (r *Runtime) RunDetached(ctx context.Context, id, pidFile string) error {
 	})
 }
 
-// HasSeccomp says whether the runtime was built with seccomp. One that does not
-// tell is taken to have been.
+// HasSeccomp reports whether the OCI runtime was built with seccomp support. It returns
+// true if the runtime does not say.
 func (r *Runtime) HasSeccomp(ctx context.Context) bool {
 	f, err := Features(ctx, r.Options.BinaryName)
 	if err != nil || f.Linux == nil || f.Linux.Seccomp == nil || f.Linux.Seccomp.Enabled == nil {
@@ -408,23 +416,23 @@ func (r *Runtime) HasSeccomp(ctx context.Context) bool {
 	return *f.Linux.Seccomp.Enabled
 }
 
-// Features asks an OCI runtime, given by name or path (default runc), for the
-// features that it implements.
-// Source: OCI runtime specification, features.md.
+// Features returns the features that an OCI runtime, given by name or path (default runc),
+// says it implements (OCI runtime specification, features.md).
 func Features(ctx context.Context, binary string) (*features.Features, error) {
 	rt := runc.Runc{Command: binary}
 	f, err := rt.Features(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("cannot ask the OCI runtime %q for its features: %w", binary, err)
+		return nil, fmt.Errorf("cannot get the features of OCI runtime %q: %w", binary, err)
 	}
 	return f, nil
 }
 
-// descriptorTimeout bounds how long it is waited until others have closed descriptors.
+// descriptorTimeout bounds how long ReadPidFile tries again for want of descriptors.
 const descriptorTimeout = 10 * time.Second
 
-// ReadPidFile returns the pid that the OCI runtime has written. It does not give up at
-// once where descriptors are used up: the process would go on, and nobody know of it.
+// ReadPidFile returns the pid that the OCI runtime has written to a file. If there are no
+// free descriptors, it tries again for a while: otherwise the process would run unknown to
+// the shim.
 func ReadPidFile(path string) (int, error) {
 	pid, err := runc.ReadPidFile(path)
 	for end := time.Now().Add(descriptorTimeout); isUsedUp(err) && time.Now().Before(end); {
@@ -435,10 +443,10 @@ func ReadPidFile(path string) (int, error) {
 		return 0, fmt.Errorf("cannot read the pid file of the OCI runtime: %w", err)
 	}
 	if pid <= 0 {
-		return 0, errors.New("pid file " + path + " holds no pid")
+		return 0, fmt.Errorf("cannot use the pid file %s of the OCI runtime: it has pid %d", path, pid)
 	}
 	return pid, nil
 }
 
-// isUsedUp says whether something failed for want of descriptors.
+// isUsedUp reports whether err means that there are no free descriptors.
 func isUsedUp(err error) bool { return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) }

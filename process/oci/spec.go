@@ -11,15 +11,15 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Annotations with which CRI tells a runtime what a container is to its pod.
-// Source: containerd, internal/cri/annotations.
+// Annotations through which CRI tells a runtime whether a container is a sandbox, and to
+// which sandbox it belongs. Source: containerd, internal/cri/annotations.
 const (
 	ContainerTypeAnnotation = "io.kubernetes.cri.container-type"
 	SandboxIDAnnotation     = "io.kubernetes.cri.sandbox-id"
 	ContainerTypeSandbox    = "sandbox"
 )
 
-// WriteSpec writes the config.json of a bundle, or leaves it as it was.
+// WriteSpec replaces the config.json of a bundle, or leaves it as it was.
 func WriteSpec(bundle string, data []byte) error {
 	return ReplaceFile(filepath.Join(bundle, "config.json"), data)
 }
@@ -38,7 +38,7 @@ func ReadSpec(bundle string) (*specs.Spec, error) {
 	return Complete(s), nil
 }
 
-// Complete returns the spec with the sections that are missing in it as empty ones.
+// Complete returns the spec with empty sections "process" and "linux" where it has none.
 func Complete(s specs.Spec) *specs.Spec {
 	if s.Process == nil {
 		s.Process = &specs.Process{}
@@ -49,18 +49,18 @@ func Complete(s specs.Spec) *specs.Spec {
 	return &s
 }
 
-// clientSpec is where a bundle keeps the config.json that its client has made, while
-// a changed one is in its place.
+// clientSpec is the name under which a bundle keeps the client's config.json while a
+// changed one is in its place.
 const clientSpec = "config.client.json"
 
-// RestoreSpec gives the bundle the spec of its client back, so that a task can be
-// created of it once more: the changed one leads to namespaces that will have gone.
+// RestoreSpec puts the client's spec back in place, so that a task can be created from the
+// bundle once more: the changed spec has paths of namespaces that no longer exist.
 func RestoreSpec(bundle string) error {
 	kept := filepath.Join(bundle, clientSpec)
 	err := os.Rename(kept, filepath.Join(bundle, "config.json"))
 	if err == nil {
-		// Where the spec has not been changed after all, both are the same file, and
-		// rename(2) leaves them as they are.
+		// If the spec was not changed after all, both names are links to one file, and
+		// rename(2) does nothing.
 		err = os.Remove(kept)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -69,7 +69,7 @@ func RestoreSpec(bundle string) error {
 	return nil
 }
 
-// keepSpec keeps the spec of the client, unless that has been done.
+// keepSpec keeps the client's spec as clientSpec, unless it is there already.
 func keepSpec(bundle string) error {
 	err := os.Link(filepath.Join(bundle, "config.json"), filepath.Join(bundle, clientSpec))
 	if err != nil && !errors.Is(err, os.ErrExist) {
@@ -78,8 +78,8 @@ func keepSpec(bundle string) error {
 	return nil
 }
 
-// ChangeSpec sets fields of "linux" in the config.json of a bundle. All else stays
-// as it is, known or not. [RestoreSpec] undoes it.
+// ChangeSpec sets fields of "linux" in the config.json of a bundle. All other fields stay as
+// they are, even unknown ones. [RestoreSpec] undoes the change.
 func ChangeSpec(bundle string, linux map[string]any) error {
 	path := filepath.Join(bundle, "config.json")
 	if err := keepSpec(bundle); err != nil {
@@ -115,13 +115,13 @@ func ChangeSpec(bundle string, linux map[string]any) error {
 	return WriteJSON(path, whole)
 }
 
-// IsSandbox says whether the annotations of a spec ask for a sandbox.
+// IsSandbox reports whether the annotations of a spec ask for a sandbox.
 func IsSandbox(s *specs.Spec) bool {
 	return s.Annotations[ContainerTypeAnnotation] == ContainerTypeSandbox
 }
 
-// NamespaceOf returns the spec's entry for a type of namespace. The second result
-// is false if there is none: then it is the host's.
+// NamespaceOf returns the spec's entry for a type of namespace. The second result is false
+// if there is none: the container then uses the host's namespace.
 func NamespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
 	for _, ns := range s.Linux.Namespaces {
 		if ns.Type == t {
@@ -131,9 +131,8 @@ func NamespaceOf(s *specs.Spec, t specs.LinuxNamespaceType) (specs.LinuxNamespac
 	return specs.LinuxNamespace{}, false
 }
 
-// OwnsPIDNamespace says whether the container gets a PID namespace of its own,
-// so that the kernel kills all of its processes when its init ends
-// (pid_namespaces(7)).
+// OwnsPIDNamespace reports whether the container gets a new PID namespace, so that the
+// kernel kills all of its processes when its init ends (pid_namespaces(7)).
 func OwnsPIDNamespace(s *specs.Spec) bool {
 	ns, ok := NamespaceOf(s, specs.PIDNamespace)
 	return ok && ns.Path == ""

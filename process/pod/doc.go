@@ -1,3 +1,3 @@
-// Package pod makes and holds what belongs to a pod: its namespaces, in a thread, their
-// sysctls, its files, and the hooks of its sandbox. It knows no containers.
+// Package pod makes and holds a pod's namespaces, sysctls and files, and runs the hooks of its
+// sandbox. A thread holds the namespaces. The package does not know containers.
 package pod

@@ -16,17 +16,17 @@ import (
 )
 
 // Files are the files that CRI mounts into all containers of a pod, in the
-// directories where it looks for them. With the Sandbox API they are the
-// sandbox's to make and to remove.
+// directories where it looks for them. With the Sandbox API, the sandbox makes and
+// removes them.
 type Files struct {
-	Dir      string // of hostname, hosts and resolv.conf
-	ShmDir   string // to mount the pod's /dev/shm on; empty if the pod uses the host's
-	Hostname string // the host's name if empty
-	DNS      *DNS   // nil for the host's resolv.conf
+	Dir      string // directory of hostname, hosts and resolv.conf
+	ShmDir   string // mount point of the pod's /dev/shm; empty if the pod uses the host's
+	Hostname string // empty means the host's name
+	DNS      *DNS   // nil means the host's resolv.conf
 
 	mu sync.Mutex
-	// shm is a second mount of the pod's /dev/shm, which is at no path: so what is
-	// in it stays when the first goes. Guarded by mu; nil without.
+	// shm is a detached second mount of the pod's /dev/shm, which keeps its files when
+	// somebody unmounts the first. Guarded by mu; nil if there is none.
 	shm *os.File
 }
 
@@ -37,8 +37,8 @@ type DNS struct{ Servers, Searches, Options []string }
 // in containerd's internal/cri/server/podsandbox).
 const shmSize = 64 << 20
 
-// Make writes the files with the modes that CRI gives them. The directories must
-// not exist yet, so nothing that is in them can lead elsewhere.
+// Make makes the directories and files, with the modes that CRI gives them, and mounts
+// /dev/shm. It fails if a directory exists: a link in it could lead elsewhere.
 func (f *Files) Make() error {
 	if f == nil {
 		return nil
@@ -57,8 +57,8 @@ func (f *Files) Make() error {
 	return nil
 }
 
-// fill makes what is missing in the directories. The mount comes last: there is nothing
-// to undo but files.
+// fill makes what is missing in the directories. It mounts last, so that after an error
+// there are only files to undo.
 func (f *Files) fill() error {
 	for name, content := range map[string]func() ([]byte, error){"hostname": f.hostname, "hosts": hosts, "resolv.conf": f.resolvConf} {
 		path := filepath.Join(f.Dir, name)
@@ -106,7 +106,7 @@ func (f *Files) resolvConf() ([]byte, error) {
 	return data, nil
 }
 
-// String returns the content of a resolv.conf, empty for nil.
+// String returns the content of a resolv.conf; empty if d is nil.
 func (d *DNS) String() string {
 	if d == nil {
 		return ""
@@ -124,7 +124,7 @@ func (d *DNS) String() string {
 	return b.String()
 }
 
-// mountShm mounts the pod's /dev/shm, if it is not there.
+// mountShm mounts the pod's /dev/shm, unless it is mounted.
 func (f *Files) mountShm() error {
 	if f.ShmDir == "" {
 		return nil
@@ -141,7 +141,7 @@ func (f *Files) mountShm() error {
 		if err == nil {
 			return nil
 		}
-		log.L.WithError(err).WithField("path", f.ShmDir).Warn("the pod's /dev/shm is lost and made anew: later containers do not share it with earlier ones")
+		log.L.WithError(err).WithField("path", f.ShmDir).Warn("cannot restore the pod's /dev/shm: mounting a new one, which later containers do not share with earlier ones")
 	}
 	options := fmt.Sprintf("mode=1777,size=%d", shmSize)
 	if err := unix.Mount("shm", f.ShmDir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
@@ -151,8 +151,8 @@ func (f *Files) mountShm() error {
 	return nil
 }
 
-// holdShm keeps a mount of the pod's /dev/shm for moveShm. It does without where there is
-// none at no path: Linux before 5.2 knows no such, and a seccomp filter may not.
+// holdShm keeps a detached mount of the pod's /dev/shm for moveShm, if it can: Linux has
+// open_tree(2) since 5.2, and a seccomp filter may refuse it.
 func (f *Files) holdShm() {
 	closeFile(f.shm)
 	f.shm = nil
@@ -164,7 +164,7 @@ func (f *Files) holdShm() {
 	f.shm = os.NewFile(uintptr(fd), f.ShmDir)
 }
 
-// moveShm puts the mount that is held in the place of one that is gone.
+// moveShm attaches the detached mount where the first one is gone.
 func (f *Files) moveShm() error {
 	err := unix.MoveMount(int(f.shm.Fd()), "", unix.AT_FDCWD, f.ShmDir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
@@ -174,10 +174,10 @@ func (f *Files) moveShm() error {
 	return nil
 }
 
-// Restore makes again what is gone of the files: when it starts, CRI takes the
-// directories of sandboxes that are no containers for orphans, and removes them
-// (cleanupOrphanedIDDirs in containerd's internal/cri/server/restart.go). It may have
-// removed one of the two, or not all that is in it.
+// Restore makes again the files and directories that are missing. When CRI starts, it
+// mistakes the directories of a sandbox that is not a container for orphans, and removes
+// them (cleanupOrphanedIDDirs in containerd's internal/cri/server/restart.go). It may have
+// removed only one directory, or only a part of it.
 func (f *Files) Restore() error {
 	if f == nil {
 		return nil
@@ -192,8 +192,8 @@ func (f *Files) Restore() error {
 	return f.fill()
 }
 
-// isDir takes the error of making a directory: that it is there is none. A link in its
-// place is.
+// isDir returns err, the error of making a directory, unless the directory exists. A link
+// to a directory is an error.
 func isDir(path string, err error) error {
 	if !errors.Is(err, fs.ErrExist) {
 		return err
@@ -205,7 +205,7 @@ func isDir(path string, err error) error {
 	return err
 }
 
-// makeDir makes the directory of one sandbox, in the one of all.
+// makeDir makes a sandbox's directory, and the directory of all sandboxes if necessary.
 func makeDir(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -213,7 +213,7 @@ func makeDir(dir string) error {
 	return os.Mkdir(dir, 0o755)
 }
 
-// writeNew writes a file that must not be there yet, not even as a link.
+// writeNew writes a new file. It fails if anything is at the path, even a link.
 func writeNew(path string, data []byte) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
@@ -223,7 +223,7 @@ func writeNew(path string, data []byte) error {
 	return errors.Join(err, file.Chmod(0o644), file.Close())
 }
 
-// Unmount takes away what would keep CRI from removing the directories.
+// Unmount unmounts the pod's /dev/shm, so that CRI can remove the directories.
 func (f *Files) Unmount() error {
 	if f == nil || f.ShmDir == "" {
 		return nil
@@ -250,7 +250,7 @@ func (f *Files) Remove() error {
 	return removeDirs(f.dirs())
 }
 
-// dirs are the directories that are this sandbox's alone.
+// dirs returns the directories that belong to this sandbox only.
 func (f *Files) dirs() []string {
 	if f.ShmDir == "" {
 		return []string{f.Dir}

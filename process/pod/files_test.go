@@ -24,7 +24,7 @@ func podFiles(t *testing.T) *Files {
 	return f
 }
 
-// wantFiles fails the test if a file is not as it was made, or /dev/shm not the pod's.
+// wantFiles fails the test if a file is not as Make has made it, or if /dev/shm is not mounted.
 func (f *Files) wantFiles(t *testing.T) {
 	t.Helper()
 	hosts, err := os.ReadFile("/etc/hosts")
@@ -53,7 +53,7 @@ func (f *Files) wantGone(t *testing.T) {
 	}
 }
 
-// Whoever removes the files may have got to any point.
+// Some of the files may be removed, and others not.
 func TestPodFilesAreRestored(t *testing.T) {
 	removals := []struct {
 		name   string
@@ -92,7 +92,7 @@ func TestPodFilesAreRestored(t *testing.T) {
 		}
 		f.wantFiles(t)
 		if _, err := os.Stat(inShm); err != nil {
-			t.Errorf("%s: another /dev/shm: %v", name, err)
+			t.Errorf("%s: /dev/shm has lost its files: %v", name, err)
 		}
 		proctest.Must(t, f.Remove())
 		f.wantGone(t)
@@ -114,7 +114,7 @@ func TestPodFilesThatAreThereAreLeftAlone(t *testing.T) {
 	}
 }
 
-// Nothing is to be written, or mounted, where a link leads to.
+// Nothing may be written to, or mounted on, the target of a link.
 func TestPodFilesAreNotRestoredThroughLinks(t *testing.T) {
 	f := podFiles(t)
 	proctest.Must(t, f.Make())
@@ -134,7 +134,7 @@ func TestPodFilesAreNotRestoredThroughLinks(t *testing.T) {
 	}
 }
 
-// inOwnMountNamespace has a process begin in a mount namespace of its own.
+// inOwnMountNamespace has a process start in a new mount namespace.
 func inOwnMountNamespace(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 }

@@ -17,20 +17,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hooks are those in a sandbox's spec, which no OCI runtime sees. They run when
-// the runtime specification says so ("Lifecycle" in runtime.md):
+// Hooks are the hooks in a sandbox's spec. No OCI runtime sees that spec, so the shim runs
+// them, when the runtime specification says ("Lifecycle" in runtime.md):
 //
-//	prestart, createRuntime  when the namespaces are there, in the host's
-//	createContainer          then, in those that the sandbox's thread is in
-//	poststart                when the sandbox has started
-//	poststop                 when it has been deleted, or could not be created
+//	prestart, createRuntime  after the namespaces are made, in the host's namespaces
+//	createContainer          after these, in the namespaces of the sandbox's thread
+//	poststart                after the sandbox has started
+//	poststop                 after it has been deleted, or could not be created
 //
-// startContainer hooks are those of a program that is about to be executed in the
-// container's root file system; a sandbox has neither.
+// startContainer hooks never run: they belong to a program that is executed in a root file
+// system, and a sandbox has neither.
 type Hooks struct {
 	specs.Hooks
-	state specs.State // but for its status
-	// Patience is poststopTimeout.
+	state specs.State // its status is set for each run
+	// Patience is how long all poststop hooks without a timeout may take together.
 	Patience time.Duration
 }
 
@@ -44,7 +44,7 @@ func NewHooks(s *specs.Spec, id, bundle string, pid int) *Hooks {
 	}}
 }
 
-// CheckHooks refuses hooks that could never run.
+// CheckHooks fails with [errdefs.ErrInvalidArgument] if a hook could never run.
 func CheckHooks(h *specs.Hooks) error {
 	if h == nil {
 		return nil
@@ -55,14 +55,15 @@ func CheckHooks(h *specs.Hooks) error {
 				return fmt.Errorf("the path of hook %q is not absolute: %w", hook.Path, errdefs.ErrInvalidArgument)
 			}
 			if hook.Timeout != nil && *hook.Timeout <= 0 {
-				return fmt.Errorf("the timeout of hook %s is %d s, not more than zero: %w", hook.Path, *hook.Timeout, errdefs.ErrInvalidArgument)
+				return fmt.Errorf("the timeout of hook %s is %d s, but must be more than zero: %w", hook.Path, *hook.Timeout, errdefs.ErrInvalidArgument)
 			}
 		}
 	}
 	return nil
 }
 
-// Created runs the hooks of a create, up to the first that fails.
+// Created runs the prestart, createRuntime and createContainer hooks, up to the first that
+// fails.
 func (h *Hooks) Created(ctx context.Context, thread *Thread) error {
 	if h == nil {
 		return nil
@@ -87,11 +88,12 @@ func (h *Hooks) Started(ctx context.Context) error {
 	return h.run(ctx, "poststart", h.Poststart, specs.StateRunning)
 }
 
-// poststopTimeout bounds how long the poststop hooks may take that have no timeout of their
-// own: a sandbox cannot be deleted before they have ended.
+// poststopTimeout bounds how long all poststop hooks without a timeout may take together,
+// because a sandbox cannot be deleted before they have ended.
 const poststopTimeout = time.Minute
 
-// Stopped runs the poststop hooks: all, whether they fail or not, as long as there is time.
+// Stopped runs all poststop hooks, even after one has failed. It bounds their time by
+// Patience and their timeouts, all added up.
 func (h *Hooks) Stopped(ctx context.Context) error {
 	if h == nil || len(h.Poststop) == 0 {
 		return nil
@@ -140,12 +142,12 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 	if len(h.Args) > 0 {
 		cmd.Args = h.Args
 	}
-	cmd.Env = append([]string{}, h.Env...) // nil would be the shim's
+	cmd.Env = append([]string{}, h.Env...) // nil would mean the shim's environment
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // with its children
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // the hook and its children
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(state), &out, &out
-	cmd.WaitDelay = time.Second // a process that the hook leaves may hold the output open
+	cmd.WaitDelay = time.Second // a process that the hook leaves behind may hold the output open
 	err := cmd.Run()
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
@@ -159,7 +161,7 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 	return err
 }
 
-// message keeps the beginning of what is written to it, for an error message.
+// message keeps the beginning of a hook's output for an error message.
 type message []byte
 
 func (m *message) Write(p []byte) (int, error) {

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InitName is what ps(1) shows in the containers: that of the pause program.
+// InitName is the name of the pod init that ps(1) shows in the containers: the same as that
+// of Kubernetes' pause program.
 const InitName = "/pause"
 
-// MakeInitRoot mounts a file system that holds the init's program and nothing
-// else: of its own, so that neither a mount option of the host (noexec) nor a
-// file of the host can be met through it.
+// MakeInitRoot mounts a new, read-only file system on dir, with the pod init's program. The
+// file system is new so that no mount option of the host (noexec) applies to it, and no
+// file of the host can be reached through it. The label is SELinux's; it may be empty.
 func MakeInitRoot(dir, label string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
@@ -36,7 +37,7 @@ func MakeInitRoot(dir, label string) error {
 	}
 	for _, name := range []string{"dev", "proc"} {
 		path := filepath.Join(dir, name)
-		// It is for any user, whatever the umask.
+		// With chmod the umask does not matter: any user must have access.
 		if err := errors.Join(os.Mkdir(path, 0o555), os.Chmod(path, 0o555)); err != nil {
 			return err
 		}
@@ -50,11 +51,11 @@ func MakeInitRoot(dir, label string) error {
 	return nil
 }
 
-// InitRootOf is where the root directory of a pod's init is to be. In the bundle
-// of a task there is a place for it, which containerd unmounts when it removes that.
-// The directory with the bundles of the Sandbox API is closed to all but root
-// (plugins/sandbox/controller.go), and so to the root of a user namespace; for
-// those there is one of the shim's own beside it, in containerd's state directory.
+// InitRootOf returns the path of the pod init's root directory. A task's is rootfs in its
+// bundle, which containerd unmounts when it removes the bundle. Bundles of the Sandbox API
+// are in a directory that only the host's root may enter (plugins/sandbox/controller.go),
+// and not the root of a user namespace: theirs is in a directory that the shim makes beside
+// that one, in containerd's state directory.
 func InitRootOf(bundle, id string, isTask bool) string {
 	if isTask {
 		return filepath.Join(bundle, "rootfs")
@@ -64,8 +65,8 @@ func InitRootOf(bundle, id string, isTask bool) string {
 	return filepath.Join(state, "io.containerd.pause.v2", filepath.Base(namespace), id)
 }
 
-// RemoveInitRoot unmounts the root directory of an init, and removes it if it
-// is not in a bundle.
+// RemoveInitRoot unmounts the root directory of a pod init, and removes it if it is not in
+// the bundle.
 func RemoveInitRoot(root, bundle string) error {
 	if root == "" {
 		return nil

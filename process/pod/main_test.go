@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The main thread is the tests' own, so that it is not taken for a pod's: /proc/self/ns shall be the host's.
+// The tests' main thread never enters a pod, because tests take /proc/self/ns for the host's namespaces.
 func init() { runtime.LockOSThread() }
 
-// startThread starts a thread that serves for ever, as the main thread does, and returns it with its tid.
+// startThread starts a thread that lives for ever, as the main thread does, and returns it and its ID.
 func startThread() (*Thread, int) {
 	thread, tid := NewMainThread(), make(chan int)
 	go func() {
@@ -26,7 +26,7 @@ func startThread() (*Thread, int) {
 	return thread, <-tid
 }
 
-// hostPath is the path of a namespace of the host, of a process that is not the shim.
+// hostPath returns a path of a namespace of the host, through a process that is not the shim.
 func hostPath(t *testing.T, name string) string {
 	t.Helper()
 	return fmt.Sprintf("/proc/%d/ns/%s", proctest.Sleeper(t, nil), name)

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NamespaceTypes are the types that a sandbox's thread takes, with the name
-// under /proc/<pid>/ns and the flag of unshare(2) and setns(2). PID and user
-// namespaces are not among them: the first holds only for children, the second
-// cannot be entered by one thread of many (setns(2)).
+// NamespaceTypes are the types of the namespaces that a sandbox's thread enters, with their
+// names under /proc/<pid>/ns and flags for unshare(2) and setns(2). There are two that it
+// cannot enter (setns(2)): a new PID namespace is only for the caller's children, and a
+// process with several threads must not change its user namespace.
 var NamespaceTypes = []struct {
 	Kind specs.LinuxNamespaceType
 	Proc string
@@ -27,7 +27,7 @@ var NamespaceTypes = []struct {
 // (namespaces(7), "The /proc/pid/ns/ directory").
 type NSID struct{ dev, Inode uint64 }
 
-// StatNamespace identifies the namespace that a path leads to.
+// StatNamespace returns the identity of the namespace at a path.
 func StatNamespace(path string) (NSID, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -36,17 +36,17 @@ func StatNamespace(path string) (NSID, error) {
 	return NSID{st.Dev, st.Ino}, nil
 }
 
-// NSFile is the open file of a namespace. Unlike a path it leads to the same
-// namespace as long as it is open, whatever becomes of the process or link that
-// it was found by; and the namespace stays.
+// NSFile is the open file of a namespace, and keeps the namespace alive. A path may lead to
+// another namespace once a process has ended or a link has changed; an open file does not.
 type NSFile struct {
 	*os.File
 	ID   NSID
-	flag int // of clone(2): its type
+	flag int // the namespace's type, as a flag of clone(2)
 }
 
-// Open opens a path that a client has given. It refuses what is no
-// namespace, and does not wait, as the open of a fifo would.
+// Open opens the namespace at a path that a client has given. It fails with
+// [errdefs.ErrInvalidArgument] if that is not a namespace. It never waits, even if the path
+// is a fifo's.
 func Open(path string) (*NSFile, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -59,7 +59,7 @@ func newNSFile(f *os.File) (*NSFile, error) {
 	flag, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("%s is no namespace: %w", f.Name(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s is not a namespace: %w", f.Name(), errdefs.ErrInvalidArgument)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -69,15 +69,16 @@ func newNSFile(f *os.File) (*NSFile, error) {
 	return &NSFile{f, NSID{st.Dev, st.Ino}, flag}, nil
 }
 
-// Path is where others find the open file. runc takes a path to a user namespace
-// that begins with /proc/<number>/ for that of a process in it, and reads the ID
-// mappings of that process (GetUserNamespaceMappings in libcontainer); the dot
-// keeps it from that.
+// Path returns a path through which other processes can open the file. It has a dot because
+// of runc: if the path of a user namespace begins with /proc/<number>/, runc reads the ID
+// mappings of that process (GetUserNamespaceMappings in libcontainer), and the shim is not
+// in the namespace.
 func (f *NSFile) Path() string {
 	return fmt.Sprintf("/proc/./%d/fd/%d", os.Getpid(), f.Fd())
 }
 
-// CheckNamespaceList refuses what runc refuses: a type listed twice.
+// CheckNamespaceList fails with [errdefs.ErrInvalidArgument] if a type is listed twice, which
+// runc refuses as well.
 func CheckNamespaceList(list []specs.LinuxNamespace) error {
 	seen := make(map[specs.LinuxNamespaceType]bool)
 	for _, ns := range list {
@@ -89,7 +90,7 @@ func CheckNamespaceList(list []specs.LinuxNamespace) error {
 	return nil
 }
 
-// cloneFlags are the flags of clone(2) by which the kernel names the types.
+// cloneFlags are the types' flags of clone(2), which NS_GET_NSTYPE returns.
 var cloneFlags = map[specs.LinuxNamespaceType]int{
 	specs.PIDNamespace:     unix.CLONE_NEWPID,
 	specs.NetworkNamespace: unix.CLONE_NEWNET,
@@ -101,9 +102,9 @@ var cloneFlags = map[specs.LinuxNamespaceType]int{
 	specs.TimeNamespace:    unix.CLONE_NEWTIME,
 }
 
-// HostNamespace returns the identity of the shim's own namespace of a type,
-// which is the host's in all threads but those that hold sandboxes. The path
-// must not be /proc/self, which is the main thread's.
+// HostNamespace returns the identity of the host's namespace of a type, which is the calling
+// thread's. It must not be called in a thread that holds a sandbox. /proc/self would not
+// do: it shows the main thread, which may hold one.
 func HostNamespace(kind specs.LinuxNamespaceType) (NSID, error) {
 	name, ok := ProcNames[kind]
 	if !ok {

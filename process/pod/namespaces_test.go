@@ -134,7 +134,7 @@ func TestErrorsBringTheThreadBack(t *testing.T) {
 		{"panic in setup", proctest.NamespaceList(proctest.PodKinds...), func() error { panic("on purpose") }, nil},
 		{"a path that does not exist", with("/nonexistent"), noSetup, os.ErrNotExist},
 		{"a path of another type", with("/proc/thread-self/ns/net"), noSetup, errdefs.ErrInvalidArgument},
-		{"a path that is no namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
+		{"a path that is not a namespace", with(file), noSetup, errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
@@ -166,13 +166,12 @@ func TestPanicInSetupIsAnError(t *testing.T) {
 	}))
 }
 
-// What a child is forked from is not the thread, whatever that is in.
 func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 	home, err := os.Open("/proc/thread-self/ns/uts")
 	proctest.Must(t, err)
 	defer home.Close()
 	thread, _ := startThread()
-	// Other tests look at all threads.
+	// Bring the thread back, because other tests check the namespaces of all threads.
 	defer func() {
 		back := make(chan error)
 		thread.calls <- func() { back <- unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS) }
@@ -182,13 +181,14 @@ func TestThreadThatCannotLeaveIsNotUsedAgain(t *testing.T) {
 	proctest.Must(t, err)
 	proctest.Must(t, thread.held[0].home.Close())
 	if err := thread.Leave(); err == nil {
-		t.Fatal("the thread has left without knowing where to")
+		t.Fatal("the thread has left, though the way back is closed")
 	}
 	if err := enterList(thread, nil, func() error { return nil }); err == nil {
 		t.Error("the thread was used again")
 	}
 }
 
+// A child is not forked from the thread that is in a pod.
 func TestChildrenStayAtHome(t *testing.T) {
 	thread, _ := startThread()
 	err := enterList(thread, proctest.NamespaceList(proctest.PodKinds...), noSetup)
@@ -235,7 +235,7 @@ func TestPathsThatLeadToTheHost(t *testing.T) {
 	proctest.WantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 }
 
-// What has been checked is entered, wherever the path leads by then.
+// The thread enters the namespace that was checked, even if the path has changed since.
 func TestResolvedNamespacesDoNotChange(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	link := filepath.Join(t.TempDir(), "link")
@@ -254,7 +254,7 @@ func TestResolvedNamespacesDoNotChange(t *testing.T) {
 	proctest.Must(t, thread.Leave())
 }
 
-// A thread that was made for a pod ends with it, and so does what it held.
+// A thread that was made for a pod ends with it, and closes its files.
 func TestThreadOfAPodEndsWithIt(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	for range 3 {

@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The programs of package program are executed from a file system of their own. Every
-// other place may be closed to them: directories may be mounted with noexec, and the host
-// may refuse files in memory that can be executed (vm.memfd_noexec, sysctl/vm.rst).
+// Programs of package program are executed from a new file system, because a host may not
+// allow it elsewhere: directories may be mounted with noexec, and executable files in memory
+// may be refused (vm.memfd_noexec, sysctl/vm.rst).
 
-// programFile makes an executable file that is at no path.
+// programFile returns an executable file that has no path.
 func programFile(name string, code []byte) (*os.File, error) {
 	dir, err := tmpfs()
 	if err != nil {
@@ -30,9 +30,10 @@ func programFile(name string, code []byte) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// writeProgram writes an executable file for any user, into a directory as of openat(2).
-// No process may be forked meanwhile: it would hold the file open for writing up to its
-// own execve(2), and until then the kernel executes the file for nobody (ETXTBSY).
+// writeProgram writes a file that any user may execute; dir and path are those of
+// openat(2). It keeps other goroutines from forking: a forked process would hold the file
+// open for writing until its execve(2), and meanwhile nobody could execute the file
+// (ETXTBSY).
 func writeProgram(dir int, path string, code []byte) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
@@ -42,23 +43,23 @@ func writeProgram(dir int, path string, code []byte) error {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	_, err = f.Write(code)
-	if err := errors.Join(err, f.Chmod(0o555), f.Close()); err != nil { // whatever the umask
+	if err := errors.Join(err, f.Chmod(0o555), f.Close()); err != nil { // with chmod the umask does not matter
 		return fmt.Errorf("cannot write the program %s: %w", path, err)
 	}
 	return nil
 }
 
-// tmpfsOptions are those of a file system for one small program.
+// tmpfsOptions are the mount options of a file system for one small program.
 var tmpfsOptions = map[string]string{"mode": "755", "size": "64k", "nr_inodes": "8"}
 
-// tmpfs returns the root directory of a new file system that nobody else sees. It goes
-// with its last open file.
+// tmpfs returns the root directory of a new file system, which is mounted nowhere. The
+// kernel frees it with its last open file.
 func tmpfs() (*os.File, error) {
 	dir, err := detachedTmpfs()
 	if err == nil {
 		return dir, nil
 	}
-	// Linux before 5.2 has no file systems at no path; a seccomp filter may not know them.
+	// Linux has fsmount(2) since 5.2, and a seccomp filter may refuse it.
 	dir, mountErr := mountedTmpfs()
 	if mountErr != nil {
 		return nil, errors.Join(err, mountErr)
@@ -87,7 +88,8 @@ func detachedTmpfs() (*os.File, error) {
 	return os.NewFile(uintptr(dir), "tmpfs"), nil
 }
 
-// mountedTmpfs is detachedTmpfs by way of a path.
+// mountedTmpfs is detachedTmpfs for old kernels: it mounts the file system at a path for a
+// moment.
 func mountedTmpfs() (_ *os.File, err error) {
 	path, err := os.MkdirTemp("", "pause-program-")
 	if err != nil {

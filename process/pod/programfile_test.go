@@ -20,7 +20,7 @@ func TestProgramFileIsExecuted(t *testing.T) {
 	}
 	proctest.Must(t, err)
 	proctest.NoLeakedFDs(t)
-	// Programs that are made, and started, at the same time must not be in each other's way.
+	// Programs may be made and started at the same time (ETXTBSY, see writeProgram).
 	errs := make(chan error)
 	const many = 16
 	for range many {
@@ -41,7 +41,7 @@ func runProgram(code []byte) error {
 	defer file.Close()
 	cmd := exec.Command("/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{file}
-	// Not in the way that Go usually forks, where nothing else is executed meanwhile.
+	// With this flag Go does not fork in its usual way, where no other thread runs until execve(2).
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}
 	if err := cmd.Start(); err != nil {
 		return err

@@ -13,31 +13,33 @@ import (
 type namespace struct {
 	kind specs.LinuxNamespaceType
 	file *NSFile // nil for a new namespace
-	host bool    // it is the host's, however the path to it is spelled
+	host bool    // whether it is the host's, compared by identity and not by path
 }
 
-// enter puts the calling thread into the namespace, which has the given flag of
-// unshare(2) and setns(2).
+// enter puts the calling thread into the namespace. flag is that of the namespace's type, see
+// NamespaceTypes.
 func (ns *namespace) enter(flag int) error {
 	if ns.file == nil {
 		return os.NewSyscallError("unshare", unix.Unshare(flag))
 	}
-	// With the flag given, setns(2) refuses a file of any other type.
+	// With this flag, setns(2) refuses namespaces of another type.
 	if err := unix.Setns(int(ns.file.Fd()), flag); err != nil {
 		return &os.PathError{Op: "setns", Path: ns.file.Name(), Err: err}
 	}
 	return nil
 }
 
-// Namespaces is the list of namespaces of a sandbox's spec. Each path in it has
-// been opened once: what was checked is what is entered, wherever the path leads by
-// then.
+// Namespaces is the list of namespaces in a sandbox's spec. Each path in it is opened only
+// once, so that the sandbox enters what was checked, even if the path has changed since.
 type Namespaces []namespace
 
-// Resolve opens the paths in the list of a sandbox's spec. It refuses those
-// that lead to no namespace of the type that they are for; to the host's user
-// namespace, for who asks for one is not to be without it unawares; and all for PID
-// namespaces: a sandbox can hold none but the one that its init comes up in.
+// Resolve opens the paths in the list of a sandbox's spec. It fails with
+// [errdefs.ErrInvalidArgument] for a path
+//
+//   - to anything but a namespace of the entry's type;
+//   - to the host's user namespace: a client that asks for a user namespace must not end
+//     up without one;
+//   - of a PID namespace: a sandbox can hold only the one that its pod init is started in.
 func Resolve(list []specs.LinuxNamespace) (set Namespaces, err error) {
 	defer func() {
 		if err != nil {
@@ -51,7 +53,7 @@ func Resolve(list []specs.LinuxNamespace) (set Namespaces, err error) {
 		}
 		f, err := Open(entry.Path)
 		if err != nil {
-			return set, fmt.Errorf("cannot find the %s namespace: %w", entry.Type, err)
+			return set, fmt.Errorf("cannot open the sandbox's %s namespace: %w", entry.Type, err)
 		}
 		set = append(set, namespace{kind: entry.Type, file: f})
 		if err := set[len(set)-1].check(); err != nil {
@@ -61,7 +63,7 @@ func Resolve(list []specs.LinuxNamespace) (set Namespaces, err error) {
 	return set, nil
 }
 
-// check checks what the path has led to, and says whether that is the host's.
+// check refuses the open file if Resolve does not allow it, and sets host.
 func (ns *namespace) check() error {
 	refuse := func(what string) error {
 		return fmt.Errorf("the sandbox's %s namespace %s %s: %w", ns.kind, ns.file.Name(), what, errdefs.ErrInvalidArgument)
@@ -73,7 +75,7 @@ func (ns *namespace) check() error {
 	ns.host = ns.file.ID == host
 	switch {
 	case ns.file.flag != cloneFlags[ns.kind]:
-		return refuse("is not one")
+		return refuse("is of another type")
 	case ns.kind == specs.PIDNamespace:
 		return refuse("cannot be given by a path")
 	case ns.kind == specs.UserNamespace && ns.host:
@@ -82,7 +84,7 @@ func (ns *namespace) check() error {
 	return nil
 }
 
-// Close closes the files of the set.
+// Close closes the files of all namespaces in the set.
 func (set Namespaces) Close() {
 	for _, ns := range set {
 		if ns.file != nil {
@@ -91,7 +93,8 @@ func (set Namespaces) Close() {
 	}
 }
 
-// find returns the entry of a type, nil if there is none: then it is the host's.
+// find returns the entry of a type. It returns nil if there is none: the sandbox then uses
+// the host's namespace.
 func (set Namespaces) find(kind specs.LinuxNamespaceType) *namespace {
 	for i := range set {
 		if set[i].kind == kind {
@@ -101,8 +104,8 @@ func (set Namespaces) find(kind specs.LinuxNamespaceType) *namespace {
 	return nil
 }
 
-// newFlags returns the flags of unshare(2) for the new namespaces of those types that
-// a sandbox's thread takes.
+// newFlags returns the flags for unshare(2) of the new namespaces that a sandbox's thread
+// enters.
 func (set Namespaces) newFlags() (flags uint64) {
 	for _, t := range NamespaceTypes {
 		if ns := set.find(t.Kind); ns != nil && ns.file == nil {
@@ -112,11 +115,11 @@ func (set Namespaces) newFlags() (flags uint64) {
 	return flags
 }
 
-// Own are the types of which a sandbox has a namespace of its own. The
-// path in a spec may lead to the host's, which is not.
+// Own holds the types for which a sandbox does not use the host's namespace.
 type Own map[specs.LinuxNamespaceType]bool
 
-// Own returns the types of which the set has a namespace that is not the host's.
+// Own returns the types for which the set has a namespace other than the host's. A path in
+// a spec may lead to the host's.
 func (set Namespaces) Own() Own {
 	own := make(Own)
 	for _, ns := range set {

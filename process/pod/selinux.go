@@ -7,11 +7,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Labels are of SELinux, and the profile of AppArmor.
+// Labels are SELinux's labels for processes and mounts, and the name of an AppArmor profile.
 type Labels struct{ Process, Mount, Profile string }
 
-// EnabledLabels are those in a sandbox's spec that the kernel knows of. OCI
-// runtimes refuse others, which a sandbox takes as long as it has no process.
+// EnabledLabels returns the labels in a sandbox's spec that the kernel supports. An OCI
+// runtime would refuse the others, but a sandbox without a process has no use for them.
 func EnabledLabels(s *specs.Spec) (l Labels) {
 	if HasSELinux() {
 		l.Process, l.Mount = s.Process.SelinuxLabel, s.Linux.MountLabel
@@ -22,8 +22,9 @@ func EnabledLabels(s *specs.Spec) (l Labels) {
 	return l
 }
 
-// HasSELinux says whether the kernel has SELinux and a policy for it. Without one,
-// every process is labelled "kernel", and the kernel refuses to mount with a label.
+// HasSELinux reports whether the kernel has SELinux enabled and a policy loaded. Without a
+// policy, every process has the label "kernel", and the kernel refuses to mount with a
+// label.
 func HasSELinux() bool {
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
 		return false

@@ -13,21 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ipcSysctls are the keys that the kernel keeps per IPC namespace
-// (ipc_namespaces(7); kernel, ipc/ipc_sysctl.c), besides fs/mqueue/*.
+// ipcSysctls are the keys, besides fs/mqueue/*, that the kernel keeps per IPC namespace
+// (ipc_namespaces(7); kernel, ipc/ipc_sysctl.c).
 var ipcSysctls = []string{
 	"kernel/auto_msgmni", "kernel/msg_next_id", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni",
 	"kernel/sem", "kernel/sem_next_id",
 	"kernel/shm_next_id", "kernel/shm_rmid_forced", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
 }
 
-// Sysctl is one value to write, at a path below /proc/sys.
+// Sysctl is a value to write to a path below /proc/sys.
 type Sysctl struct{ Path, value string }
 
-// Sysctls checks the sysctls of a sandbox's spec and returns them in the
-// order of their keys. A key is allowed only if the kernel keeps it per
-// namespace and the spec gives the pod a namespace of that type which is not
-// the host's; anything else would change the host.
+// Sysctls checks the sysctls of a sandbox's spec and returns them sorted by key. It fails
+// with [errdefs.ErrInvalidArgument] for a key that would change the host: one that the
+// kernel does not keep per namespace, or for whose type of namespace the pod uses the
+// host's.
 func Sysctls(sysctls map[string]string, own Own) ([]Sysctl, error) {
 	list := make([]Sysctl, 0, len(sysctls))
 	for key, value := range sysctls {
@@ -48,9 +48,9 @@ func Sysctls(sysctls map[string]string, own Own) ([]Sysctl, error) {
 	return list, nil
 }
 
-// sysctlPath turns a key into a path below /proc/sys. As in sysctl(8), the first
-// separator of a key decides: after a slash dots are themselves, after a dot
-// dots separate and slashes are dots (net.ipv4.conf.eth0/1.forwarding).
+// sysctlPath turns a key into a path below /proc/sys. As in sysctl(8), the first separator
+// in the key decides. If it is a slash, the key is a path. If it is a dot, dots separate,
+// and slashes stand for dots (net.ipv4.conf.eth0/1.forwarding).
 func sysctlPath(key string) (string, error) {
 	path := key
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
@@ -82,8 +82,8 @@ func sysctlNamespace(path string) (specs.LinuxNamespaceType, bool) {
 	return "", false
 }
 
-// WriteSysctls runs in the thread that is in the pod's namespaces: the kernel
-// resolves /proc/sys/net and the IPC keys by the calling thread.
+// WriteSysctls writes the values. It must run in the thread that is in the pod's namespaces:
+// the kernel resolves the network and IPC keys in the namespaces of the calling thread.
 func WriteSysctls(list []Sysctl) error {
 	for _, s := range list {
 		if err := writeSysctl(s); err != nil {
@@ -93,9 +93,9 @@ func WriteSysctls(list []Sysctl) error {
 	return nil
 }
 
-// writeSysctl writes one value. Those of an IPC namespace that belongs to a user
-// namespace can be written by its root only, not even by the host's (kernel,
-// ipc_permissions in ipc/ipc_sysctl.c); the file's owner tells who that is.
+// writeSysctl writes one value. If an IPC namespace belongs to a user namespace, only the
+// root of that may write its keys, and not even the host's root (kernel, ipc_permissions in
+// ipc/ipc_sysctl.c). That root owns the file.
 func writeSysctl(s Sysctl) error {
 	path := filepath.Join("/proc/sys", s.Path)
 	if kind, _ := sysctlNamespace(s.Path); kind != specs.IPCNamespace {
@@ -117,10 +117,10 @@ func writeValue(path, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// asUser calls f with another effective user. Only the calling thread has it: it
-// is libraries that change the user of all threads of a process (setresuid(2)). A
-// thread that could not come back has no capabilities, so that it cannot leave
-// the pod's namespaces either, and is not used again.
+// asUser calls f with another effective user, in the calling thread only: the system call
+// changes one thread, and C libraries make it in all threads (setresuid(2)). If the thread
+// cannot change back, it has no capabilities; then it cannot leave the pod's namespaces
+// either, and is not used again.
 func asUser(uid uint32, f func() error) error {
 	if uid == 0 {
 		return f()

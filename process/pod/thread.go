@@ -11,32 +11,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Thread is an operating system thread in which a pod lives: namespaces are a
-// property of threads, not of processes, so this one can be in the pod's while all
-// others stay in the host's. It does nothing but what it is told to.
+// Thread is an operating system thread that holds a pod's namespaces. Namespaces belong to
+// threads, not to processes: this thread is in the pod's, and all others stay in the host's.
+// It runs only the functions that are passed to Do.
 //
-// There are two kinds. The main thread, whose namespaces are those under
-// /proc/<pid>/ns, serves one pod after the other. Others are made for a pod, and
-// end with it; their namespaces are under /proc/<tid>/ns.
+// There are two kinds. The main thread, whose namespaces are those in /proc/<pid>/ns, holds
+// one pod after another. Another thread is made for one pod and ends with it; its namespaces
+// are those in /proc/<tid>/ns.
 type Thread struct {
 	calls chan func()
 	main  bool
-	// held are the pod's namespaces that the thread is in. It is used in the thread only.
+	// held are the pod's namespaces that the thread is in. Used only in the thread.
 	held []heldNamespace
-	// lost says why the thread is in namespaces that it could not leave. It is
-	// used in the thread only.
+	// lost is why the thread could not leave its pod's namespaces. Used only in the thread.
 	lost error
 }
 
-// heldNamespace is a namespace that the thread is in. home is the open file of the
-// one that it came from, kept open so that the way back cannot be lost.
+// heldNamespace is a namespace of a pod that the thread is in. home is the host's namespace;
+// the open file keeps the way back.
 type heldNamespace struct {
 	kind specs.LinuxNamespaceType
 	flag int
 	home *os.File
 }
 
-// NewMainThread returns a thread that works as soon as the main thread calls Serve.
+// NewMainThread returns the main thread, which works once that has called Serve.
 func NewMainThread() *Thread { return &Thread{calls: make(chan func()), main: true} }
 
 // StartThread starts a thread for one pod.
@@ -46,19 +45,19 @@ func StartThread() *Thread {
 	return t
 }
 
-// Serve makes the calling goroutine's thread the one. For the main thread it must be
-// called by a goroutine that has been locked to it (runtime.LockOSThread) since an
-// init function or main; there it never returns. Otherwise it returns when the thread
-// has left its pod, and the thread ends with the goroutine, which must return at once.
+// Serve turns the calling goroutine's operating system thread into t. For the main thread,
+// the caller must be a goroutine locked to it (runtime.LockOSThread) since an init function
+// or main, and Serve never returns. For another thread, Serve returns after Leave; the
+// goroutine must then return at once, and its thread ends.
 func (t *Thread) Serve() {
-	runtime.LockOSThread() // never undone: a thread that has been elsewhere must not go back to Go's pool
+	runtime.LockOSThread() // never undone: a thread that was in a pod must not go back to Go's pool
 	for call := range t.calls {
 		call()
 	}
 }
 
-// ID returns the thread's ID, that of the process for the main thread. Under it
-// /proc shows the thread's namespaces (proc(5), /proc/tid).
+// ID returns the thread's ID, which is the process's for the main thread. /proc/<tid>/ns shows
+// the thread's namespaces (proc(5), /proc/tid).
 func (t *Thread) ID() (tid int, err error) {
 	err = t.Do(func() error {
 		tid = unix.Gettid()
@@ -67,9 +66,9 @@ func (t *Thread) ID() (tid int, err error) {
 	return tid, err
 }
 
-// Do runs f in the thread and returns its error, unless the thread is lost: what
-// it would do then would be done to a pod that has ended. A panic in f is returned as an
-// error as well, since f is given by a request, which must not end the thread.
+// Do runs f in the thread and returns its error. It turns a panic in f into an error, because
+// a client's request must not end the thread. Do does not run f if the thread could not leave
+// its last pod: f would act on that pod, which has ended.
 func (t *Thread) Do(f func() error) error {
 	done := make(chan error, 1)
 	t.calls <- func() {
@@ -79,7 +78,7 @@ func (t *Thread) Do(f func() error) error {
 			}
 		}()
 		if t.lost != nil {
-			done <- fmt.Errorf("the sandbox's thread cannot be used any more: %w", t.lost)
+			done <- fmt.Errorf("cannot use the sandbox's thread any more: %w", t.lost)
 			return
 		}
 		done <- f()
@@ -87,16 +86,15 @@ func (t *Thread) Do(f func() error) error {
 	return <-done
 }
 
-// Enter puts the thread into the namespaces of a set: into an existing one if it has
-// a file, else into a new one. Then it calls setup in the thread. After an error the
-// thread is where it was before.
+// Enter puts the thread into the namespaces of a set, of which those without a file are new,
+// and calls setup in the thread. After an error the thread is back in the host's namespaces.
 func (t *Thread) Enter(set Namespaces, setup func() error) error {
 	return t.Do(func() (err error) {
 		if len(t.held) > 0 {
-			return fmt.Errorf("the thread holds a pod already: %w", errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("cannot hold a second pod in a thread: %w", errdefs.ErrFailedPrecondition)
 		}
 		entered := false
-		defer func() { // A panic in setup is undone, too.
+		defer func() { // also after a panic in setup
 			if !entered {
 				err = errors.Join(err, t.goHome())
 			}
@@ -121,7 +119,7 @@ func (t *Thread) take(set Namespaces) error {
 		}
 		home, err := os.Open("/proc/thread-self/ns/" + kind.Proc)
 		if err != nil {
-			return fmt.Errorf("cannot remember the host's %s namespace: %w", kind.Kind, err)
+			return fmt.Errorf("cannot open the host's %s namespace: %w", kind.Kind, err)
 		}
 		t.held = append(t.held, heldNamespace{kind.Kind, kind.flag, home})
 		if err := ns.enter(kind.flag); err != nil {
@@ -131,9 +129,9 @@ func (t *Thread) take(set Namespaces) error {
 	return nil
 }
 
-// Leave takes the thread out of the pod's namespaces, so that the kernel frees them
-// unless containers or bind mounts still hold them. A thread that was made for the
-// pod ends, and must not be used again; so it does not matter if it finds no way home.
+// Leave takes the thread out of the pod's namespaces. The kernel then frees those that no
+// container or bind mount holds. A thread that was made for the pod ends and must not be
+// used again; its end frees the namespaces even if it could not leave them.
 func (t *Thread) Leave() error {
 	err := t.Do(t.goHome)
 	if t.main {
@@ -156,9 +154,9 @@ func (t *Thread) goHome() error {
 	return t.lost
 }
 
-// leave leaves a namespace for the one that the thread came from. Where that belongs to
-// another user namespace than the shim's, as with a rootless containerd, there is no way
-// back (setns(2), EPERM); then a new one does, so that the pod's is freed all the same.
+// leave takes the thread back to the host's namespace. With a rootless containerd, that may
+// belong to another user namespace than the shim's, and there is no way back (setns(2),
+// EPERM). Then the thread enters a new namespace, so that the kernel still frees the pod's.
 func (h *heldNamespace) leave() error {
 	defer h.home.Close()
 	err := unix.Setns(int(h.home.Fd()), h.flag)

@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Holder is a process that lives for a moment in a pod's user namespace. What is
-// made there belongs to that namespace: of others, containers could neither
-// mount an mqueue file system nor set the host name (user_namespaces(7)). A
-// thread of the shim cannot make them, as it cannot enter a user namespace.
+// Holder is a process that is for a moment in a pod's user namespace, to make other
+// namespaces there. Those belong to the user namespace; in any others, containers could
+// neither mount an mqueue file system nor set the host name (user_namespaces(7)). A thread of
+// the shim cannot make them, because it cannot enter a user namespace (setns(2)).
 type Holder struct {
 	cmd    *exec.Cmd
 	stdin  *os.File
@@ -31,8 +31,9 @@ type Holder struct {
 // holderTimeout bounds how long a holder may take for its system calls.
 const holderTimeout = 10 * time.Second
 
-// StartHolder has a process enter the pod's user namespace, and make the new ones of
-// the set there. The reaper must be on hold until it has ended.
+// StartHolder starts a process in the pod's user namespace, which makes the new namespaces of
+// the set there. It makes the user namespace, too, if there is none yet. The reaper must be
+// on hold until the process has ended, see Take.
 func StartHolder(s *specs.Spec, set Namespaces) (_ *Holder, err error) {
 	code, err := program.Holder()
 	if err != nil {
@@ -40,7 +41,7 @@ func StartHolder(s *specs.Spec, set Namespaces) (_ *Holder, err error) {
 	}
 	file, err := programFile("holder", code)
 	if err != nil {
-		return nil, fmt.Errorf("cannot make what makes namespaces in the pod's user namespace: %w", err)
+		return nil, fmt.Errorf("cannot prepare the holder of the pod's user namespace: %w", err)
 	}
 	defer file.Close()
 	userns, err := set.userNamespace()
@@ -60,7 +61,7 @@ func StartHolder(s *specs.Spec, set Namespaces) (_ *Holder, err error) {
 			UidMappings:                idMap(s.Linux.UIDMappings),
 			GidMappings:                idMap(s.Linux.GIDMappings),
 			GidMappingsEnableSetgroups: true,
-			// Only its root keeps the rights in a user namespace over execve(2).
+			// Over execve(2), only root keeps its capabilities in a user namespace (capabilities(7)).
 			Credential: &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: true},
 		}
 	}
@@ -77,9 +78,9 @@ func StartHolder(s *specs.Spec, set Namespaces) (_ *Holder, err error) {
 	return h, nil
 }
 
-// userNamespace opens the user namespace that the set has a file of, or that owns the
-// network namespace in it: CRI's Sandbox API makes both, but hands only the latter
-// over. Without either there is none yet.
+// userNamespace opens the user namespace in the set, or else the one that owns the set's
+// network namespace: through the Sandbox API, CRI makes both but passes only the latter. It
+// returns nil if the user namespace is still to be made.
 func (set Namespaces) userNamespace() (*NSFile, error) {
 	if ns := set.find(specs.UserNamespace); ns != nil && ns.file != nil {
 		fd, err := unix.FcntlInt(ns.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -95,7 +96,7 @@ func (set Namespaces) userNamespace() (*NSFile, error) {
 	network := ns.file
 	fd, err := unix.IoctlRetInt(int(network.Fd()), unix.NS_GET_USERNS)
 	if err != nil {
-		return nil, &os.PathError{Op: "find the owner of", Path: network.Name(), Err: err}
+		return nil, fmt.Errorf("cannot find the owner of %s: %w", network.Name(), err)
 	}
 	owner, err := newNSFile(os.NewFile(uintptr(fd), "owner of "+network.Name()))
 	if err != nil {
@@ -109,7 +110,7 @@ func (set Namespaces) userNamespace() (*NSFile, error) {
 	return owner, nil
 }
 
-// run starts the process, gives it its order and waits for its report.
+// run starts the process, sends it the order and waits for its report.
 func (h *Holder) run(order program.Order) error {
 	in, stdin, err := os.Pipe()
 	if err != nil {
@@ -137,7 +138,7 @@ func (h *Holder) run(order program.Order) error {
 		return err
 	}
 	if err := binary.Read(stdout, binary.NativeEndian, &report); err != nil {
-		return fmt.Errorf("no report from the process in the pod's user namespace: %w", err)
+		return fmt.Errorf("cannot read the report of the process in the pod's user namespace: %w", err)
 	}
 	if err := report.Err(); err != nil {
 		return fmt.Errorf("cannot make namespaces in the pod's user namespace: %w", err)
@@ -145,12 +146,12 @@ func (h *Holder) run(order program.Order) error {
 	return nil
 }
 
-// path is that of a namespace of the holder, by the name under /proc/<pid>/ns.
+// path returns the path of the holder's namespace with a name under /proc/<pid>/ns.
 func (h *Holder) path(name string) string {
 	return fmt.Sprintf("/proc/%d/ns/%s", h.cmd.Process.Pid, name)
 }
 
-// Fill opens the namespaces that the holder has made.
+// Fill opens the namespaces that the holder has made, and puts the files into the set.
 func (h *Holder) Fill(set Namespaces) error {
 	for _, t := range NamespaceTypes {
 		ns := set.find(t.Kind)
@@ -166,9 +167,9 @@ func (h *Holder) Fill(set Namespaces) error {
 	return nil
 }
 
-// Translate turns group IDs of the pod into those of the host in the one sysctl
-// that has some: the kernel takes them for IDs of the writer's user namespace
-// (kernel, ipv4_ping_group_range in net/ipv4/sysctl_net_ipv4.c).
+// Translate replaces the pod's group IDs with the host's in net.ipv4.ping_group_range, the
+// only sysctl that has group IDs: the shim writes it, and the kernel interprets the IDs in
+// the writer's user namespace (kernel, ipv4_ping_group_range in net/ipv4/sysctl_net_ipv4.c).
 func (h *Holder) Translate(sysctls []Sysctl) error {
 	const name = "net/ipv4/ping_group_range"
 	for i, s := range sysctls {
@@ -192,8 +193,8 @@ func (h *Holder) Translate(sysctls []Sysctl) error {
 	return nil
 }
 
-// mappedIDs are the lines of a file uid_map or gid_map: IDs inside, the first of
-// those outside, and their number (user_namespaces(7)).
+// mappedIDs are the lines of a uid_map or gid_map: the first ID inside, the first ID
+// outside, and their number (user_namespaces(7)).
 type mappedIDs [][3]uint64
 
 func readIDMap(path string) (ids mappedIDs, err error) {
@@ -214,17 +215,17 @@ func readIDMap(path string) (ids mappedIDs, err error) {
 func (m mappedIDs) toHost(text string) (uint64, error) {
 	id, err := strconv.ParseUint(text, 10, 32)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%q is not a group ID: %w", text, errdefs.ErrInvalidArgument)
 	}
 	for _, r := range m {
 		if id >= r[0] && id-r[0] < r[2] {
 			return r[1] + id - r[0], nil
 		}
 	}
-	return 0, fmt.Errorf("the user namespace of the pod has no group %d: %w", id, errdefs.ErrInvalidArgument)
+	return 0, fmt.Errorf("the pod's user namespace does not map group ID %d: %w", id, errdefs.ErrInvalidArgument)
 }
 
-// Take lets the holder end and returns the user namespace.
+// Take ends the holder and returns the user namespace, which the caller must close.
 func (h *Holder) Take() *NSFile {
 	userns := h.userns
 	h.userns = nil
@@ -232,12 +233,13 @@ func (h *Holder) Take() *NSFile {
 	return userns
 }
 
-// end lets the holder end, and with it the namespaces that nobody has entered.
+// end ends the holder, and closes the user namespace unless Take has returned it. The kernel
+// frees the namespaces that nothing else holds.
 func (h *Holder) end() {
 	closeFile(h.stdin)
 	if h.cmd.Process != nil {
 		_ = h.cmd.Process.Kill() // it may have ended
-		_ = h.cmd.Wait()         // it was killed
+		_ = h.cmd.Wait()         // its error is only the kill's
 	}
 	if h.userns != nil {
 		h.userns.Close()
@@ -252,14 +254,15 @@ func idMap(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 	return ids
 }
 
-// CheckUserNamespace refuses a new user namespace in which nobody would be root.
+// CheckUserNamespace fails with [errdefs.ErrInvalidArgument] if the spec asks for a new user
+// namespace without mapping ID 0: it would have no root.
 func CheckUserNamespace(s *specs.Spec) error {
 	if !slices.Contains(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace}) {
 		return nil
 	}
 	for _, ids := range [][]specs.LinuxIDMapping{s.Linux.UIDMappings, s.Linux.GIDMappings} {
 		if !mapsRoot(ids) {
-			return fmt.Errorf("the spec asks for a user namespace, but maps no root user and group: %w", errdefs.ErrInvalidArgument)
+			return fmt.Errorf("the spec asks for a user namespace, but does not map its root user or group: %w", errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil

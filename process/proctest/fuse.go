@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ServedFile is a file system of one file, which the test serves (FUSE, linux/fuse.h). It
-// always reads as its text.
+// ServedFile is a file system with one file, which the test serves (FUSE, linux/fuse.h).
+// Reading the file always returns its text, whatever was written.
 type ServedFile struct {
 	Path  string
 	text  string
-	Polls atomic.Int64 // how often somebody has asked whether it is ready
+	Polls atomic.Int64 // how often the kernel has polled the file
 
 	mu   sync.Mutex
 	data []byte // guarded by mu: all that was written, in order
@@ -36,7 +36,7 @@ const (
 	fusePoll    = 40
 )
 
-// ServeFile mounts a file system of one file until the end of the test.
+// ServeFile mounts a file system with one file until the end of the test.
 func ServeFile(t *testing.T, text string) *ServedFile {
 	t.Helper()
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -71,13 +71,13 @@ func (f *ServedFile) serve(device int) {
 		if err != nil {
 			return
 		}
-		// struct fuse_in_header: length, operation, number, and 24 bytes of who asks.
+		// struct fuse_in_header: length, operation, number, and 24 bytes about the caller.
 		operation, body := binary.NativeEndian.Uint32(buf[4:]), buf[40:n]
 		answer, errno := f.answer(operation, body)
 		out := binary.NativeEndian.AppendUint32(nil, uint32(16+len(answer)))
 		out = binary.NativeEndian.AppendUint32(out, uint32(-int32(errno)))
 		out = append(append(out, buf[8:16]...), answer...)
-		_, _ = unix.Write(device, out) // who has asked may have been killed
+		_, _ = unix.Write(device, out) // it fails if the caller was killed
 	}
 }
 
@@ -90,7 +90,7 @@ func (f *ServedFile) answer(operation uint32, body []byte) ([]byte, unix.Errno) 
 		out := make([]byte, 64)
 		binary.NativeEndian.PutUint32(out, 7)          // major version
 		binary.NativeEndian.PutUint32(out[4:], 31)     // minor version
-		binary.NativeEndian.PutUint32(out[20:], 1<<16) // the most that a write has
+		binary.NativeEndian.PutUint32(out[20:], 1<<16) // largest write in bytes
 		return out, 0
 	case fuseGetAttr:
 		out := make([]byte, 16+88)

@@ -1,4 +1,5 @@
-// Package proctest has what tests of running things need, and knows nothing of tasks.
+// Package proctest has helpers for tests with processes, threads, namespaces and files. It does
+// not know tasks.
 package proctest
 
 import (
@@ -26,8 +27,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Deadline is how long a test waits for what must happen; it is never what a test measures. PAUSE_TEST_PATIENCE says
-// by how much the machine may be slower than usual.
+// Deadline is how long a test waits for what must happen; no test depends on its length. The environment variable
+// PAUSE_TEST_PATIENCE is a factor for slow machines.
 var Deadline = patience() * time.Minute
 
 func patience() time.Duration {
@@ -45,7 +46,7 @@ func Context(t *testing.T) context.Context {
 	return ctx
 }
 
-// Must ends the test at an error.
+// Must ends the test if err is not nil.
 func Must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -53,7 +54,7 @@ func Must(t testing.TB, err error) {
 	}
 }
 
-// WantKind fails the test if an error is not of a kind.
+// WantKind fails the test if err is not of a kind, which what describes.
 func WantKind(t *testing.T, err error, is func(error) bool, what string) {
 	t.Helper()
 	if !is(err) {
@@ -61,12 +62,12 @@ func WantKind(t *testing.T, err error, is func(error) bool, what string) {
 	}
 }
 
-// Eventually fails the test if a condition does not come true.
+// Eventually ends the test if a condition, which what describes, does not become true.
 func Eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(Deadline); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not so after %v: %s", Deadline, what)
+			t.Fatalf("still not true after %v: %s", Deadline, what)
 		}
 	}
 }
@@ -92,12 +93,12 @@ func NoLeakedFDs(t *testing.T) {
 	})
 }
 
-// OpenFDs returns what the descriptors of this process lead to, by their numbers.
+// OpenFDs returns the names of this process's open files by their descriptors.
 func OpenFDs() map[string]string {
 	fds := make(map[string]string)
 	entries, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range entries {
-		// The descriptor that ReadDir itself used is gone by now.
+		// This fails for the descriptor of ReadDir, which is closed.
 		if name, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
 			fds[e.Name()] = name
 		}
@@ -105,7 +106,7 @@ func OpenFDs() map[string]string {
 	return fds
 }
 
-// Script writes a shell script, as the OCI runtime for tests runs them.
+// Script writes a shell script for the tests' OCI runtime (process/testdata/runtime.sh).
 func Script(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "script")
@@ -121,7 +122,7 @@ func Mkfifo(t *testing.T) string {
 	return path
 }
 
-// Inode returns the number of a namespace.
+// Inode returns the inode number of a file, which for a namespace identifies it.
 func Inode(t *testing.T, path string) uint64 {
 	t.Helper()
 	var st unix.Stat_t
@@ -129,12 +130,12 @@ func Inode(t *testing.T, path string) uint64 {
 	return st.Ino
 }
 
-// ThreadNS is the path of a namespace of a thread of this process.
+// ThreadNS returns the path of a namespace of a thread of this process.
 func ThreadNS(tid int, name string) string {
 	return fmt.Sprintf("/proc/%d/task/%d/ns/%s", os.Getpid(), tid, name)
 }
 
-// AtHome says whether a thread of this process is in the namespaces of the calling one.
+// AtHome reports whether a thread of this process is in the calling thread's namespaces.
 func AtHome(t *testing.T, tid int) bool {
 	t.Helper()
 	for _, name := range []string{"net", "ipc", "uts"} {
@@ -167,7 +168,7 @@ func OthersAtHome(t *testing.T, except int) {
 	}
 }
 
-// BindNetwork makes a new network namespace that is held by a bind mount.
+// BindNetwork makes a new network namespace, held by a bind mount, and returns the mount's path.
 func BindNetwork(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "net")
@@ -186,7 +187,7 @@ func BindNetwork(t *testing.T) string {
 	return path
 }
 
-// Reading is what comes out of a fifo, to its end.
+// Reading is the content of a fifo, which is being read.
 type Reading struct {
 	t    *testing.T
 	Open chan struct{} // closed when there is a writer
@@ -195,7 +196,7 @@ type Reading struct {
 	err  error
 }
 
-// ReadFifo opens the fifo, which waits for a writer, and reads it to its end.
+// ReadFifo starts to open a fifo, which waits for a writer, and to read it to its end.
 func ReadFifo(t *testing.T, path string) *Reading {
 	t.Helper()
 	r := &Reading{t: t, Open: make(chan struct{}), Done: make(chan struct{})}
@@ -213,7 +214,7 @@ func ReadFifo(t *testing.T, path string) *Reading {
 	return r
 }
 
-// All returns what was read up to the end, which it waits for.
+// All waits for the end of the fifo and returns its content.
 func (r *Reading) All() string {
 	r.t.Helper()
 	select {
@@ -225,7 +226,7 @@ func (r *Reading) All() string {
 	return string(r.text)
 }
 
-// UseUpDescriptors lets no more than so many descriptors be had, until release is called.
+// UseUpDescriptors leaves this process only so many free descriptors, until release is called or the test ends.
 func UseUpDescriptors(t *testing.T, free int) (release func()) {
 	t.Helper()
 	var before unix.Rlimit
@@ -268,8 +269,8 @@ func openNull(t *testing.T) int {
 	return fd
 }
 
-// Again runs the test that calls it in another process, which the caller may have changed, and fails the test
-// with it. It returns true in that process.
+// Again runs the calling test once more in another process, which change may prepare. It returns true in that
+// process; in the first one it returns false, after failing the test if the other process has failed.
 func Again(t *testing.T, change func(*exec.Cmd)) (inside bool) {
 	t.Helper()
 	const variable = "PAUSE_TEST_AGAIN"
@@ -288,15 +289,15 @@ func Again(t *testing.T, change func(*exec.Cmd)) (inside bool) {
 	defer HoldReaper()()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Errorf("in a process of its own: %v\n%s", err, out)
+		t.Errorf("the test failed in another process: %v\n%s", err, out)
 	}
 	if strings.Contains(string(out), "\nno tests to run") || strings.Contains(string(out), "testing: warning") {
-		t.Errorf("it has not run: %s", out)
+		t.Errorf("the test has not run in another process: %s", out)
 	}
 	return false
 }
 
-// RefuseSyscall makes a system call fail in this process from now on, as a seccomp filter around a shim may.
+// RefuseSyscall makes a system call fail in this process from now on, as a seccomp filter around a shim could.
 func RefuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
 	t.Helper()
 	const allow, fail = 0x7fff0000, 0x00050000 // SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
@@ -314,7 +315,7 @@ func RefuseSyscall(t *testing.T, number uint32, errno unix.Errno) {
 	}
 }
 
-// ProcessState returns the letter that proc_pid_stat(5) has for the state of a process; empty without one.
+// ProcessState returns the letter for the state of a process (proc_pid_stat(5)); empty if there is no such process.
 func ProcessState(pid int) string {
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -324,20 +325,19 @@ func ProcessState(pid int) string {
 	return strings.Fields(after)[0]
 }
 
-// BecomeSubreaper makes the test program reap what its children leave, as a shim does. It
-// is for TestMain.
+// BecomeSubreaper makes the test program a child subreaper, as a shim is. It is for TestMain.
 func BecomeSubreaper() {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		panic(err)
 	}
-	// Go's poller keeps descriptors of its own once it is in use; they are no leak of a test.
+	// Go's poller opens descriptors at its first use. With this use, they are no leak of a test.
 	r, w, _ := os.Pipe()
 	r.Close()
 	w.Close()
 }
 
-// HoldReaper keeps a reaper in this process from the children that a test starts, until the
-// function that it returns is called. It is set by packages that have one.
+// HoldReaper keeps this process's reaper from reaping the children that a test starts, until
+// release is called. Packages that have a reaper set it.
 var HoldReaper = func() (release func()) { return func() {} }
 
 // NewTerminal returns the master of a terminal.
@@ -359,11 +359,11 @@ func TerminalSize(t *testing.T, tty *os.File) (width, height uint16) {
 	return size.Col, size.Row
 }
 
-// GoProgram writes a file into which Go's linker could have written what it was made of: see debug/buildinfo.
+// GoProgram writes an executable file with the module information that Go's linker writes, see debug/buildinfo.
 func GoProgram(t *testing.T, name, module string) (path string) {
 	t.Helper()
 	str := func(s string) []byte { return append(binary.AppendUvarint(nil, uint64(len(s))), s...) }
-	const mark = "0123456789abcdef" // around what was made
+	const mark = "0123456789abcdef" // before and after the module information
 	info := append([]byte("\xff Go buildinf:\x08\x02"), make([]byte, 16)...)
 	info = append(append(info, str("go1.26")...), str(mark+module+mark)...)
 	header := elf.Header64{
@@ -386,10 +386,11 @@ func GoProgram(t *testing.T, name, module string) (path string) {
 	return path
 }
 
-// What Go's linker writes into runc.
+// Module information that Go's linker writes into runc.
 const (
+	// RuncModule is that of a release of runc.
 	RuncModule = "path\tgithub.com/opencontainers/runc\nmod\tgithub.com/opencontainers/runc\tv1.5.2\th1:x=\n"
-	// RuncPackage is what distributions make of it, which build it in their own way.
+	// RuncPackage is that of a distribution's build, without a version.
 	RuncPackage = "path\tgithub.com/opencontainers/runc\nbuild\t-compiler=gc\n"
 )
 
@@ -402,10 +403,10 @@ func NamespaceList(kinds ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
 	return list
 }
 
-// PodKinds are the types that a sandbox has of its own.
+// PodKinds are the types of the namespaces that a pod usually has.
 var PodKinds = []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace}
 
-// Sleeper starts a process that ends with the test. It is for packages without a reaper.
+// Sleeper starts a process that sleeps until the end of the test. It is for packages without a reaper.
 func Sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 	t.Helper()
 	cmd := exec.Command("sleep", "100000")
@@ -418,7 +419,7 @@ func Sleeper(t *testing.T, attr *unix.SysProcAttr) (pid int) {
 	return cmd.Process.Pid
 }
 
-// Mounted says whether something is mounted at a path.
+// Mounted reports whether something is mounted at a path.
 func Mounted(t *testing.T, path string) bool {
 	t.Helper()
 	mounted, err := mountinfo.Mounted(path)

@@ -1,8 +1,8 @@
 package program
 
-// What is needed of elf(5). The package debug/elf would bring readers of debugging
-// information and of compressed data along, and what those set up when the shim
-// starts.
+// This file has the parts of elf(5) that an executable file needs. debug/elf would add its
+// readers of debugging information and compressed data to the shim, and what these
+// initialise when the shim starts.
 
 const (
 	typeExec       = 2          // ET_EXEC

@@ -1,11 +1,10 @@
-// Package program holds two programs that the shim runs as processes of their
-// own: of some hundred bytes, without a runtime or library.
+// Package program has two programs that the shim runs as separate processes. Each has a few
+// hundred bytes of machine code, and uses no runtime or library.
 //
-// Go's assembler makes them, from program_<arch>.s, and the linker puts them into
-// the shim's text like any function, though nothing calls them. Their code does
-// not depend on its address: it makes system calls, and keeps what it needs in
-// registers and on the stack. So it can be copied from there into an executable
-// file.
+// They are functions in program_<arch>.s, in Go's assembler. The linker puts them into the
+// shim's text like any function, though nothing calls them there. Their code only makes
+// system calls, and keeps its data in registers and on the stack, so it does not depend on
+// its address and can be copied into an executable file.
 package program
 
 import (
@@ -14,36 +13,39 @@ import (
 	"syscall"
 )
 
-// PodInit returns an executable file: the init of a PID namespace that containers
-// of a pod share. It reaps, ends with exit code 0 on SIGINT and SIGTERM, and takes
-// no notice of any other signal, as the pause program of Kubernetes does. It
+// PodInit returns the executable file of a pod init, the init of a PID namespace that the
+// containers of a pod share. As Kubernetes' pause program does, the pod init reaps its
+// children, ends with exit code 0 on SIGINT and SIGTERM, and ignores all other signals. It
 // closes its standard streams.
 //
-// On an architecture for which there is no such program it fails with [errdefs.ErrNotImplemented].
+// PodInit fails with [errdefs.ErrNotImplemented] on an architecture that has no such program.
 func PodInit() ([]byte, error) { return podInitFile() }
 
-// Holder returns an executable file: it makes namespaces in a user namespace,
-// which a thread of a Go program cannot enter (setns(2)), and stays in them until
-// its standard input ends. It reads an [Order] from there first, and writes a
-// [Report] to standard output. It fails as PodInit does.
+// Holder returns the executable file of a holder, which makes namespaces in a user namespace:
+// a thread of a Go program cannot enter one (setns(2)). The holder reads an [Order] from
+// standard input, writes a [Report] to standard output, and stays in the namespaces until its
+// standard input ends.
+//
+// Holder fails as [PodInit] does.
 func Holder() ([]byte, error) { return holderFile() }
 
-// Order says what a holder has to do.
+// Order tells a holder what to do.
 type Order struct {
-	// UserNamespace is the file descriptor of a user namespace to enter; -1 if the
+	// UserNamespace is the file descriptor of the user namespace to enter; -1 if the
 	// holder was started in it.
 	UserNamespace int64
-	// Flags are those of unshare(2) for the namespaces to make.
+	// Flags are the flags of unshare(2) for the namespaces to make.
 	Flags uint64
 }
 
-// Report says what a holder has done.
+// Report is the outcome of an [Order].
 type Report struct {
-	Result int64  // of the last system call: 0, or an error number made negative
-	Step   uint64 // which one that was
+	Result int64  // the result of the last system call: 0, or a negative error number
+	Step   uint64 // the number of that system call, see Err
 }
 
-// Err returns an error that names the system call that failed, or nil.
+// Err returns nil if the holder has made all namespaces; otherwise an error that names the
+// system call that failed.
 func (r Report) Err() error {
 	steps := []string{"", "read", "setns", "setresgid", "setresuid", "unshare"}
 	switch {

@@ -1,10 +1,10 @@
 #include "textflag.h"
 
-// Programs without any runtime or library, see program.go. They are entered by
-// execve(2), not called: nothing is in the registers, the stack pointer is
-// aligned to 16 bytes, and they must not return. System calls take AX and DI, SI,
-// DX, R10, and clobber CX and R11 (syscall(2)); their numbers are those of
-// arch/x86/entry/syscalls/syscall_64.tbl in the kernel.
+// Programs without a runtime or library, see program.go. execve(2) starts them with
+// undefined registers and the stack pointer aligned to 16 bytes, and they must not return.
+// A system call has its number in AX and its arguments in DI, SI, DX and R10, and clobbers
+// CX and R11 (syscall(2)). The numbers are from the kernel's
+// arch/x86/entry/syscalls/syscall_64.tbl.
 
 #define SYS_read            0
 #define SYS_write           1
@@ -19,8 +19,8 @@
 #define SYS_setns           308
 
 TEXT ·podInit(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
-	// Block all signals. To the init of a PID namespace the kernel gives only
-	// signals that it has a handler for, or that are blocked (pid_namespaces(7)).
+	// Block all signals. The kernel sends the init of a PID namespace only signals
+	// that it handles (pid_namespaces(7)) or blocks.
 	SUBQ $16, SP
 	MOVQ $-1, 0(SP)
 	MOVL $2, DI               // SIG_SETMASK
@@ -30,7 +30,7 @@ TEXT ·podInit(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
 	MOVL $SYS_rt_sigprocmask, AX
 	SYSCALL
 
-	// Hold nothing open that others could reach through /proc/1/fd.
+	// Close all files: others could reach them through /proc/1/fd.
 	MOVL $2, BX
 closeNext:
 	MOVL BX, DI
@@ -41,7 +41,7 @@ closeNext:
 
 	MOVQ $0x14002, 0(SP)      // SIGINT 2, SIGTERM 15, SIGCHLD 17; bits count from 0
 reap:
-	// Reap whatever has ended. One SIGCHLD may stand for many children.
+	// Reap all children that have ended. One SIGCHLD may stand for many of them.
 	MOVQ $-1, DI
 	XORL SI, SI
 	MOVL $1, DX               // WNOHANG
@@ -51,7 +51,7 @@ reap:
 	TESTQ AX, AX
 	JGT  reap
 
-	// Wait for a signal: one that came meanwhile is pending, and returned at once.
+	// Wait for a signal. One that came in the meantime is pending, and ends the wait at once.
 	MOVQ SP, DI
 	XORL SI, SI
 	XORL DX, DX
@@ -63,7 +63,7 @@ reap:
 	CMPQ AX, $-4              // EINTR, after a stop or the freezer
 	JEQ  reap
 
-	// SIGINT and SIGTERM end the pod. Anything else is an error of the system.
+	// SIGINT and SIGTERM end the pod init with exit code 0, an unexpected error with 1.
 	XORL DI, DI
 	TESTQ AX, AX
 	JGT  exit
@@ -74,18 +74,18 @@ exit:
 	INT  $3
 
 TEXT ·holder(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
-	// The order: a file descriptor of a user namespace, and flags for unshare(2).
+	// Read the Order: a file descriptor of a user namespace, and flags for unshare(2).
 	SUBQ $16, SP
 	XORL DI, DI
 	MOVQ SP, SI
 	MOVL $16, DX
 	MOVL $SYS_read, AX
 	SYSCALL
-	MOVL $1, BX               // the number of the step, for the report
+	MOVL $1, BX               // Report.Step
 	CMPQ AX, $16
 	JNE  report
 
-	// Enter the user namespace, unless it is the holder's already.
+	// Enter the user namespace, unless the holder was started in it.
 	MOVL $2, BX
 	MOVQ 0(SP), DI
 	TESTQ DI, DI
@@ -97,7 +97,7 @@ TEXT ·holder(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
 	JNE  report
 
 become:
-	// Become its root, who owns what is made from here on.
+	// Become root of the user namespace, who will own the new namespaces.
 	MOVL $3, BX
 	XORL DI, DI
 	XORL SI, SI
@@ -121,7 +121,7 @@ become:
 	SYSCALL
 
 report:
-	// The report: the result of the last system call, and the number of the step.
+	// Write the Report: the result of the last system call, and its step.
 	MOVQ AX, 0(SP)
 	MOVQ BX, 8(SP)
 	MOVL $1, DI

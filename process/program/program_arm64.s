@@ -1,8 +1,8 @@
 #include "textflag.h"
 
-// As in program_amd64.s. System calls take R8 and R0 to R3, and clobber R0
-// (syscall(2)); their numbers are those of include/uapi/asm-generic/unistd.h in
-// the kernel.
+// The same programs as in program_amd64.s, which has the reasons. A system call has its
+// number in R8 and its arguments in R0 to R3, and clobbers R0 (syscall(2)). The numbers
+// are from the kernel's include/uapi/asm-generic/unistd.h.
 
 #define SYS_close           57
 #define SYS_read            63
@@ -28,7 +28,7 @@ TEXT ·podInit(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
 	MOVD $SYS_rt_sigprocmask, R8
 	SVC
 
-	// Hold nothing open.
+	// Close all files.
 	MOVD $2, R19
 closeNext:
 	MOVD R19, R0
@@ -40,7 +40,7 @@ closeNext:
 	MOVD $0x14002, R9         // SIGINT 2, SIGTERM 15, SIGCHLD 17; bits count from 0
 	MOVD R9, 0(RSP)
 reap:
-	// Reap whatever has ended.
+	// Reap all children that have ended.
 	MOVD $-1, R0
 	MOVD $0, R1
 	MOVD $1, R2               // WNOHANG
@@ -62,7 +62,7 @@ reap:
 	CMN  $4, R0               // EINTR
 	BEQ  reap
 
-	// SIGINT and SIGTERM end the pod. Anything else is an error of the system.
+	// SIGINT and SIGTERM end the pod init with exit code 0, an unexpected error with 1.
 	CMP  $0, R0
 	MOVD $0, R0
 	BGT  exit
@@ -73,18 +73,18 @@ exit:
 	UNDEF
 
 TEXT ·holder(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
-	// The order: a file descriptor of a user namespace, and flags for unshare(2).
+	// Read the Order: a file descriptor of a user namespace, and flags for unshare(2).
 	SUB  $16, RSP
 	MOVD $0, R0
 	MOVD RSP, R1
 	MOVD $16, R2
 	MOVD $SYS_read, R8
 	SVC
-	MOVD $1, R19              // the number of the step, for the report
+	MOVD $1, R19              // Report.Step
 	CMP  $16, R0
 	BNE  report
 
-	// Enter the user namespace, unless it is the holder's already.
+	// Enter the user namespace, unless the holder was started in it.
 	MOVD $2, R19
 	MOVD 0(RSP), R0
 	CMP  $0, R0
@@ -95,7 +95,7 @@ TEXT ·holder(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
 	CBNZ R0, report
 
 become:
-	// Become its root, who owns what is made from here on.
+	// Become root of the user namespace, who will own the new namespaces.
 	MOVD $3, R19
 	MOVD $0, R0
 	MOVD $0, R1
@@ -117,7 +117,7 @@ become:
 	SVC
 
 report:
-	// The report: the result of the last system call, and the number of the step.
+	// Write the Report: the result of the last system call, and its step.
 	MOVD R0, 0(RSP)
 	MOVD R19, 8(RSP)
 	MOVD $1, R0

@@ -14,19 +14,18 @@ func podInitFile() ([]byte, error) { return executable(podInitEntry()) }
 
 func holderFile() ([]byte, error) { return executable(holderEntry()) }
 
-func podInit() //nolint:unused // not called, but copied by its address
+func podInit() //nolint:unused // not called, but copied from its address
 func holder()  //nolint:unused // likewise
 
-// podInitEntry returns the address of podInit's code. Go itself would yield that
-// of a wrapper, which a call by Go needs.
+// podInitEntry returns the address of podInit's code. In Go, the function's value would be
+// the address of a wrapper, which Go needs for a call.
 func podInitEntry() unsafe.Pointer
 
 // holderEntry returns the address of holder's code.
 func holderEntry() unsafe.Pointer
 
-// executable makes an executable file of the function at an address: a header,
-// and the code in one read-only segment. The stack is declared as not executable.
-// Source: elf(5).
+// executable returns an executable file of the function at an address: headers, and the
+// code in one segment that is not writable. The stack is not executable. Source: elf(5).
 func executable(entry unsafe.Pointer) ([]byte, error) {
 	const base = 0x400000 // where static programs are, by convention
 	code := functionCode(entry)
@@ -60,8 +59,8 @@ func executable(entry unsafe.Pointer) ([]byte, error) {
 	return file.Bytes(), nil
 }
 
-// functionCode returns the machine code of the function at an address, up to the
-// next function's.
+// functionCode returns the machine code from the function at an address up to the next
+// function.
 func functionCode(entry unsafe.Pointer) []byte {
 	f := runtime.FuncForPC(uintptr(entry))
 	n := 0

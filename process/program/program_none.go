@@ -10,9 +10,9 @@ import (
 )
 
 func podInitFile() ([]byte, error) {
-	return nil, fmt.Errorf("this build, for %s, has no init for a PID namespace that containers share: %w", runtime.GOARCH, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("cannot make a pod init on %s: %w", runtime.GOARCH, errdefs.ErrNotImplemented)
 }
 
 func holderFile() ([]byte, error) {
-	return nil, fmt.Errorf("this build, for %s, cannot make namespaces in a user namespace: %w", runtime.GOARCH, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("cannot make namespaces in a user namespace on %s: %w", runtime.GOARCH, errdefs.ErrNotImplemented)
 }

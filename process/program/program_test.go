@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// start runs a program, by the emulator of another architecture if the tests of
-// that architecture are: "qemu-aarch64-static".
+// start starts a program. If PAUSE_TEST_EMULATOR is set, such as to qemu-aarch64-static, that
+// emulator runs it: the tests are then built for another architecture.
 func start(t *testing.T, program func() ([]byte, error), change func(*exec.Cmd)) *exec.Cmd {
 	t.Helper()
 	data, err := program()
@@ -40,14 +40,14 @@ func start(t *testing.T, program func() ([]byte, error), change func(*exec.Cmd))
 	return cmd
 }
 
-// needNative skips a test of what an emulator does itself, or cannot do.
+// needNative skips a test that an emulator would falsify, or that needs root.
 func needNative(t *testing.T) {
 	t.Helper()
 	if os.Getenv("PAUSE_TEST_EMULATOR") != "" {
 		t.Skip("an emulated process has the files and namespaces of its emulator")
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("namespaces can be made by root only")
+		t.Skip("only root can make namespaces")
 	}
 }
 
@@ -82,11 +82,11 @@ func TestPodInitIgnoresOtherSignals(t *testing.T) {
 		proctest.Must(t, cmd.Process.Signal(sig))
 	}
 	proctest.Must(t, cmd.Process.Signal(unix.SIGTERM))
-	proctest.Must(t, cmd.Wait()) // had one of them ended it, the exit would be another
+	proctest.Must(t, cmd.Wait()) // it fails if a signal other than SIGTERM has ended the init
 }
 
 func TestPodInitSurvivesStop(t *testing.T) {
-	needNative(t) // sigtimedwait is not interrupted by a stop in an emulator
+	needNative(t) // in an emulator, a stop does not interrupt sigtimedwait
 	cmd := start(t, PodInit, nil)
 	awaitBlocked(t, cmd.Process.Pid)
 	proctest.Must(t, cmd.Process.Signal(unix.SIGSTOP))
@@ -120,7 +120,7 @@ func TestPodInitReapsOrphans(t *testing.T) {
 		proctest.Must(t, err)
 		return string(data)
 	}
-	// The shell leaves three children to the init; one ends only when told to.
+	// The shell leaves three children to the init. One of them ends only when it is killed.
 	out, err := exec.Command("nsenter", "-t", pid, "-p", "sh", "-c", "sleep 0 & sleep 0 & sleep 1000 >/dev/null 2>&1 & echo $!").Output()
 	proctest.Must(t, err)
 	if strings.TrimSpace(string(out)) == "" {

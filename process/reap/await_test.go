@@ -25,7 +25,7 @@ func TestStartTimeOfAProcess(t *testing.T) {
 		t.Errorf("got %d, then %d and error %v", first, second, err)
 	}
 	if _, err := StartTime(1 << 30); err == nil {
-		t.Error("no error for what does not exist")
+		t.Error("no error for a process that does not exist")
 	}
 }
 
@@ -72,7 +72,7 @@ func TestChildIsAwaitedWithoutDescriptors(t *testing.T) {
 	}
 }
 
-// A child that becomes one only later is awaited in the same way without pidfds.
+// A process may become the shim's child after it is claimed, also where there are no pidfds.
 func TestChildOfAnotherIsAwaitedWithoutDescriptors(t *testing.T) {
 	defer reaper.Hold()()
 	file := filepath.Join(t.TempDir(), "pid")

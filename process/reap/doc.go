@@ -1,3 +1,3 @@
-// Package reap waits for the shim's children. A child's exit status waits in the kernel, in
-// the zombie, until its owner asks for it: so no exit is lost, whenever it comes.
+// Package reap waits for the shim's children. The kernel keeps a child's exit status, in the
+// zombie, until the child's owner asks for it. So no exit is lost, however early it comes.
 package reap

@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsReady says whether a file is ready for the events, has failed or is at its end
-// (poll(2)).
+// IsReady reports whether a file is ready for one of the events, has failed or is at its
+// end (poll(2)). It does not wait.
 //
-// It is a raw system call, as it waits for nothing: for one that might, Go wakes up a
-// thread of its own to watch it, which takes as much time as moving 64 kB of output.
+// It makes a raw system call, because Go wakes up another thread to watch a call that might
+// wait. That takes as much time as moving 64 kB of output.
 func IsReady(fd int, events int16) bool {
 	fds, timeout := unix.PollFd{Fd: int32(fd), Events: events}, unix.Timespec{}
 	for {

@@ -20,35 +20,37 @@ import (
 
 // Reaper collects the exit statuses of the shim's children.
 //
-// The shim is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): the init of
-// a container and every process executed in it become its children once the OCI
-// runtime that made them has ended. Such a child is claimed by its pid, and its
-// status waits in the kernel, in the zombie, until its owner asks. So a process
-// that ends before anybody has claimed it is not lost, provided that nothing
-// reaps it blindly: while an OCI runtime is at work, which is said by hold, a child
-// may be a process whose pid is not known yet. So children that nobody owns, such as
-// orphans of a container in the host's PID namespace, are reaped on SIGCHLD when no
-// OCI runtime is at work, or if they are older than all that are: those have made
-// others.
+// The shim is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): when an OCI runtime
+// ends, the container init or exec that it has made becomes a child of the shim. The shim
+// claims such a child by its pid. The child's exit status waits in the kernel, in the
+// zombie, until its owner asks for it.
+//
+// So even a child that ends before it is claimed is not lost, as long as the reaper leaves
+// it alone. While an OCI runtime is at work, which Hold tells the reaper, any unclaimed
+// child may be one whose pid is not known yet. Orphans, such as those of a container in the
+// host's PID namespace, are unclaimed as well. The reaper reaps an unclaimed child, on
+// SIGCHLD, only if no OCI runtime is at work, or if the child started before all OCI
+// runtimes at work, which therefore cannot have made it.
 type Reaper struct {
 	mu       sync.Mutex
 	holds    map[*hold]struct{} // guarded by mu: OCI runtimes at work
-	searched time.Time          // guarded by mu: when holds began, or old orphans were looked for since
+	searched time.Time          // guarded by mu: when the first hold began, or reapOld last ran
 	claimed  map[int]struct{}   // guarded by mu: pids that have an owner
 }
 
-// hold is of an OCI runtime at work, which began not before that time, as of [StartTime].
+// hold stands for an OCI runtime at work. It started at since or later; the unit is that of
+// [StartTime].
 type hold struct{ since uint64 }
 
-// NewReaper starts to reap orphans until ctx ends.
+// NewReaper returns a reaper, which reaps orphans until ctx ends.
 func NewReaper(ctx context.Context) *Reaper {
 	r := &Reaper{holds: make(map[*hold]struct{}), claimed: make(map[int]struct{})}
 	go func() {
-		// One waiting signal is enough: every call of reapOrphans reaps all there are.
+		// A buffer for one signal is enough: reapOrphans reaps all orphans that have ended.
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, unix.SIGCHLD)
 		defer signal.Stop(signals)
-		r.reapOrphans() // those that have ended before
+		r.reapOrphans() // those that ended before Notify
 		for {
 			select {
 			case <-signals:
@@ -61,7 +63,8 @@ func NewReaper(ctx context.Context) *Reaper {
 	return r
 }
 
-// Hold keeps unclaimed children unreaped that begin before release is called.
+// Hold keeps the reaper from reaping unclaimed children that start between now and the call
+// of release. It must be called before a child is started that is to be claimed.
 func (r *Reaper) Hold() (release func()) {
 	h := &hold{since: now()}
 	r.mu.Lock()
@@ -84,11 +87,11 @@ type Child struct {
 	Pid    int
 
 	mu     sync.Mutex
-	reaped bool // guarded by mu: the pid may belong to another process by now
+	reaped bool // guarded by mu: if true, the pid may be another process's
 }
 
-// Claim makes the caller the owner of the child pid: it must call wait, once. A
-// child can be claimed only while it cannot be reaped: under hold.
+// Claim makes the caller the owner of the child pid. The caller must call Wait once. Claim
+// must be called before the release of the Hold under which the child was started.
 func (r *Reaper) Claim(pid int) *Child {
 	r.mu.Lock()
 	r.claimed[pid] = struct{}{}
@@ -96,7 +99,7 @@ func (r *Reaper) Claim(pid int) *Child {
 	return &Child{reaper: r, Pid: pid}
 }
 
-// reapOrphans reaps the zombies that nobody owns, under hold no more than the old ones.
+// reapOrphans reaps the zombies that nobody owns; during a hold, only the old ones.
 func (r *Reaper) reapOrphans() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -104,17 +107,17 @@ func (r *Reaper) reapOrphans() {
 		r.reapAll()
 		return
 	}
-	// Most often there will be no hold in a moment.
+	// The search is seldom needed: most holds end soon, and reapAll follows.
 	if time.Since(r.searched) >= searchInterval {
 		r.searched = time.Now()
 		r.reapOld()
 	}
 }
 
-// reapAll looks at one zombie after another without reaping it (WNOWAIT), so that an
-// owned one keeps its status; the kernel shows the same one until it is gone, hence the
-// return: when its owner has reaped it, wait comes back here for the rest. The caller
-// holds mu.
+// reapAll reaps the zombies that nobody owns. It looks at each before it reaps it (WNOWAIT),
+// so that a claimed one keeps its status. It must stop at a claimed zombie, because the
+// kernel would show the same one again; once the owner has reaped that, Wait calls
+// reapOrphans for the rest. The caller holds mu.
 func (r *Reaper) reapAll() {
 	for {
 		var info unix.Siginfo
@@ -134,12 +137,13 @@ func (r *Reaper) reapAll() {
 	}
 }
 
-// searchInterval is how often zombies are looked for while there are always holds, as
-// when a probe is executed in some container at any time.
+// searchInterval is the shortest time between searches for old zombies. Without these,
+// zombies would pile up if holds never ceased, as when there is always a probe being executed
+// in some container.
 const searchInterval = time.Second
 
-// reapOld reaps the zombies that nobody owns, and that began before all that are at work
-// now. The caller holds mu.
+// reapOld reaps the zombies that nobody owns and that started before all holds. The caller
+// holds mu.
 func (r *Reaper) reapOld() {
 	oldest := uint64(math.MaxUint64)
 	for h := range r.holds {
@@ -150,13 +154,13 @@ func (r *Reaper) reapOld() {
 			continue
 		}
 		if start, err := StartTime(pid); err == nil && start < oldest {
-			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // nothing happens to one that lives
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it does nothing if the child lives
 		}
 	}
 }
 
-// childrenOfAll returns the pids of the children of all threads, none if the kernel
-// was built without CONFIG_PROC_CHILDREN (proc_pid_task(5)).
+// childrenOfAll returns the pids of the children of all threads. It returns none if the
+// kernel was built without CONFIG_PROC_CHILDREN (proc_pid_task(5)).
 func childrenOfAll() (pids []int) {
 	files, _ := filepath.Glob("/proc/self/task/*/children") // the pattern is well-formed
 	for _, file := range files {
@@ -170,8 +174,9 @@ func childrenOfAll() (pids []int) {
 	return pids
 }
 
-// Wait blocks until the child has ended, reaps it and returns its exit status as
-// a shell would: 128 plus the signal if one ended it.
+// Wait waits until the child has ended, reaps it and returns its exit status as a shell
+// would: 128 plus the number of the signal if one ended the child. With an error, the
+// status is 255.
 func (c *Child) Wait() (int, error) {
 	err := AwaitExit(c.Pid)
 	var status unix.WaitStatus
@@ -194,8 +199,9 @@ func (c *Child) Wait() (int, error) {
 	return status.ExitStatus(), nil
 }
 
-// Signal sends a signal to the child. Its pid cannot be another process's,
-// because it is not reaped meanwhile.
+// Signal sends a signal to the child. It fails with [errdefs.ErrNotFound] if the child has
+// been reaped. The pid cannot be another process's, because Wait does not reap the child
+// meanwhile.
 func (c *Child) Signal(sig unix.Signal) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -216,16 +222,19 @@ func (r *Reaper) disown(pid int) {
 }
 
 const (
-	// unknownStatus is what containerd calls containerd.UnknownExitStatus.
+	// unknownStatus is the same as containerd.UnknownExitStatus in containerd's client.
 	unknownStatus = 255
-	// ExitSignalBase is added to the signal that ended a process, as sh(1) does.
+	// ExitSignalBase plus a signal's number is the exit status of a process that the signal
+	// has ended, as in sh(1).
 	ExitSignalBase = 128
 )
 
-// AwaitExit blocks until the child pid is a zombie. Its error says that there is no such
-// child. A goroutine parked on a pidfd costs no thread; where there is none to be had, a
-// thread waits: kernels before 5.10 know no non-blocking pidfd, descriptors may be used up,
-// memory or the poller's room as well, and a seccomp filter may know no pidfd_open(2).
+// AwaitExit waits until the child pid has ended, and does not reap it. It fails only if there
+// is no such child.
+//
+// It waits on a pidfd, which costs no thread. If it cannot, it waits in a thread: Linux has
+// non-blocking pidfds since 5.10, a seccomp filter may refuse pidfd_open(2), and there may be
+// no free descriptors, memory or room in the poller.
 func AwaitExit(pid int) error {
 	if err := awaitPidfd(pid); err == nil {
 		return nil
@@ -233,8 +242,8 @@ func AwaitExit(pid int) error {
 	return awaitPid(pid)
 }
 
-// awaitPidfd is awaitExit without a thread. It fails if there is no pidfd, and if the
-// process has ended as another's child.
+// awaitPidfd is AwaitExit without a thread. It fails if there is no pidfd, or if the process
+// has ended as the child of another process.
 func awaitPidfd(pid int) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
@@ -251,9 +260,9 @@ func awaitPidfd(pid int) error {
 		werr = unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOWAIT, nil)
 		switch {
 		case errors.Is(werr, unix.ECHILD):
-			// It may not be a child yet: an OCI runtime has forked twice, and what is
-			// between outlives the runtime for a moment.
-			return IsReady(int(fd), unix.POLLIN) // it has ended (pidfd_open(2))
+			// It may not be a child yet: an OCI runtime forks twice, and the process in
+			// between may outlive the runtime for a moment.
+			return IsReady(int(fd), unix.POLLIN) // true once it has ended (pidfd_open(2))
 		case errors.Is(werr, unix.EAGAIN), errors.Is(werr, unix.EINTR):
 			return false
 		}
@@ -265,13 +274,13 @@ func awaitPidfd(pid int) error {
 	return os.NewSyscallError("waitid", werr)
 }
 
-// notYetAChild is how often awaitPid looks whether a process has become a child.
+// notYetAChild is how often awaitPid checks whether a process has become a child.
 const notYetAChild = 10 * time.Millisecond
 
-// awaitPid is awaitExit in a thread, without a descriptor.
+// awaitPid is AwaitExit without a descriptor: it waits in a thread.
 func awaitPid(pid int) error {
 	for {
-		exists := !errors.Is(unix.Kill(pid, 0), unix.ESRCH) // before waitid: it may become a child, and end, after that
+		exists := !errors.Is(unix.Kill(pid, 0), unix.ESRCH) // before waitid, as it may become a child and end after that
 		err := IgnoringEINTR(func() error {
 			return unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		})
@@ -282,7 +291,8 @@ func awaitPid(pid int) error {
 	}
 }
 
-// IgnoringEINTR calls f again as long as a signal interrupts it.
+// IgnoringEINTR calls f until it returns anything but EINTR, the error of a system
+// call that a signal has interrupted.
 func IgnoringEINTR(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, syscall.EINTR) {

@@ -21,7 +21,7 @@ import (
 // fork starts a shell command that nobody waits for.
 func fork(t *testing.T, command string) int {
 	t.Helper()
-	// Not os/exec: its processes have pidfds that keep them apart from others' children.
+	// os/exec would hold a pidfd of the process.
 	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", command}, &syscall.ProcAttr{Env: os.Environ()})
 	proctest.Must(t, err)
 	return pid
@@ -39,7 +39,7 @@ func TestExitOfAChild(t *testing.T) {
 		t.Run(command, func(t *testing.T) {
 			proctest.NoLeakedFDs(t)
 			release := reaper.Hold()
-			// In a process group of its own, since one of the commands signals all of it.
+			// In a new process group, because one of the commands signals its whole group.
 			child := reaper.Claim(fork(t, "exec setsid sh -c '"+command+"'"))
 			release()
 			got, err := child.Wait()
@@ -67,7 +67,7 @@ func TestChildThatEndsBeforeItIsClaimed(t *testing.T) {
 	}
 }
 
-// crun forks twice; its init becomes a child of the shim when the process between ends.
+// crun forks twice. Its init becomes a child of the shim when the process in between ends.
 func TestChildOfAnotherThatBecomesOne(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	defer reaper.Hold()()
@@ -100,7 +100,7 @@ func TestSignalEndsAChild(t *testing.T) {
 	}
 }
 
-// It might become one until it has ended.
+// Until it has ended, the process might still become a child.
 func TestWaitForWhatIsNoChild(t *testing.T) {
 	parent := exec.Command("sh", "-c", `sleep 0.1 & echo $!; wait; exec sleep 10`)
 	out, err := parent.StdoutPipe()
@@ -141,7 +141,7 @@ func TestNothingIsReapedUnderHold(t *testing.T) {
 	release, releaseOther := reaper.Hold(), reaper.Hold()
 	first := fork(t, "exit 1")
 	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(first) == "Z" })
-	// Another end makes the reaper look again, and a claimed one too.
+	// The exit of another child makes the reaper search again, also if that is claimed.
 	child := reaper.Claim(fork(t, "exit 2"))
 	if status, err := child.Wait(); err != nil || status != 2 {
 		t.Errorf("got %d and error %v", status, err)
@@ -161,21 +161,21 @@ func TestOrphanIsReapedThoughThereAreAlwaysHolds(t *testing.T) {
 	orphan := fork(t, "exit 1")
 	proctest.Eventually(t, "the orphan has ended", func() bool { return proctest.ProcessState(orphan) == "Z" })
 	proctest.Eventually(t, "the orphan is reaped", func() bool {
-		next := reaper.Hold() // before the last one is over
+		next := reaper.Hold() // before the previous one is released
 		release()
 		release = next
 		return proctest.ProcessState(orphan) == ""
 	})
 }
 
-// An OCI runtime may be at work for long; what it makes is its own.
+// An OCI runtime may be at work for long. The reaper must leave its children alone.
 func TestChildOfAHoldThatLastsIsNotReaped(t *testing.T) {
 	defer reaper.Hold()()
 	pid := fork(t, "exit 42")
 	proctest.Eventually(t, "the child has ended", func() bool { return proctest.ProcessState(pid) == "Z" })
 	for range 3 {
 		reaper.mu.Lock()
-		reaper.searched = time.Now().Add(-searchInterval) // it is time
+		reaper.searched = time.Now().Add(-searchInterval) // make the next search due
 		reaper.mu.Unlock()
 		reaper.Hold()()
 	}
@@ -214,7 +214,7 @@ func TestManyChildren(t *testing.T) {
 	})
 }
 
-// An owned zombie that nobody waits for yet hides the others from the reaper; they must go with it.
+// A claimed zombie hides others from the reaper (see reapAll). They must be reaped after it.
 func TestOrphansBehindAClaimedZombie(t *testing.T) {
 	release := reaper.Hold()
 	claimed := fork(t, "exit 5")
@@ -234,7 +234,7 @@ func TestChildrenOfPackageExecAreNotStolenUnderHold(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 10 {
-				fork(t, "exit 7") // makes the reaper look
+				fork(t, "exit 7") // its exit makes the reaper search
 				release := reaper.Hold()
 				err := exec.Command("/bin/sh", "-c", "exit 8").Run()
 				release()

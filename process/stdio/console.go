@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ConsoleSocket receives the master of a process's terminal from the OCI runtime
-// (runc, docs/terminals.md, "Detached with a new terminal").
+// ConsoleSocket is a socket through which the OCI runtime hands over the master of a process's
+// terminal (runc, docs/terminals.md, "Detached with a new terminal").
 type ConsoleSocket struct{ *runc.Socket }
 
-// NewConsoleSocket makes a socket to receive a console by.
+// NewConsoleSocket makes a socket to receive a console through.
 func NewConsoleSocket() (*ConsoleSocket, error) {
 	s, err := runc.NewTempConsoleSocket()
 	if err != nil {
@@ -22,14 +22,14 @@ func NewConsoleSocket() (*ConsoleSocket, error) {
 	return &ConsoleSocket{s}, nil
 }
 
-// Receive waits for the master until ctx ends.
+// Receive waits until the OCI runtime has sent the master, or until ctx ends.
 func (s *ConsoleSocket) Receive(ctx context.Context) (*os.File, error) {
 	defer context.AfterFunc(ctx, func() { s.Close() })()
 	console, err := s.ReceiveMaster()
 	if err != nil {
 		return nil, fmt.Errorf("cannot receive the console from the OCI runtime: %w", err)
 	}
-	// The console's own file is not in the poller: every copy would keep a thread.
+	// go-runc's file is not in Go's poller, so each copy would keep a thread waiting.
 	fd, err := unix.FcntlInt(console.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	console.Close()
 	if err != nil {
@@ -42,8 +42,8 @@ func (s *ConsoleSocket) Receive(ctx context.Context) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "console"), nil
 }
 
-// OpenConsole opens what the streams of a process with a terminal need, but for
-// the terminal itself, which attach adds.
+// OpenConsole opens the client's ends of the streams of a process with a terminal.
+// [Streams.Attach] adds the terminal.
 func OpenConsole(ctx context.Context, sio Config, l *LoggerConfig) (_ *Streams, err error) {
 	s := &Streams{Patience: settleTimeout}
 	defer func() {
@@ -66,12 +66,12 @@ func OpenConsole(ctx context.Context, sio Config, l *LoggerConfig) (_ *Streams, 
 		if s.logger, err = startLogger(ctx, target, l); err == nil {
 			var stderr *os.File
 			out.dst, stderr = s.logger.take()
-			CloseAll(stderr) // a terminal has one output
+			CloseAll(stderr) // a terminal has only one output
 		}
 	case "file":
 		out.dst, err = openLogFile(target.Path)
 	default:
-		if sio.Stdout == "" { // nobody listens, but the terminal must be read
+		if sio.Stdout == "" { // a terminal that nobody reads would block the process
 			out.dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 		} else {
 			out, err = openSink(ctx, sio.Stdout)
@@ -84,8 +84,8 @@ func OpenConsole(ctx context.Context, sio Config, l *LoggerConfig) (_ *Streams, 
 	return s, nil
 }
 
-// Attach connects a terminal's master with the streams, and owns it from then on. Reading,
-// writing and resizing share the one file, which goes with the process.
+// Attach connects the master of a terminal to the streams, which close it from then on. The
+// copies in both directions and Resize share this one file.
 func (s *Streams) Attach(master *os.File) {
 	s.tty = master
 	for _, o := range s.outputs {
@@ -96,18 +96,19 @@ func (s *Streams) Attach(master *os.File) {
 	}
 }
 
-// hangUp closes the terminal, whose input has ended: its session gets SIGHUP, as
-// when a user closes a terminal's window. The stock shim does the same.
+// hangUp closes the terminal, so that its session gets SIGHUP, as when a user closes a
+// terminal window. The stock shim does the same when the input has ended.
 func (s *Streams) hangUp() { s.tty.Close() }
 
-// Size is in characters. It is encoded as the specification's Box.
+// Size is the size of a terminal in characters. In JSON, it is the Box of the runtime
+// specification.
 type Size struct {
 	Width  uint16 `json:"width"`
 	Height uint16 `json:"height"`
 }
 
-// Resize sets the size of the terminal. Without one, or when it is closed, it does
-// nothing, as a client that follows its own terminal's size would expect.
+// Resize sets the size of the terminal. It does nothing if there is no terminal, or if that
+// is closed: a client that passes on the size of its own terminal expects no error then.
 func (s *Streams) Resize(size Size) error {
 	if s == nil || s.tty == nil {
 		return nil

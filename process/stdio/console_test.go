@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Input, output and size of a terminal need one descriptor of its master, and it is gone
-// with the process.
+// Input, output and size of a terminal share one descriptor of its master, which is closed when
+// the process has ended.
 func TestTerminalHasOneDescriptor(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	s := terminalStreams(t)
@@ -31,7 +31,7 @@ func TestTerminalHasOneDescriptor(t *testing.T) {
 	if got := countTerminals(t); got != 1 {
 		t.Errorf("%d descriptors of the terminal are open", got)
 	}
-	// The end of its program leaves it, and the end of the input hangs it up.
+	// The terminal stays open when its program closes it, until the input ends.
 	proctest.Must(t, program.Close())
 	s.copies.Wait()
 	proctest.Must(t, s.Resize(Size{120, 30}))
@@ -73,7 +73,7 @@ func openTerminal(t *testing.T, master *os.File) *os.File {
 	return os.NewFile(fd, "program's terminal")
 }
 
-// countTerminals counts the descriptors of masters of terminals.
+// countTerminals returns the number of open descriptors of terminals' masters.
 func countTerminals(t *testing.T) (n int) {
 	t.Helper()
 	for _, name := range proctest.OpenFDs() {

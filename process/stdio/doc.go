@@ -1,3 +1,3 @@
-// Package stdio connects the streams of a process with what a client has asked for: fifos,
-// files, logging programs and terminals.
+// Package stdio connects the standard streams of a process to what a client has asked for:
+// fifos, files, logging programs and terminals.
 package stdio

@@ -13,14 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What clients name as streams: fifos, whose other end is theirs to open, and files.
+// This file opens the fifos and files that clients name as streams. The client opens the
+// other end of a fifo.
 
-// openSource opens a fifo or file to read standard input from. Opening a fifo for both
-// directions first never blocks, and makes opening it for reading not block.
+// openSource opens a fifo or file to read standard input from. It opens a fifo for reading
+// and writing first: that never blocks (fifo(7)), and the open for reading then does not
+// block either.
 func openSource(path string) (_ *input, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("cannot open the standard input: %w", err)
+			err = fmt.Errorf("cannot open standard input: %w", err)
 		}
 	}()
 	isFifo, err := isFifo(path)
@@ -50,11 +52,12 @@ func isFifo(path string) (bool, error) {
 	return err == nil && st.Mode().Type() == os.ModeNamedPipe, err
 }
 
-// openFile opens a file that a client has named. It waits for nobody, whatever the file is.
+// openFile opens a file that a client has named. It never waits, whatever kind of file that
+// is.
 //
-// A regular file stays out of Go's poller. The poller asks it whether it has data, and
-// lets nothing else run meanwhile on its thread; on a file system that a process serves
-// (FUSE), the answer takes as long as that process likes.
+// It keeps regular files out of Go's poller, which would ask the file whether it has data,
+// and let nothing else run on its thread meanwhile. On a file system that a process serves
+// (FUSE), that process may take any time to answer.
 func openFile(path string, flags int) (_ *os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -75,7 +78,7 @@ func openFile(path string, flags int) (_ *os.File, err error) {
 		case unix.S_IFDIR:
 			err = unix.EISDIR
 		case unix.S_IFREG:
-			err = unix.SetNonblock(fd, false) // os.NewFile has only others polled
+			err = unix.SetNonblock(fd, false) // os.NewFile adds only non-blocking files to the poller
 		}
 	}
 	if err != nil {
@@ -85,12 +88,11 @@ func openFile(path string, flags int) (_ *os.File, err error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// readerTimeout bounds how long a client may take to open the other end of a
-// fifo that it asked output to be written to.
+// readerTimeout bounds how long a client may take to open the other end of an output fifo.
 const readerTimeout = 30 * time.Second
 
-// openSink opens a fifo or file for output. With a fifo it waits for a client to
-// read, lest output is lost which comes and goes before one has opened it.
+// openSink opens a fifo or file for output. It waits until a client has opened the fifo for
+// reading; otherwise the output of a short process would be lost.
 func openSink(ctx context.Context, path string) (*output, error) {
 	isFifo, err := isFifo(path)
 	if err != nil {
@@ -108,19 +110,19 @@ func openSink(ctx context.Context, path string) (*output, error) {
 		return nil, fmt.Errorf("cannot open the output: %w", err)
 	}
 	dst := os.NewFile(uintptr(fd), path)
-	// It has a writer, so opening it does not wait. In blocking mode, Go's poller is not
-	// told of each write that others will read.
+	// This open does not wait, because the fifo has a writer. Without O_NONBLOCK, keep stays
+	// out of Go's poller, which would wake up at each write.
 	reader, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		dst.Close()
-		return nil, fmt.Errorf("cannot open the output %s to read: %w", path, err)
+		return nil, fmt.Errorf("cannot open the output %s for reading: %w", path, err)
 	}
 	return &output{dst: dst, keep: os.NewFile(uintptr(reader), path)}, nil
 }
 
-// awaitReader opens the fifo for writing when somebody has opened it for reading.
-// A blocking open would keep a thread; with O_NONBLOCK it fails with ENXIO until
-// then (fifo(7)).
+// awaitReader opens a fifo for writing once somebody has opened it for reading. It tries
+// again and again with O_NONBLOCK, which fails with ENXIO until then (fifo(7)), because an
+// open that blocks would keep a thread.
 func awaitReader(ctx context.Context, path string) (fd int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readerTimeout)
 	defer cancel()

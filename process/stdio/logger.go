@@ -16,29 +16,29 @@ import (
 )
 
 // loggerTimeout is how long a logging program may take to end after SIGTERM.
-// The stock shim gives it the same.
+// The stock shim gives it the same time.
 const loggerTimeout = 12 * time.Second
 
-// LoggerReadyTimeout is how long a logging program may take to become ready. Without a
-// bound, one that hangs would hold the create for ever.
+// LoggerReadyTimeout is how long a logging program may take to become ready. Without it, a
+// logging program that hangs would block the create for ever.
 const LoggerReadyTimeout = 30 * time.Second
 
-// LoggerConfig is what a logging program is told, and asked.
+// LoggerConfig has what starting a logging program takes.
 type LoggerConfig struct {
-	ID, Namespace string
-	Reaper        *reap.Reaper
-	ReadyTimeout  time.Duration // how long it may take to become ready
+	ID, Namespace string        // of the process's task; the program gets them in its environment
+	Reaper        *reap.Reaper  // owns the program's process
+	ReadyTimeout  time.Duration // how long the program may take to become ready
 }
 
-// logger is a program that takes a process's output.
+// logger is a running logging program, which takes a process's output.
 //
-// Its protocol, from containerd's runtime-v2 document ("Logging"): the standard
-// output and error come at descriptors 3 and 4; descriptor 5 is closed when it is
-// ready, with binary-v2 after a byte has been written to it; arguments are the
-// keys and values of the URI's query.
+// The protocol is in containerd's runtime-v2 document ("Logging"). The program reads the
+// process's standard output and error from descriptors 3 and 4. When it is ready, it closes
+// descriptor 5; with the scheme binary-v2, it writes a byte there first. Its arguments are
+// the keys and values of the URI's query.
 type logger struct {
 	child    *reap.Child
-	out, err *os.File // the write ends, until take
+	out, err *os.File // the write ends; nil after take
 	ended    chan struct{}
 }
 
@@ -77,10 +77,10 @@ func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger,
 
 	defer r.Reaper.Hold()()
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("cannot start the logging program: %w", err)
+		return nil, fmt.Errorf("cannot start the logging program %s: %w", uri.Path, err)
 	}
 	l := &logger{child: r.Reaper.Claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
-	// From here on the process is the reaper's; os.Process would keep a pidfd.
+	// The reaper owns the process from here on. os.Process would keep a pidfd open.
 	err = cmd.Process.Release()
 	go func() {
 		_, _ = l.child.Wait()
@@ -91,7 +91,7 @@ func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger,
 		return nil, err
 	}
 	CloseAll(outR, errR, readyW)
-	ctx, cancel := context.WithTimeoutCause(ctx, r.ReadyTimeout, fmt.Errorf("nothing heard of it for %v", r.ReadyTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, r.ReadyTimeout, fmt.Errorf("timed out after %v", r.ReadyTimeout))
 	defer cancel()
 	if err := awaitReady(ctx, readyR, uri.Scheme == "binary-v2"); err != nil {
 		l.kill()
@@ -100,7 +100,8 @@ func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger,
 	return l, nil
 }
 
-// awaitReady closes ready when it returns.
+// awaitReady waits until a logging program has closed its end of ready, or until ctx ends.
+// It closes ready.
 func awaitReady(ctx context.Context, ready *os.File, needByte bool) error {
 	defer ready.Close()
 	defer context.AfterFunc(ctx, func() { ready.Close() })()
@@ -111,19 +112,19 @@ func awaitReady(ctx context.Context, ready *os.File, needByte bool) error {
 	case err != nil && !errors.Is(err, io.EOF):
 		return err
 	case n == 0 && needByte:
-		return errors.New("it ended or closed descriptor 5 without a sign of readiness")
+		return errors.New("it ended, or closed descriptor 5 without writing a byte to it")
 	}
 	return nil
 }
 
-// take hands the write ends over.
+// take returns the write ends, which the caller must close.
 func (l *logger) take() (stdout, stderr *os.File) {
 	stdout, stderr = l.out, l.err
 	l.out, l.err = nil, nil
 	return stdout, stderr
 }
 
-// stop asks the program to end and waits until it has.
+// stop asks the program to end (SIGTERM), and kills it if it does not end in time.
 func (l *logger) stop() {
 	CloseAll(l.out, l.err)
 	if l.child.Signal(unix.SIGTERM) != nil {
@@ -136,7 +137,7 @@ func (l *logger) stop() {
 	}
 }
 
-// kill ends the program at once.
+// kill kills the program and waits for its end.
 func (l *logger) kill() {
 	CloseAll(l.out, l.err)
 	_ = l.child.Signal(unix.SIGKILL) // it may have ended just now

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A reader that waits in open(2) must not see the end before the output.
+// A reader that waits in open(2) must not see the end of the fifo before the output.
 func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
 	path := proctest.Mkfifo(t)
 	for range 300 {
@@ -26,7 +26,7 @@ func TestReaderSeesNoEndBeforeTheOutput(t *testing.T) {
 			t.Fatal("the reader has seen the end")
 		default:
 		}
-		// What the reader has not taken yet would be lost with the last writer.
+		// Output that nobody has read yet would be lost when the fifo is closed.
 		proctest.Eventually(t, "the fifo is empty", func() bool {
 			return bytesIn(out.dst) == 0
 		})
@@ -41,7 +41,7 @@ func TestLoggingProgramThatNeverGetsReady(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	uri := &url.URL{Scheme: "binary", Path: "/bin/sleep", RawQuery: "100000=0"}
 	_, err := startLogger(proctest.Context(t), uri, &LoggerConfig{Reaper: reap.NewReaper(proctest.Context(t)), ReadyTimeout: 50 * time.Millisecond})
-	if want := "/bin/sleep: it did not become ready: nothing heard of it for 50ms"; err == nil || !strings.Contains(err.Error(), want) {
+	if want := "/bin/sleep: it did not become ready: timed out after 50ms"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got error %v", err)
 	}
 	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spliceStream copies from a pipe to another, such as a fifo, as copyStream does, but
-// by handing over the pages that the data is in (splice(2)): they never come to this
-// process. It returns false, and has copied nothing, if the two are not of that kind.
+// spliceStream is copyStream for two pipes, of which fifos are a kind. It moves the pages
+// that hold the data (splice(2)), without copying them through this process. If the files
+// are not both pipes, it copies nothing and returns false.
 func spliceStream(dst, src *os.File) bool {
 	in, err := src.SyscallConn()
 	if err != nil {
@@ -27,7 +27,7 @@ func spliceStream(dst, src *os.File) bool {
 		n, err := splice(out, in)
 		switch {
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
-			return false // It is so from the beginning, or never.
+			return false // the first call fails with these, or none does
 		case errors.Is(err, unix.EAGAIN):
 			if !p.awaitRoom() || !waitReadable(src) {
 				return true
@@ -40,10 +40,11 @@ func spliceStream(dst, src *os.File) bool {
 	}
 }
 
-// splice moves what is in one pipe to another. It returns 0 at the end of the source, and
-// EAGAIN if nothing is in it or the destination is full.
+// splice moves the data from one pipe to another, and returns its length in bytes. It
+// returns 0 at the end of the source, and EAGAIN if the source is empty or the destination
+// is full.
 func splice(out, in syscall.RawConn) (n int64, err error) {
-	const all = 1 << 20 // more than pipes hold, unless somebody has made them larger
+	const all = 1 << 20 // more than a pipe holds, unless another process has enlarged it
 	closed := out.Control(func(to uintptr) {
 		closed := in.Control(func(from uintptr) {
 			err = reap.IgnoringEINTR(func() (err error) {
@@ -61,31 +62,33 @@ func splice(out, in syscall.RawConn) (n int64, err error) {
 	return n, err
 }
 
-// pace is how fast the destination is read while it is full. The kernel tells of room in a
-// pipe at each read, and to be woken up for each costs more than to move what has been
-// read. So a slow reader, as containerd is with logs, is slept for: for as long as it
-// takes half of what a pipe holds, and pipes hold more as long as there is one.
+// pace measures how fast the reader of a full destination reads. The kernel reports room in
+// a pipe at each read, and a wake-up for each read costs more than moving what was read. So
+// with a slow reader, such as containerd when it writes logs, the copy sleeps until about
+// half of the pipe should have been read. Meanwhile the pipes are larger.
 type pace struct {
 	in, out syscall.RawConn
-	since   time.Time // when the destination was full last; zero if the source has been empty since
-	moved   int64     // bytes, after that
-	large   bool      // the pipes have been made larger
+	since   time.Time // when the destination was last full; zero if the source has been empty since
+	moved   int64     // bytes moved since that time
+	large   bool      // whether the pipes are larger than usual
 }
 
 const (
 	pipeSize  = 64 << 10 // pipe(7), "Pipe capacity"
 	largeSize = 256 << 10
 
-	// shortestNap is no less than Go's timers take when all is idle.
+	// shortestNap is the shortest sleep of an idle Go program.
 	shortestNap = time.Millisecond
 	longestNap  = 10 * time.Millisecond
 
-	// beyond lets a nap of whole milliseconds be one sleep: Go's poller asks the kernel for
-	// no fraction of one, and then once more for what is left.
+	// beyond is added to a nap, so that a nap of whole milliseconds is one wait in the
+	// kernel. Go's poller waits for whole milliseconds, and would wait a second time for a
+	// remainder.
 	beyond = 20 * time.Microsecond
 )
 
-// awaitRoom waits until there is room in the destination. It returns false if that was closed.
+// awaitRoom waits until there may be room in the destination. It returns false if the
+// destination was closed.
 func (p *pace) awaitRoom() bool {
 	hasRoom := false
 	if p.out.Control(func(fd uintptr) { hasRoom = reap.IsReady(int(fd), unix.POLLOUT) }) != nil {
@@ -105,8 +108,8 @@ func (p *pace) awaitRoom() bool {
 	return p.out.Write(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLOUT) }) == nil
 }
 
-// nap returns how long to sleep for the reader of a pipe that is full now. It is zero if
-// the reader is too fast for that, has stopped, or is not known yet.
+// nap returns how long to sleep while a destination that is full now is read. It returns zero
+// if the reader is too fast for a nap, has stopped, or has not been measured yet.
 func (p *pace) nap(now time.Time) time.Duration {
 	elapsed, moved, known := min(now.Sub(p.since), time.Second), p.moved, !p.since.IsZero()
 	p.since, p.moved = now, 0
@@ -124,8 +127,9 @@ func (p *pace) nap(now time.Time) time.Duration {
 	return nap
 }
 
-// resize gives both pipes a size, but for one that somebody has given another. One that has more
-// in it stays large until the next time. All pipes of a user count together (pipe(7),
+// resize sets the size of both pipes, except of one that another process has resized. A pipe
+// that holds more than size stays large until the next call. Pipes should be large only for
+// a time, because the kernel limits the size of all pipes of a user together (pipe(7),
 // /proc/sys/fs/pipe-user-pages-soft).
 func (p *pace) resize(size int) {
 	p.large = false

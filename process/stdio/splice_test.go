@@ -39,7 +39,7 @@ func TestSpliceIsForPipes(t *testing.T) {
 	}
 }
 
-// The client has stopped to read, and the pipes are full.
+// The client has stopped reading, and the pipes are full.
 func TestSpliceEndsWithItsFiles(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	r, w, err := os.Pipe()
@@ -58,7 +58,7 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 	}
 	CloseAll(r, dst)
 	if !<-done {
-		t.Error("it says that there are no pipes")
+		t.Error("spliceStream has returned false for pipes")
 	}
 	if err := <-written; !errors.Is(err, unix.EPIPE) {
 		t.Errorf("the writer sees %v", err)
@@ -66,7 +66,7 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 	w.Close()
 }
 
-// The container has read it back itself.
+// A container may read back its own output, before the shim moves it.
 func TestSpliceOfNothing(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	src, _ := newPipe(t)
@@ -80,8 +80,8 @@ func TestSpliceOfNothing(t *testing.T) {
 	}
 }
 
-// Nothing gets lost or mixed up on the way to a reader who lags behind. The pipes become
-// larger for it, and smaller again when there is nothing to move.
+// A slow reader must get all data in order. The pipes become larger for it, and smaller again
+// when there is nothing to move.
 func TestSpliceToASlowReader(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	src, w := newPipe(t)
@@ -107,7 +107,7 @@ func TestSpliceToASlowReader(t *testing.T) {
 		proctest.Must(t, err)
 		got = append(got, buf[:n]...)
 		if len(got) < len(want)/2 {
-			time.Sleep(200 * time.Microsecond) // then the pipes are full
+			time.Sleep(200 * time.Microsecond) // so that the pipes become full
 			enlarged = enlarged || pipeCapacity(t, w) == largeSize && pipeCapacity(t, r) == largeSize
 		}
 	}
@@ -116,7 +116,7 @@ func TestSpliceToASlowReader(t *testing.T) {
 		t.Error("the pipes have kept their size")
 	}
 	for pipeCapacity(t, w) != pipeSize || pipeCapacity(t, r) != pipeSize {
-		// They may have had too much in them; so there is a next time.
+		// A pipe that held too much to become smaller does so at a later write.
 		_, err := w.WriteString("x")
 		proctest.Must(t, err)
 		_, err = r.Read(make([]byte, 1))
@@ -125,16 +125,17 @@ func TestSpliceToASlowReader(t *testing.T) {
 	}
 	w.Close()
 	if !<-done {
-		t.Error("it says that there are no pipes")
+		t.Error("spliceStream has returned false for pipes")
 	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("got %d bytes, want %d, or they differ", len(got), len(want))
 	}
 }
 
-// A writer holds the lock of its pipe while the kernel copies from its memory. If that memory
-// is on a file system that has stopped, or as here is served by nobody (userfaultfd(2)), then
-// only the thread that moves its output waits, though Go has no other P to run the rest.
+// A writer holds the lock of its pipe while the kernel copies from the writer's memory. That may
+// take any time, if the memory is on a file system that hangs; here it is a page that nobody
+// serves (userfaultfd(2)). Then only the thread that moves the output may wait, and Go must run
+// other goroutines even with only one P.
 func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	proctest.NoLeakedFDs(t)
@@ -180,7 +181,7 @@ func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	proctest.Must(t, <-moved)
 	w.Close()
 	if !spliceStream(dst, src) {
-		t.Error("it says that there are no pipes")
+		t.Error("spliceStream has returned false for pipes")
 	}
 	dst.Close()
 	got, err := io.ReadAll(r)
@@ -190,7 +191,7 @@ func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	}
 }
 
-// unservedMemory is a page that is not there until it is served.
+// unservedMemory is a page of memory. Access to it waits until serve is called.
 type unservedMemory struct {
 	fd   int
 	page []byte
@@ -213,7 +214,7 @@ func newUnservedMemory(t *testing.T) *unservedMemory {
 	proctest.Must(t, err)
 	m := &unservedMemory{int(fd), page}
 	t.Cleanup(func() {
-		proctest.Must(t, unix.Close(m.fd)) // which lets those go on who wait
+		proctest.Must(t, unix.Close(m.fd)) // this ends all waits for the page
 		proctest.Must(t, unix.Munmap(m.page))
 	})
 	m.ioctl(t, uffdAPI, &[3]uint64{0xaa})
@@ -237,7 +238,7 @@ func (m *unservedMemory) ioctl(t *testing.T, request uintptr, arg any) {
 	}
 }
 
-// awaitAccess waits until somebody waits for the page.
+// awaitAccess waits until a thread waits for the page.
 func (m *unservedMemory) awaitAccess(t *testing.T) {
 	t.Helper()
 	proctest.Must(t, reap.IgnoringEINTR(func() error {
@@ -251,7 +252,7 @@ func (m *unservedMemory) serve(t *testing.T) {
 	m.ioctl(t, uffdZeroPage, &[4]uint64{m.address(), uint64(len(m.page))})
 }
 
-// newPipe makes a pipe that is closed at the end of the test, if not before.
+// newPipe makes a pipe, which is closed at the end of the test at the latest.
 func newPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -260,7 +261,7 @@ func newPipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// fill fills a pipe.
+// pipeCapacity returns the size of a pipe in bytes.
 func pipeCapacity(t *testing.T, f *os.File) (n int) {
 	t.Helper()
 	conn, err := f.SyscallConn()
@@ -270,7 +271,7 @@ func pipeCapacity(t *testing.T, f *os.File) (n int) {
 	return n
 }
 
-// unread is how many bytes are in a pipe (FIONREAD, pipe(7)).
+// unread returns how many bytes are in a pipe (FIONREAD, pipe(7)).
 func unread(t *testing.T, f *os.File) int {
 	t.Helper()
 	conn, err := f.SyscallConn()

@@ -16,16 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config names where the streams of a process lead, as in containerd's API: paths
-// of fifos, or for Stdout a URI with the scheme file, binary or binary-v2. Empty
-// is /dev/null. With a terminal, Stdout carries the standard error as well.
+// Config has the sources and destinations of a process's streams, as in containerd's API:
+// paths of fifos or files, or for Stdout also a URI with the scheme file, binary or
+// binary-v2. An empty one means /dev/null. With a terminal, Stdout also carries standard
+// error.
 type Config struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
 }
 
-// drainTimeout bounds how long a delete waits for output that a process has left
-// in its pipes; a child that outlives it may hold them open for ever.
+// drainTimeout bounds how long a delete waits for output that a process has left in its
+// pipes. A child that outlives the process may hold them open for ever.
 const drainTimeout = 10 * time.Second
 
 // Streams are the open ends of a process's streams on the shim's side.
@@ -34,24 +35,24 @@ const drainTimeout = 10 * time.Second
 //	process ──pipe──▶ logging program
 //	process ◀──pipe── copy in the shim ◀── fifo
 type Streams struct {
-	Child   [3]*os.File // the process's ends, closed as soon as it is started; may be nil
+	Child   [3]*os.File // the process's ends, closed once it has started; may be nil
 	in      *input      // nil without standard input
 	outputs []*output
-	logger  *logger
+	logger  *logger // nil without a logging program
 
-	copies sync.WaitGroup // the outputs' copies
-	tty    *os.File       // the console's master, if there is one
+	copies sync.WaitGroup // one for each output
+	tty    *os.File       // the terminal's master; nil without a terminal
 
-	// Patience is how long the exit is held back at most for readers that are too slow.
+	// Patience is how long Settle waits at most for slow readers.
 	Patience time.Duration
 }
 
 // input copies a fifo or file to a process's standard input.
 type input struct {
 	src *os.File
-	// keep holds a fifo open for writing, so that the input does not end when a
-	// client that wrote to it goes away, but when it is closed through the API. It is
-	// nil for all but fifos.
+	// keep holds a fifo open for writing, so that the input ends when it is closed through
+	// the API, and not when a client that wrote to it goes away. It is nil for files other
+	// than fifos.
 	keep *os.File
 	dst  *os.File
 }
@@ -60,15 +61,15 @@ type input struct {
 type output struct {
 	src, dst *os.File
 	// keep holds a fifo open for reading until the process is deleted, so that the process
-	// gets no SIGPIPE when the client goes away, and output waits for the next one. It is
-	// nil for all but fifos.
+	// gets no SIGPIPE when the client goes away, and output waits for the next client. It is
+	// nil for files other than fifos.
 	keep *os.File
 }
 
 func (o *output) close() { CloseAll(o.src, o.dst, o.keep) }
 
-// isAbandoned says whether nobody will read a fifo any more whose keep is closed: poll(2)
-// has POLLERR then.
+// isAbandoned reports whether a fifo has no reader any more, once keep is closed: poll(2)
+// returns POLLERR then.
 func (o *output) isAbandoned() bool {
 	conn, err := o.dst.SyscallConn()
 	if err != nil {
@@ -79,14 +80,16 @@ func (o *output) isAbandoned() bool {
 	return closed != nil || abandoned
 }
 
-// inFlight returns how many bytes the process has written to a fifo that nobody has read yet.
+// inFlight returns how many bytes of the output are in the process's pipe and the fifo, and
+// so have not been read yet.
 func (o *output) inFlight() int { return bytesIn(o.src) + bytesIn(o.keep) }
 
-// Owner is the user and group who may reopen a process's pipes, through /dev/stdout.
+// Owner is the user and group to whom a process's pipes belong, so that the process may
+// reopen them through /dev/stdout.
 type Owner struct{ UID, GID uint32 }
 
-// Open opens all that the streams of a process without terminal need.
-// The pipes belong to the user and group which the runtime options give.
+// Open opens the streams of a process without a terminal: the client's ends, and the pipes to
+// the process, which belong to the user and group in the runtime options.
 func Open(ctx context.Context, sio Config, l *LoggerConfig, o Owner) (_ *Streams, err error) {
 	s := &Streams{Patience: settleTimeout}
 	defer func() {
@@ -127,8 +130,8 @@ func Open(ctx context.Context, sio Config, l *LoggerConfig, o Owner) (_ *Streams
 		}
 	}
 	if s.Child[1] == nil && s.Child[2] == nil {
-		// go-runc would collect the output itself, through a pipe that the process
-		// inherits, and wait for the end of it.
+		// If both were nil, RunToEnd would collect the process's output as messages of the
+		// OCI runtime.
 		if s.Child[1], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
 			return nil, err
 		}
@@ -136,7 +139,7 @@ func Open(ctx context.Context, sio Config, l *LoggerConfig, o Owner) (_ *Streams
 	return s, nil
 }
 
-// parseTarget takes a path for a URI without scheme.
+// parseTarget parses a URI, or a path, which it returns as a URI without a scheme.
 func parseTarget(stdout string) (*url.URL, error) {
 	u, err := url.Parse(stdout)
 	if err != nil {
@@ -190,7 +193,7 @@ func (s *Streams) openInput(path string, o Owner) error {
 	return chown(r, o)
 }
 
-// chown gives a pipe to the user who will reopen it through /dev/stdout.
+// chown gives a pipe to the owner, unless that is root.
 func chown(f *os.File, o Owner) error {
 	if o == (Owner{}) {
 		return nil
@@ -201,14 +204,14 @@ func chown(f *os.File, o Owner) error {
 	return nil
 }
 
-// Start begins to copy, when the process has been started.
+// Start starts copying. It must be called after the process has been started.
 func (s *Streams) Start() {
 	s.CloseChildEnds()
 	if s.in != nil {
 		in := s.in
 		go func() {
 			if in.keep == nil {
-				_, _ = io.Copy(in.dst, in.src) // there is nobody to tell but the process
+				_, _ = io.Copy(in.dst, in.src) // an error only ends the input, which the process sees
 			} else {
 				copyStream(in.dst, in.src)
 			}
@@ -231,7 +234,8 @@ func (s *Streams) Start() {
 	}
 }
 
-// CloseChildEnds closes the process's ends, when the process has its own copies.
+// CloseChildEnds closes the process's ends. It must be called after the process, or the OCI
+// runtime that makes it, has been started and so has its own copies.
 func (s *Streams) CloseChildEnds() {
 	for i, f := range s.Child {
 		if f != nil {
@@ -241,7 +245,7 @@ func (s *Streams) CloseChildEnds() {
 	}
 }
 
-// CloseInput ends the standard input once all that was written to it is read.
+// CloseInput ends standard input. What was written to it before can still be read.
 func (s *Streams) CloseInput() {
 	if s.in != nil {
 		CloseAll(s.in.keep)
@@ -249,14 +253,15 @@ func (s *Streams) CloseInput() {
 }
 
 const (
-	// maxInFlight is how much of a stream, in bytes, may be in flight when the exit of its
-	// process is told. A client that stops to read then loses no more.
+	// maxInFlight is how many bytes of an output may be unread when the exit of the process
+	// is published. A client that stops reading at the exit loses no more than that.
 	maxInFlight = 64 << 10
 
 	settleTimeout = time.Second
 )
 
-// Settle waits until readers have taken most of the output, unless they are too slow.
+// Settle waits, at most for Patience, until clients have read all but a small part of each
+// output.
 func (s *Streams) Settle() {
 	end := time.Now().Add(s.Patience)
 	for nap := time.Millisecond; time.Now().Before(end); nap = min(2*nap, 10*time.Millisecond) {
@@ -267,7 +272,8 @@ func (s *Streams) Settle() {
 	}
 }
 
-// InFlight returns how many bytes of an output nobody has read yet; of that with most.
+// InFlight returns how many bytes of an output nobody has read yet. With several outputs, it
+// returns the largest number.
 func (s *Streams) InFlight() (n int) {
 	for _, o := range s.outputs {
 		n = max(n, o.inFlight())
@@ -275,8 +281,8 @@ func (s *Streams) InFlight() (n int) {
 	return n
 }
 
-// bytesIn returns how many bytes are in a pipe (FIONREAD, pipe(7)); none in a closed one
-// or another file.
+// bytesIn returns how many bytes are in a pipe (FIONREAD, pipe(7)). It returns zero for a
+// closed pipe and for other files.
 func bytesIn(f *os.File) (n int) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -284,7 +290,7 @@ func bytesIn(f *os.File) (n int) {
 	}
 	_ = conn.Control(func(fd uintptr) {
 		if _, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err != nil {
-			return // FIONREAD means something else elsewhere
+			return // not a pipe: FIONREAD has another meaning for other files
 		}
 		if unread, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
 			n = unread
@@ -293,8 +299,8 @@ func bytesIn(f *os.File) (n int) {
 	return n
 }
 
-// Drain waits until the output has been copied, at most for drainTimeout, and says whether
-// it has. No other reader is waited for: output that nobody reads is dropped.
+// Drain waits until all output has been copied, at most for drainTimeout, and fails if it has
+// not been. It waits only for readers that are there: output that nobody reads is dropped.
 func (s *Streams) Drain(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
@@ -323,8 +329,8 @@ func (s *Streams) Drain(ctx context.Context) error {
 	}
 }
 
-// Close closes everything, which ends copies that are still running. It may be
-// called more than once, and at any time.
+// Close closes all files, which ends copies that are still running, and stops the logging
+// program. It may be called more than once and at any time.
 func (s *Streams) Close() {
 	s.CloseChildEnds()
 	if s.in != nil {
@@ -351,10 +357,10 @@ func CloseAll(files ...*os.File) {
 // buffers hold what one read(2) takes from a pipe.
 var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
-// copyStream copies until the source ends. A source or destination that fails
-// ends it as well: there is nobody to tell but the process, by EPIPE. It holds a
-// buffer only while there is something to copy, since most streams are silent
-// most of the time.
+// copyStream copies until the source ends, or until the source or destination fails. It
+// returns no error, because only the process could handle it, and gets EPIPE. It holds a
+// buffer only while there is something to copy, since most streams are silent most of the
+// time.
 func copyStream(dst, src *os.File) {
 	for waitReadable(src) {
 		buf := buffers.Get().(*[16 << 10]byte)
@@ -370,8 +376,8 @@ func copyStream(dst, src *os.File) {
 	}
 }
 
-// waitReadable waits until a read from f would not wait, because there is data,
-// the end or an error. It returns false if f was closed.
+// waitReadable waits until a read from f would not block, because there is data, the end or
+// an error. It returns false if f was closed.
 func waitReadable(f *os.File) bool {
 	conn, err := f.SyscallConn()
 	if err != nil {
