@@ -53,7 +53,7 @@ func (c *call) delete(ctx context.Context) error {
 	if err := endGivenUp(ctx, bundle, c.id); err != nil {
 		log.L.WithError(err).Warn("the process of a shim that containerd has given up may still be running")
 	}
-	exit, err := c.program.Delete(ctx, DeleteRequest{Namespace: c.namespace, ID: c.id, Bundle: bundle})
+	exit, err := c.config.Delete(ctx, DeleteRequest{Namespace: c.namespace, ID: c.id, Bundle: bundle})
 	if serr := removeRecordedSocket(bundle); serr != nil {
 		log.L.WithError(serr).Warn("the shim's socket may be left behind")
 	}

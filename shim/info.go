@@ -24,8 +24,8 @@ func (c *call) printInfo(ctx context.Context) error {
 		return err
 	}
 	info := &types.RuntimeInfo{
-		Name:    c.program.Runtime,
-		Version: &types.RuntimeVersion{Version: c.program.Version, Revision: c.program.Revision},
+		Name:    c.config.Runtime,
+		Version: &types.RuntimeVersion{Version: c.config.Version, Revision: c.config.Revision},
 	}
 	if len(input) > 0 {
 		info.Options = &anypb.Any{}
@@ -38,8 +38,8 @@ func (c *call) printInfo(ctx context.Context) error {
 		return err
 	}
 	// An OCI runtime need not know the `features` command.
-	if f, err := c.program.Features(ctx, options.Runc.BinaryName); err != nil {
-		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: no features: %s", c.program.Runtime, err)))
+	if f, err := c.config.Features(ctx, options.Runc.BinaryName); err != nil {
+		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: no features: %s", c.config.Runtime, err)))
 	} else if info.Features, err = encodeFeatures(f); err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	defer listener.Close()
 	socket.Close() // The listener has a descriptor of its own.
 
-	stop, err := c.program.Serve(ctx, p)
+	stop, err := c.config.Serve(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (c *call) newInstance(b *bootstrap, peers *connections, ready <-chan struct
 	}
 	server, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(peers),
-		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.program.Intercept),
+		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.config.Intercept),
 	)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)

@@ -37,7 +37,7 @@ func (c *call) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	group, err := groupOf(specFile, c.program.GroupAnnotations)
+	group, err := groupOf(specFile, c.config.GroupAnnotations)
 	if err != nil {
 		return err
 	}

@@ -205,7 +205,7 @@ func (c *call) leave(b *bootstrap) error {
 		}
 	}
 	if cgroup := b.options.Runc.ShimCgroup; cgroup != "" {
-		if err := c.program.JoinCgroup(cgroup, os.Getpid()); err != nil {
+		if err := c.config.JoinCgroup(cgroup, os.Getpid()); err != nil {
 			return fmt.Errorf("cannot put the shim into its cgroup: %w", err)
 		}
 	}

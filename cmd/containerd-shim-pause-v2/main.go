@@ -32,7 +32,7 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	thread := pod.NewMainThread()
-	program := &shim.Program{
+	config := &shim.Config{
 		Runtime:  "io.containerd.pause.v2",
 		Version:  version,
 		Revision: revision,
@@ -49,7 +49,7 @@ func main() {
 		JoinCgroup:   joinCgroup,
 		Features:     oci.Features,
 	}
-	go func() { os.Exit(shim.Run(context.Background(), program, os.Args[1:])) }()
+	go func() { os.Exit(shim.Run(context.Background(), config, os.Args[1:])) }()
 	thread.Serve()
 }
 

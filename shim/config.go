@@ -33,7 +33,7 @@ import (
 )
 
 // Program is what the machinery needs to know about the program that it runs.
-type Program struct {
+type Config struct {
 	// Runtime is the runtime type, such as "io.containerd.pause.v2". It opens
 	// every error message.
 	Runtime string
@@ -117,8 +117,8 @@ type Exit struct {
 // is printed to stderr as "<runtime>: <error>", of which 4096 bytes are shown.
 //
 // Run may be called on any goroutine; it locks no thread and takes no SIGCHLD.
-func Run(ctx context.Context, p *Program, args []string) int {
-	c := &call{program: p, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+func Run(ctx context.Context, cfg *Config, args []string) int {
+	c := &call{config: cfg, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := c.run(ctx, args)
 	var code exitCode
 	switch {
@@ -127,7 +127,7 @@ func Run(ctx context.Context, p *Program, args []string) int {
 	case errors.As(err, &code):
 		return int(code)
 	case err != nil:
-		fmt.Fprintln(os.Stderr, printable(fmt.Sprintf("%s: %s", p.Runtime, err)))
+		fmt.Fprintln(os.Stderr, printable(fmt.Sprintf("%s: %s", cfg.Runtime, err)))
 		return 1
 	}
 	return 0
@@ -152,7 +152,7 @@ func printable(text string) string {
 
 // call is one call of the binary.
 type call struct {
-	program *Program
+	config *Config
 	flags
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -183,7 +183,7 @@ func (c *call) run(ctx context.Context, args []string) error {
 	case c.info:
 		return c.printInfo(ctx)
 	case c.image != nil:
-		return c.program.SandboxImage(c.stdout, *c.image)
+		return c.config.SandboxImage(c.stdout, *c.image)
 	case c.namespace == "":
 		return errors.New("no containerd namespace: -namespace is missing")
 	case c.id == "":
@@ -235,6 +235,6 @@ func (f *flags) parse(args []string, usage io.Writer) error {
 // printVersion writes in the form of the stock shim.
 func (c *call) printVersion() error {
 	_, err := fmt.Fprintf(c.stdout, "%s:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n\n",
-		filepath.Base(os.Args[0]), c.program.Version, c.program.Revision, runtime.Version())
+		filepath.Base(os.Args[0]), c.config.Version, c.config.Revision, runtime.Version())
 	return err
 }
