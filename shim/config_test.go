@@ -23,8 +23,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// programEnv makes the test binary the shim program: start spawns the binary
-// that it is, so that the tests need a real one.
+// programEnv turns the test binary into the shim: start executes its own binary,
+// so the tests need a real one.
 const programEnv = "SHIM_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// badText is no text that gRPC takes, and too long.
+// badText is not valid UTF-8, which gRPC demands, and too long.
 var badText = "\xff" + strings.Repeat("ü", 4096)
 
 const groupAnnotation = "org.example.group"
@@ -95,7 +95,7 @@ var testConfig = &Config{
 	},
 }
 
-// servesNothing says that the server ends when it is asked to shut down.
+// servesNothing makes the server end when it is asked to shut down.
 var servesNothing atomic.Bool
 
 // do runs a verb of the test service in the server.

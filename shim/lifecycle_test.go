@@ -400,7 +400,7 @@ func TestStartThatCannotAnswer(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-namespace", "test", "-id", "a", "start")
 	cmd.Dir, cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = bundle, append(os.Environ(), d.env...), bytes.NewReader(params), w, &stderr
 	_ = cmd.Run()
-	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "cannot answer: "+unix.EPIPE.Error()) {
+	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "cannot write answer to containerd: "+unix.EPIPE.Error()) {
 		t.Errorf("exit code %d, standard error %q", code, stderr.String())
 	}
 	if left, err := os.ReadDir(d.socketDir); err != nil || len(left) != 0 {
