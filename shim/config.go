@@ -96,8 +96,8 @@ type Instance struct {
 	// which calls it is still answered. It may be called many times.
 	Shutdown func()
 
-	// Removed records how a container or sandbox ended, of which nothing is
-	// left, so that `delete` has nothing to do for it. bundle is an absolute path.
+	// Removed records that nothing is left of a container or sandbox, and how it
+	// ended, so that `delete` has nothing to do for it. bundle is an absolute path.
 	Removed func(bundle string, e Exit)
 }
 

@@ -170,8 +170,8 @@ const (
 	noHugePages = "GODEBUG=disablethp=1"
 )
 
-// serverEnvironment returns env with the variables for Go's runtime.
-// [restoreEnvironment] removes them again.
+// serverEnvironment returns env with the variables for Go's runtime, in place of a
+// GOMAXPROCS in env. [restoreEnvironment] removes what it adds.
 func serverEnvironment(env []string) []string {
 	has := func(name string) bool {
 		return slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
