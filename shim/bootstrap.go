@@ -12,11 +12,12 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// The generations of containerd, by how they start a shim. Flags are the same
-// in all, and all set TTRPC_ADDRESS. Sources: runtime/v2/binary.go, shim.go
-// and shim/util.go of 1.6.38 and 1.7.27; core/runtime/v2/binary.go, shim.go
-// and pkg/shim/util.go of 2.0.5 and 2.2.0; core/runtime/v2/command.go and
-// shim.go of 2.4.2.
+// answer is the form of the answer to `start`.
+//
+// It depends on the generation of containerd. All generations use the same flags
+// and set TTRPC_ADDRESS. Sources: runtime/v2/binary.go, shim.go and shim/util.go
+// of 1.6.38 and 1.7.27; core/runtime/v2/binary.go, shim.go and pkg/shim/util.go
+// of 2.0.5 and 2.2.0; core/runtime/v2/command.go and shim.go of 2.4.2.
 //
 //	            stdin                   understands as an answer
 //	1.6         Any: runtime options    address
@@ -24,12 +25,12 @@ import (
 //	2.0 - 2.2   Any: runtime options    address, JSON up to version 3
 //	2.3 -       BootstrapParams         address, JSON, BootstrapResult
 //
-// A bare address means Task API version 2 over ttrpc to each of them. Version 3
-// saves a daemon 2.x the `start` and `delete` for every container that joins a
-// sandbox (ShimManager.Start in core/runtime/v2/shim_manager.go). But 2.0 to 2.3
-// then forget the `delete` also when the shim has been killed, and the container
-// runs on for ever: there Start watches the shim with `func() {}`, and only since
-// 2.4 with cleanupAfterDeadShim. So version 3 is for 2.4 and later.
+// All of them take a bare address for Task API version 2 over ttrpc. Version 3
+// saves containerd 2.x the `start` and `delete` for every container that joins a
+// sandbox (ShimManager.Start in core/runtime/v2/shim_manager.go). But containerd
+// 2.0 to 2.3 then skips the `delete` even when the shim has been killed, and the
+// container runs on forever: Start watches the shim with `func() {}`, and only
+// since 2.4 with cleanupAfterDeadShim. So only 2.4 and later get version 3.
 type answer int
 
 const (
@@ -41,12 +42,12 @@ const (
 	taskVersion     = 3
 	ttrpcAddressEnv = "TTRPC_ADDRESS"
 
-	// maxInput is far above what containerd sends; a stream without end must
-	// not fill the memory.
+	// maxInput is the most bytes read from stdin, so that an endless stream
+	// does not fill the memory. It is far above what containerd sends.
 	maxInput = 10 << 20
 )
 
-// bootstrap is what containerd asks of `start`, by whichever generation.
+// bootstrap is what any generation of containerd asks of `start`.
 type bootstrap struct {
 	grpcAddress  string
 	ttrpcAddress string
@@ -56,8 +57,8 @@ type bootstrap struct {
 	answer       answer
 }
 
-// readBootstrap reads stdin to its end and completes it from the flags and the
-// environment.
+// readBootstrap reads stdin to its end, and takes from the flags and the
+// environment what is not there.
 func (c *call) readBootstrap() (*bootstrap, error) {
 	input, err := readInput(c.stdin)
 	if err != nil {
@@ -84,9 +85,9 @@ func readInput(r io.Reader) ([]byte, error) {
 	return input, nil
 }
 
-// parseBootstrap tells the generations apart. Both messages begin with two
-// strings (instance id and namespace; type URL and value), so each parses as
-// the other: only what the flags say decides.
+// parseBootstrap decodes the input of either generation. Each message parses as
+// the other, because both begin with two strings (instance id and namespace; type
+// URL and value). So only a comparison with the flags tells them apart.
 func parseBootstrap(input []byte, f flags) (*bootstrap, error) {
 	var params bootapi.BootstrapParams
 	if proto.Unmarshal(input, &params) == nil && params.InstanceID == f.id && params.Namespace == f.namespace {
@@ -102,7 +103,7 @@ func parseBootstrap(input []byte, f flags) (*bootstrap, error) {
 		b.options, err = DecodeOptions(&encoded)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot decode standard input, neither bootstrap parameters of %s/%s nor runtime options: %w", f.namespace, f.id, err)
+		return nil, fmt.Errorf("cannot decode standard input, which is neither bootstrap parameters for %s/%s nor runtime options: %w", f.namespace, f.id, err)
 	}
 	return b, nil
 }
@@ -126,7 +127,7 @@ func fromParams(params *bootapi.BootstrapParams, f flags) (*bootstrap, error) {
 		b.socketDir = *dir
 	}
 	for _, e := range params.Extensions {
-		// Extensions are open-ended: what is not for us is no error.
+		// Extensions are open-ended, so an unknown one is not an error.
 		if !isOptions(e.Value) {
 			continue
 		}
@@ -139,14 +140,14 @@ func fromParams(params *bootapi.BootstrapParams, f flags) (*bootstrap, error) {
 	return b, nil
 }
 
-// cleansUpMembers says whether a containerd that sends BootstrapParams cleans up the
-// containers of a sandbox after a dead shim that has answered with version 3. An
-// unknown version is taken for a later one.
+// cleansUpMembers says whether containerd cleans up the containers of a sandbox when a
+// shim that has answered with version 3 dies. version is from BootstrapParams, so it is
+// 2.3 or later; an unknown one is taken for later than 2.3.
 func cleansUpMembers(version string) bool {
 	return !strings.HasPrefix(strings.TrimPrefix(version, "v"), "2.3.")
 }
 
-// encode returns the answer to `start` with the address of the group's shim.
+// encode returns the bytes of the answer, with the address of the group's shim.
 func (a answer) encode(address string) ([]byte, error) {
 	if a == answerProto {
 		return proto.Marshal(&bootapi.BootstrapResult{Version: taskVersion, Address: address, Protocol: "ttrpc"})

@@ -148,7 +148,7 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("answer to containerd before 2.4 is %q, error %v", text, err)
 	}
 	var result bootapi.BootstrapResult
-	// 2.3 and later try protobuf first: an address must not pass for it.
+	// containerd 2.3 and later try protobuf first, so an address must not parse as protobuf.
 	if proto.Unmarshal(text, &result) == nil {
 		t.Errorf("%q parses as BootstrapResult", text)
 	}
@@ -161,8 +161,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// containerd 2.3 would forget to clean up the containers of a pod whose shim has died,
-// if it were told of version 3.
+// With version 3, containerd 2.3 would not clean up the containers of a pod whose shim has
+// died.
 func TestAnswerGoesByTheDaemonsVersion(t *testing.T) {
 	for version, want := range map[string]answer{
 		"v2.3.7":         answerAddress,

@@ -9,16 +9,16 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
-// connections lets in peers of the same user and counts those that are
+// connections admits peers of the same user only, and counts those that are
 // connected. It is the handshaker of the ttrpc server.
 type connections struct {
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	count int
-	none  chan struct{} // closed when count falls to 0, if somebody waits
+	none  chan struct{} // closed when count falls to 0; nil if nothing waits
 }
 
-// Handshake implements ttrpc.Handshaker. The mode of the socket keeps others
-// out already; the check holds even if an administrator changes that.
+// Handshake implements ttrpc.Handshaker. The mode of the socket already keeps
+// other users out; this check does so even if an administrator changes the mode.
 func (c *connections) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, error) {
 	conn, credentials, err := ttrpc.UnixSocketRequireSameUser().Handshake(ctx, conn)
 	if err != nil {
@@ -39,10 +39,10 @@ func (c *connections) leave() {
 	}
 }
 
-// awaitNone returns once all peers have hung up, or after limit. Only that
-// shows that the reply to the last RPC has arrived: for ttrpc a connection is
-// idle until the first reply has been written, so that its Shutdown cuts off
-// the very RPC which asked for the end (serverConn.run in server.go, 1.2.10).
+// awaitNone returns once all peers have hung up, or after limit. Only a hang-up
+// shows that the reply to the last RPC has arrived. ttrpc's own Shutdown would cut
+// off the RPC that asked for the end, because ttrpc takes a connection for idle
+// until the first reply has been written (serverConn.run in server.go, 1.2.10).
 func (c *connections) awaitNone(limit time.Duration) {
 	c.mu.Lock()
 	if c.count == 0 {
@@ -63,7 +63,7 @@ func (c *connections) awaitNone(limit time.Duration) {
 	}
 }
 
-// countedConn is a connection that counts until it is closed.
+// countedConn is a connection that is counted until it is closed.
 type countedConn struct {
 	net.Conn
 	closed func()

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// noExitDelay spares the race detector's second of sleep at each exit.
+// noExitDelay turns off the race detector's sleep of one second at each exit.
 const noExitDelay = "GORACE=atexit_sleep_ms=0"
 
 // daemonSide is what containerd has: a socket directory, and an address for events.
@@ -36,8 +36,8 @@ func newDaemonSide(t *testing.T) *daemonSide {
 	return &daemonSide{t: t, socketDir: filepath.Join(shortDir(t), "s"), env: []string{programEnv + "=1", noExitDelay}}
 }
 
-// bundle makes the bundle of a container of a group; without a group it has no
-// spec.
+// bundle makes the bundle of a container in a group. Without a group the bundle has
+// no spec.
 func (d *daemonSide) bundle(group string) string {
 	d.t.Helper()
 	bundle := d.t.TempDir()
@@ -60,7 +60,7 @@ func (d *daemonSide) call(bundle string, stdin []byte, args ...string) (stdout, 
 	cmd.Dir = bundle
 	cmd.Env = append(os.Environ(), d.env...)
 	cmd.Stdin = bytes.NewReader(stdin)
-	// Pipes: Run returns only when nobody has their other ends open.
+	// With pipes, Run returns only when no process has their other ends open.
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err = cmd.Run()
 	return out.String(), errs.String(), err
@@ -124,8 +124,8 @@ func connect(t *testing.T, path string) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// Only while it is a child of ours: a pid that has been waited for
-		// may be another's.
+		// Only while it is still a child of this process: after a wait, another
+		// process may have the pid.
 		if pid, err := unix.Wait4(s.pid, nil, unix.WNOHANG, nil); pid == 0 && err == nil {
 			unix.Kill(s.pid, unix.SIGKILL)
 			unix.Wait4(s.pid, nil, 0, nil)
@@ -154,8 +154,8 @@ func (s *server) wait() unix.WaitStatus {
 	return status
 }
 
-// dialAs connects with another effective user id. The system call changes that
-// of one thread only, and the credentials that a peer sees are the thread's.
+// dialAs connects with another effective user id. The system call changes the id of
+// one thread only, and a peer sees the credentials of that thread.
 func dialAs(t *testing.T, uid int, path string) net.Conn {
 	t.Helper()
 	runtime.LockOSThread()
@@ -219,8 +219,8 @@ func readUntil(t *testing.T, f *os.File, text string) string {
 	}
 }
 
-// onebyte reads no further than it is asked to, so that the next reader of the
-// same file misses nothing.
+// onebyte reads one byte at a time, so that the next reader of the same file misses
+// nothing.
 type onebyte struct{ f *os.File }
 
 func (o onebyte) Read(p []byte) (int, error) { return o.f.Read(p[:1]) }

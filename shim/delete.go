@@ -20,21 +20,21 @@ import (
 	"containerd-shim-pause-v2/shim/entry"
 )
 
-// deleteLimit is how long `delete` may take. containerd kills it after 5 s (cleanupTimeout in
-// core/runtime/v2/shim.go), and the answer is lost.
+// deleteLimit is how long `delete` may take. After 5 s containerd kills it (cleanupTimeout
+// in core/runtime/v2/shim.go), and the answer is lost.
 const deleteLimit = 4 * time.Second
 
-// delete removes what a dead shim left of the container or sandbox in the
-// bundle, and answers with how that ended. It ends a shim that is not dead, but
-// given up.
+// delete removes what a dead shim has left of the container or sandbox in the
+// bundle, and answers with how that container or sandbox ended. If containerd has
+// given up a shim that still lives, delete ends the shim first.
 func (c *call) delete(ctx context.Context) error {
-	// Half a clean-up leaves mounts and cgroups that nobody looks for again.
-	// It is short, and containerd ends it by SIGKILL if it is not. The signals
-	// are caught and not ignored, as programs started from here would inherit
-	// the latter.
+	// Signals must not interrupt the clean-up, or it would leave mounts and cgroups
+	// that nothing removes later. It is short; if it is not, containerd ends it with
+	// SIGKILL. The signals are caught rather than ignored, because child processes
+	// inherit ignored signals.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGPIPE)
 
-	// containerd repeats all of stderr as warnings (binary.Delete).
+	// containerd logs all of stderr as warnings (binary.Delete).
 	level := log.WarnLevel
 	if c.debug {
 		level = log.DebugLevel
@@ -49,11 +49,11 @@ func (c *call) delete(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// First of all, so that it makes nothing new.
+	// End a given-up shim first, so that it makes nothing new.
 	if err := endGivenUp(ctx, bundle, c.id); err != nil {
 		log.L.WithError(err).Warn("the process of a shim that containerd has given up may still be running")
 	}
-	exit, err := c.program.Delete(ctx, DeleteRequest{Namespace: c.namespace, ID: c.id, Bundle: bundle})
+	exit, err := c.config.Delete(ctx, DeleteRequest{Namespace: c.namespace, ID: c.id, Bundle: bundle})
 	if serr := removeRecordedSocket(bundle); serr != nil {
 		log.L.WithError(serr).Warn("the shim's socket may be left behind")
 	}
@@ -66,7 +66,7 @@ func (c *call) delete(ctx context.Context) error {
 		return fmt.Errorf("cannot encode answer: %w", err)
 	}
 	if _, err := c.stdout.Write(answer); err != nil {
-		return fmt.Errorf("cannot answer: %w", err)
+		return fmt.Errorf("cannot write answer to containerd: %w", err)
 	}
 	return nil
 }
@@ -82,9 +82,9 @@ func (c *call) bundlePath() (string, error) {
 	return bundle, nil
 }
 
-// removeRecordedSocket removes the socket that the bundle names if its shim is
-// dead. The shim may as well be alive: when one container of a group is
-// deleted, it serves the others.
+// removeRecordedSocket removes the socket that the bundle names if no shim listens
+// on it. The shim may be alive: when one container of a group is deleted, it still
+// serves the others.
 func removeRecordedSocket(bundle string) error {
 	path, err := readAddress(bundle)
 	if err != nil || path == "" {
@@ -102,22 +102,22 @@ func (e Exit) encode() ([]byte, error) {
 	return proto.Marshal(response)
 }
 
-// answers are those to `delete` that the process writes into bundles, for package entry.
-// One says that nothing is left, so that nobody looks for it.
+// answers writes answers to `delete` into bundles, where package entry finds them. An
+// answer says that nothing is left in the bundle, so that `delete` need not look.
 type answers struct {
 	own string // the bundle of the process
 
 	mu sync.Mutex
-	// last is what was removed last, since the process has nothing but itself left in its
-	// own bundle. The answer to that is written when the process has removed its socket,
-	// which is recorded there. Guarded by mu; nil before.
+	// last is the latest removal, beginning with the one of the task in the process's own
+	// bundle; nil before. Its answer is written only after the process has removed its
+	// socket, because the bundle still names the socket. Guarded by mu.
 	last *removal
 }
 
-// removal is of what was in a bundle.
+// removal says how the task in a bundle ended before it was removed.
 type removal struct {
 	bundle string
-	dir    fs.FileInfo // of the bundle then; another one may take its place
+	dir    fs.FileInfo // of the bundle at the removal; another may take its place
 	exit   Exit
 }
 
@@ -127,12 +127,12 @@ func (a *answers) removed(bundle string, e Exit) {
 	defer a.mu.Unlock()
 	dir, err := os.Stat(bundle)
 	if err != nil {
-		return // There is nothing for `delete`, either.
+		return // `delete` has no bundle either.
 	}
 	own, err := os.Stat(a.own)
 	if err == nil && os.SameFile(own, dir) {
 		if err := forgetProcess(a.own); err != nil {
-			log.L.WithError(err).Warn("the shim may be killed under containers of its group")
+			log.L.WithError(err).Warn("a later delete may kill the shim while it serves other containers")
 		}
 	}
 	if err == nil && a.last == nil && !os.SameFile(own, dir) {
@@ -142,7 +142,8 @@ func (a *answers) removed(bundle string, e Exit) {
 	a.last = &removal{bundle, dir, e}
 }
 
-// finish is called when nothing is left of the process, and of all that it has served.
+// finish writes the answer that was held back. It is called when nothing is left of the
+// process and of all that it has served.
 func (a *answers) finish() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -154,14 +155,14 @@ func (a *answers) finish() {
 	}
 }
 
-// writeAnswer writes the answer to `delete` into a bundle, whole or not at all. The bundle
-// may be gone.
+// writeAnswer writes the answer to `delete` into a bundle, whole or not at all. It does
+// nothing if the bundle is gone.
 func writeAnswer(bundle string, e Exit) {
 	answer, err := e.encode()
 	if err == nil {
 		err = replaceFile(filepath.Join(bundle, entry.AnswerFile), answer)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.L.WithError(err).Debug("the exit status is not left for the delete call")
+		log.L.WithError(err).Debug("cannot leave the exit status for delete")
 	}
 }

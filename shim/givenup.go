@@ -21,39 +21,40 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// containerd calls `delete` also for a shim that lives: when it starts again and the shim's
-// socket is gone, or the shim does not answer in time (loadShim in
-// core/runtime/v2/shim_load.go). It then takes the sandbox or container for removed. So
-// `delete` ends such a shim, which would hold the pod's namespaces for ever.
+// containerd may give up a shim that still lives: after a restart, when it finds the shim's
+// socket gone or gets no answer in time (loadShim in core/runtime/v2/shim_load.go). It then
+// calls `delete`, and takes the sandbox or container for removed. So `delete` ends such a
+// shim, which would otherwise hold the pod's namespaces forever.
 //
-// The bundle of the one for which a shim was started tells which process to end, for as
-// long as that one exists in the shim. When the shim has removed it by an RPC, it removes
-// the record, too: it may go on to serve containers of the group.
+// A shim records its process in the bundle of the container or sandbox for which it was
+// started. It removes the record when an RPC has removed that container or sandbox, since
+// it may go on to serve other containers of the group.
 
 const (
-	// processFile in the bundle holds a shimProcess.
+	// processFile in the bundle holds a shimProcess, in JSON.
 	processFile = "pause-process.json"
 
-	// endLimit is how long `delete` waits for the end of a shim that it has killed. The
-	// kernel needs longer only for one that waits for a device.
+	// endLimit is how long `delete` waits for a killed shim to end. The kernel needs longer
+	// only if the shim waits for a device.
 	endLimit = 2 * time.Second
 
 	// shutdownLimit is how long `delete` waits for the answer of a shim that it asks to end.
 	shutdownLimit = 500 * time.Millisecond
 
-	// endInterval is how often it is looked whether a killed shim has ended.
+	// endInterval is how often `delete` checks whether a killed shim has ended.
 	endInterval = 5 * time.Millisecond
 )
 
-// shimProcess is what tells a shim process from all others, also from one that has got
-// its pid later, even after a reboot.
+// shimProcess identifies a shim process. It does not match another process that gets the
+// same pid later, even after a reboot.
 type shimProcess struct {
 	Pid   int    `json:"pid"`
 	Start uint64 `json:"start"` // in clock ticks after boot: starttime of proc_pid_stat(5)
 	Name  string `json:"name"`  // of the program, up to 15 bytes: comm of proc_pid_stat(5)
 }
 
-// recordProcess records in the bundle that this process serves what the bundle is of.
+// recordProcess records in the bundle that this process serves the bundle's container or
+// sandbox.
 func recordProcess(bundle string) error {
 	p, _, err := findProcess(os.Getpid())
 	if err != nil {
@@ -69,7 +70,7 @@ func recordProcess(bundle string) error {
 	return nil
 }
 
-// forgetProcess takes the record back.
+// forgetProcess removes the record from the bundle, if there is one.
 func forgetProcess(bundle string) error {
 	err := os.Remove(filepath.Join(bundle, processFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,8 +87,8 @@ func recordedProcess(bundle string) (p shimProcess, err error) {
 	if err == nil {
 		err = json.Unmarshal(data, &p)
 	}
-	if err == nil && p.Pid <= 1 { // kill(2) takes 0 and below for groups, and 1 is no shim.
-		err = errors.New("it names no process")
+	if err == nil && p.Pid <= 1 { // kill(2) takes pids below 1 for groups, and pid 1 is no shim.
+		err = fmt.Errorf("%d is not the pid of a shim", p.Pid)
 	}
 	if err != nil {
 		return p, fmt.Errorf("cannot read shim process from %s: %w", path, err)
@@ -95,24 +96,24 @@ func recordedProcess(bundle string) (p shimProcess, err error) {
 	return p, nil
 }
 
-// findProcess returns the process pid, and whether anything of it runs yet. The error is
-// [fs.ErrNotExist] if there is none.
+// findProcess returns the process with the pid, and whether any of its threads still runs.
+// The error is [fs.ErrNotExist] if there is no such process.
 func findProcess(pid int) (p shimProcess, runs bool, err error) {
 	path := fmt.Sprintf("/proc/%d/stat", pid)
 	stat, err := os.ReadFile(path)
-	if errors.Is(err, unix.ESRCH) { // It has ended after the file was opened.
+	if errors.Is(err, unix.ESRCH) { // The process has ended since the file was opened.
 		err = fs.ErrNotExist
 	}
 	if err != nil {
 		return p, false, err
 	}
-	// The name, in parentheses, may hold anything.
+	// The name is in parentheses, and may contain parentheses itself.
 	from, to := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
 	if from < 0 || to < from {
 		return p, false, fmt.Errorf("cannot decode %s: %q", path, stat)
 	}
 	fields := strings.Fields(string(stat[to+1:]))
-	const state, threads, start = 0, 17, 19 // their numbers in proc_pid_stat(5), less 3
+	const state, threads, start = 0, 17, 19 // the fields' numbers in proc_pid_stat(5), less 3
 	if len(fields) <= start {
 		return p, false, fmt.Errorf("cannot decode %s: %q", path, stat)
 	}
@@ -120,13 +121,13 @@ func findProcess(pid int) (p shimProcess, runs bool, err error) {
 	if err != nil {
 		return p, false, fmt.Errorf("cannot decode %s: %w", path, err)
 	}
-	// A main thread that has ended is a zombie while others of the process run. A process
-	// that is being reaped has no threads.
+	// A main thread that has ended stays a zombie while other threads of the process run. A
+	// process that is being reaped has no threads.
 	ended := fields[threads] == "0" || fields[state] == "Z" && fields[threads] == "1"
 	return shimProcess{Pid: pid, Start: ticks, Name: string(stat[from+1 : to])}, !ended, nil
 }
 
-// runs says whether the process has not ended.
+// runs says whether the process still runs.
 func (p shimProcess) runs() (bool, error) {
 	found, runs, err := findProcess(p.Pid)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -135,15 +136,15 @@ func (p shimProcess) runs() (bool, error) {
 	return runs && found == p, err
 }
 
-// kill ends the process by SIGKILL and waits until nothing of it runs. It is no error if
-// it has ended before.
+// kill ends the process with SIGKILL and waits until none of its threads runs. It returns
+// nil if the process has already ended.
 func (p shimProcess) kill(ctx context.Context) error {
 	handle, err := os.FindProcess(p.Pid) // a pidfd, which stays with the process
 	if err != nil {
 		return fmt.Errorf("cannot find shim process %d: %w", p.Pid, err)
 	}
 	defer func() { _ = handle.Release() }()
-	// After the handle has been opened, as the pid may have become another's before.
+	// Check after opening the pidfd: the pid may have been reused before.
 	if runs, err := p.runs(); err != nil || !runs {
 		return err
 	}
@@ -157,13 +158,13 @@ func (p shimProcess) kill(ctx context.Context) error {
 			return err
 		}
 		if !sleep(ctx, endInterval) {
-			return fmt.Errorf("cannot end shim process %d: it runs on after SIGKILL", p.Pid)
+			return fmt.Errorf("cannot end shim process %d: it still runs after SIGKILL", p.Pid)
 		}
 	}
 }
 
-// endGivenUp ends the shim that serves what the bundle is of, the task or sandbox id, if
-// it has not removed that itself.
+// endGivenUp ends the shim that serves the task or sandbox id in the bundle, unless the
+// shim has removed that task or sandbox itself.
 func endGivenUp(ctx context.Context, bundle, id string) error {
 	p, err := recordedProcess(bundle)
 	switch {
@@ -175,9 +176,9 @@ func endGivenUp(ctx context.Context, bundle, id string) error {
 	return askToEnd(ctx, bundle, id)
 }
 
-// askToEnd asks the shim whose socket the bundle names, if it serves, to end unless it serves
-// others: containerd may have been killed after it had the last task deleted, before it
-// could ask for that. A shim that does not answer may serve others.
+// askToEnd asks the shim whose socket the bundle names, if it runs, to end unless it serves
+// other tasks. containerd may have been killed after it deleted the last task and before it
+// called Shutdown. A shim that does not answer is left alone: it may serve other tasks.
 func askToEnd(ctx context.Context, bundle, id string) error {
 	path, err := readAddress(bundle)
 	if err != nil || path == "" {
@@ -185,7 +186,7 @@ func askToEnd(ctx context.Context, bundle, id string) error {
 	}
 	conn, err := net.Dial("unix", path)
 	if err != nil {
-		return nil // It has ended.
+		return nil // The shim has ended.
 	}
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
@@ -193,7 +194,10 @@ func askToEnd(ctx context.Context, bundle, id string) error {
 	defer cancel()
 	_, err = taskapi.NewTTRPCTaskClient(client).Shutdown(ctx, &taskapi.ShutdownRequest{ID: id})
 	if errors.Is(err, ttrpc.ErrClosed) || status.Code(err) == codes.Unimplemented {
-		return nil // It ends by itself.
+		return nil // The shim ends by itself.
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("cannot ask the shim at %s to end: %w", path, err)
+	}
+	return nil
 }

@@ -59,8 +59,8 @@ func TestDeleteEndsAShimThatContainerdHasGivenUp(t *testing.T) {
 func TestDeleteLeavesAShimThatServesOthers(t *testing.T) {
 	for name, tc := range map[string]struct {
 		group string // of the first; "" for its id
-		id    string // of the one to delete
-		do    string // by RPC, before
+		id    string // of the container to delete
+		do    string // through an RPC, before the delete
 	}{
 		"the first has been removed":           {id: "c1", do: "removed"},
 		"the first, of a group with a name":    {group: "g", id: "c1"},
@@ -108,7 +108,7 @@ func TestDeleteEndsAShimThatServesNothing(t *testing.T) {
 	}
 }
 
-// It may serve others, or may not.
+// A shim that does not answer may serve others.
 func TestDeleteTellsOfAShimThatDoesNotAnswer(t *testing.T) {
 	d := newDaemonSide(t)
 	bundle := d.bundle("")
@@ -126,7 +126,8 @@ func TestDeleteTellsOfAShimThatDoesNotAnswer(t *testing.T) {
 	s.do("pid")
 }
 
-// The pid of a shim that has ended may be another's, and a bundle may outlive a reboot.
+// Another process may have got the pid of a shim that has ended, and a bundle may outlive a
+// reboot.
 func TestDeleteEndsNoOtherProcess(t *testing.T) {
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
@@ -171,8 +172,8 @@ func TestDeleteEndsNoOtherProcess(t *testing.T) {
 	}
 }
 
-// startOther starts a program that sleeps. A process has its new name only a moment after
-// exec has succeeded for its parent (kernel, begin_new_exec in fs/exec.c).
+// startOther starts a program that sleeps, and waits for its name. The kernel sets the new
+// name only a moment after the parent sees exec succeed (begin_new_exec in fs/exec.c).
 func startOther(t *testing.T, program string) (*exec.Cmd, shimProcess) {
 	t.Helper()
 	cmd := exec.Command(program, "100000")
@@ -195,7 +196,7 @@ func startOther(t *testing.T, program string) (*exec.Cmd, shimProcess) {
 }
 
 func TestFindProcess(t *testing.T) {
-	// A name that could be taken for what is behind it.
+	// A name that looks like the fields after it.
 	const name = "a) Z 1 (b"
 	program := filepath.Join(t.TempDir(), name)
 	sleep, err := exec.LookPath("sleep")

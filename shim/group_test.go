@@ -38,7 +38,7 @@ func TestMembersOfAGroupShareAShim(t *testing.T) {
 	}
 }
 
-// containerd may have been started again with another directory for sockets.
+// containerd may have been restarted with another socket directory.
 func TestMemberOfAPodFindsItsShimWhereverItsSocketIs(t *testing.T) {
 	const tasks = "io.containerd.runtime.v2.task"
 	for _, tc := range []struct {
@@ -79,7 +79,7 @@ func TestMemberOfAPodFindsItsShimWhereverItsSocketIs(t *testing.T) {
 	}
 }
 
-// The address of the first would be that of the second, which is another namespace's.
+// The first would have the address of the second, which is in another namespace.
 func TestGroupCannotBeOfAnotherNamespace(t *testing.T) {
 	d := newDaemonSide(t)
 	victim := d.mustStart("pod", d.bundle(""))

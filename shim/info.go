@@ -11,21 +11,21 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// featuresTypeURL is what containerd's typeurl registry calls the features of
-// an OCI runtime, which are JSON (core/runtime/typeurl.go of 2.4).
+// featuresTypeURL is the name in containerd's typeurl registry of an OCI
+// runtime's features, which are encoded as JSON (core/runtime/typeurl.go of 2.4).
 const featuresTypeURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
-// printInfo answers -info: what the program is, the runtime options as they
-// were read from stdin (none is allowed), and what the OCI runtime that they
-// choose can do.
+// printInfo answers -info with the version of the shim, the runtime options as
+// read from stdin, which may be empty, and the features of the OCI runtime that
+// the options name.
 func (c *call) printInfo(ctx context.Context) error {
 	input, err := readInput(c.stdin)
 	if err != nil {
 		return err
 	}
 	info := &types.RuntimeInfo{
-		Name:    c.program.Runtime,
-		Version: &types.RuntimeVersion{Version: c.program.Version, Revision: c.program.Revision},
+		Name:    c.config.Runtime,
+		Version: &types.RuntimeVersion{Version: c.config.Version, Revision: c.config.Revision},
 	}
 	if len(input) > 0 {
 		info.Options = &anypb.Any{}
@@ -37,9 +37,9 @@ func (c *call) printInfo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// An OCI runtime need not know the `features` command.
-	if f, err := c.program.Features(ctx, options.Runc.BinaryName); err != nil {
-		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: no features: %s", c.program.Runtime, err)))
+	// An OCI runtime need not have the `features` command.
+	if f, err := c.config.Features(ctx, options.Runc.BinaryName); err != nil {
+		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: features are left out: %s", c.config.Runtime, err)))
 	} else if info.Features, err = encodeFeatures(f); err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (c *call) printInfo(ctx context.Context) error {
 		return fmt.Errorf("cannot encode answer: %w", err)
 	}
 	if _, err := c.stdout.Write(answer); err != nil {
-		return fmt.Errorf("cannot answer: %w", err)
+		return fmt.Errorf("cannot write answer to containerd: %w", err)
 	}
 	return nil
 }

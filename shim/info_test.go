@@ -34,7 +34,7 @@ func TestInfo(t *testing.T) {
 				stdin = encode(t, tc.options)
 			}
 			var stdout, stderr bytes.Buffer
-			c := &call{program: testProgram, stdin: bytes.NewReader(stdin), stdout: &stdout, stderr: &stderr}
+			c := &call{config: testConfig, stdin: bytes.NewReader(stdin), stdout: &stdout, stderr: &stderr}
 			if err := c.run(t.Context(), []string{"-info"}); err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +65,7 @@ func TestInfo(t *testing.T) {
 		})
 	}
 	t.Run("garbage", func(t *testing.T) {
-		c := &call{program: testProgram, stdin: strings.NewReader("\xff"), stdout: &bytes.Buffer{}}
+		c := &call{config: testConfig, stdin: strings.NewReader("\xff"), stdout: &bytes.Buffer{}}
 		if err := c.run(t.Context(), []string{"-info"}); err == nil {
 			t.Error("no error")
 		}

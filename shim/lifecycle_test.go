@@ -81,7 +81,7 @@ func TestTheRPCThatEndsAServerIsAnswered(t *testing.T) {
 
 func TestServerTakesOrphans(t *testing.T) {
 	orphan := 0
-	t.Cleanup(func() { // After that of the server, when it has become ours.
+	t.Cleanup(func() { // After the server's cleanup, when the orphan is a child of this process.
 		if orphan > 0 {
 			unix.Kill(orphan, unix.SIGKILL)
 			unix.Wait4(orphan, nil, 0, nil)
@@ -161,8 +161,8 @@ func TestEnvironmentOfAServer(t *testing.T) {
 			if got != tc.godebug {
 				t.Errorf("the environment has %q, want %q", got, tc.godebug)
 			}
-			// What it starts must find huge pages as the host has them: only its own heap has
-			// none (VM_NOHUGEPAGE, "nh" in smaps, proc(5)).
+			// Only the server's own heap may be without huge pages (VM_NOHUGEPAGE, "nh" in
+			// smaps, proc(5)). Its child processes must find huge pages as the host has them.
 			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
 			if err != nil {
 				t.Fatal(err)
@@ -229,7 +229,7 @@ func TestDeleteAnswersEvenIfSomethingIsLeft(t *testing.T) {
 	}
 }
 
-// What the shim has removed itself, `delete` need not look for: package entry answers it.
+// `delete` need not look for what the shim has removed itself: package entry answers.
 func TestAnswersToDelete(t *testing.T) {
 	d := newDaemonSide(t)
 	own, member := d.bundle(""), d.bundle("c1")
@@ -341,7 +341,7 @@ func TestShimEndsIfItsStarterIsKilled(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	// All that hold its output open have ended.
+	// Every process that held its output open has ended.
 	if answer, err := io.ReadAll(out); err != nil || len(answer) > 0 {
 		t.Errorf("the answer is %q, error %v", answer, err)
 	}
@@ -400,7 +400,7 @@ func TestStartThatCannotAnswer(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-namespace", "test", "-id", "a", "start")
 	cmd.Dir, cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = bundle, append(os.Environ(), d.env...), bytes.NewReader(params), w, &stderr
 	_ = cmd.Run()
-	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "cannot answer: "+unix.EPIPE.Error()) {
+	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "cannot write answer to containerd: "+unix.EPIPE.Error()) {
 		t.Errorf("exit code %d, standard error %q", code, stderr.String())
 	}
 	if left, err := os.ReadDir(d.socketDir); err != nil || len(left) != 0 {

@@ -10,16 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acceptPause is how long a shim that could not accept a connection waits before it tries again.
+// acceptPause is how long a shim waits after it could not accept a connection.
 const acceptPause = 100 * time.Millisecond
 
-// passing are the errors of accept(2) that pass when others have given memory or files back.
+// passing are the errors of accept(2) that pass once other processes have released memory
+// or files, or after a connection was aborted.
 var passing = []error{unix.ENOMEM, unix.ENOBUFS, unix.EMFILE, unix.ENFILE, unix.ECONNABORTED}
 
-// patientListener tries again after an error that passes. ttrpc does so after some of them
-// only, and ends its server at ENOMEM (Server.Serve in server.go, 1.2.10): the shim would
-// end, and its pod, because the host was short of memory for a moment. Who connects
-// meanwhile waits in the backlog.
+// patientListener tries again after an error that passes. ttrpc does so only for some of
+// them, and ends its server on ENOMEM (Server.Serve in server.go, 1.2.10). The shim and its
+// pod would then end because the host was short of memory for a moment. Clients that
+// connect during the pause wait in the backlog.
 type patientListener struct {
 	net.Listener
 	pause time.Duration

@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logFile is the fifo in the bundle whose other end containerd copies to its
-// own log.
+// logFile is the fifo in the bundle that containerd reads and copies to its own
+// log.
 const logFile = "log"
 
-// openLog sends the log, and all that is written to stderr, to the fifo at
-// path. The runtime's last words in a crash go to stderr.
+// openLog sends the log, and everything written to stderr, to the fifo at path.
+// When Go's runtime crashes, it reports that on stderr.
 //
-// A shim outlives its daemon and must never wait for it, so the fifo is opened
-//   - for reading too: a fifo that has a reader gives no EPIPE (fifo(7)), and
-//     what is written while containerd is away waits in the pipe, 64 KiB by
-//     default, and is read by the next containerd;
-//   - non-blocking: once the pipe is full, messages are lost instead of RPCs
-//     being held up.
+// A shim outlives containerd and must never wait for it. So the fifo is opened
+//   - for reading too: a fifo that has a reader gives no EPIPE (fifo(7)). What is
+//     written while containerd is away waits in the pipe, which holds 64 KiB by
+//     default, and the next containerd reads it;
+//   - non-blocking: once the pipe is full, messages are lost, but RPCs are not
+//     held up.
 //
-// Without a fifo the log stays where stderr is, for a shim started by hand.
+// Without a fifo the log stays on stderr, for a shim started by hand.
 func openLog(path string, debug bool) (*logWriter, error) {
 	w := &logWriter{fd: unix.Stderr}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -33,7 +33,7 @@ func openLog(path string, debug bool) (*logWriter, error) {
 	case err != nil:
 		return nil, fmt.Errorf("cannot open log %s: %w", path, err)
 	default:
-		// Without O_CLOEXEC, as is fit for a standard stream.
+		// No O_CLOEXEC: a standard stream stays open on exec.
 		err = unix.Dup3(fd, unix.Stderr, 0)
 		unix.Close(fd)
 		if err != nil {
@@ -52,17 +52,17 @@ func openLog(path string, debug bool) (*logWriter, error) {
 	return w, nil
 }
 
-// logWriter writes to a file descriptor without ever waiting for it. It is not
-// an os.File, because that would wait for a full pipe in the poller.
+// logWriter writes to a file descriptor without ever waiting for it. An os.File
+// would wait in the poller while the pipe is full.
 type logWriter struct {
 	fd int
 
 	mu   sync.Mutex // guards lost, and keeps messages whole
-	lost int        // messages, since the last that was written
+	lost int        // messages lost since the last one that was written
 }
 
-// Write writes p, or drops it if it does not fit. It returns no error: there
-// is no place left to report one, and the logger would try stderr.
+// Write writes p, or drops it if it does not fit. It returns no error, because
+// the logger would report one on stderr, which is the same fifo.
 func (w *logWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -80,8 +80,8 @@ func (w *logWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// write says whether all of p was written. Up to PIPE_BUF (4096) bytes are
-// written as a whole or not at all (pipe(7)).
+// write says whether all of p was written. The kernel writes up to PIPE_BUF
+// (4096) bytes as a whole or not at all (pipe(7)).
 func (w *logWriter) write(p []byte) bool {
 	for len(p) > 0 {
 		n, err := unix.Write(w.fd, p)

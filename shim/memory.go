@@ -9,14 +9,14 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
-// trimDelay is how long after an RPC memory is given back, and the least time between two
-// such occasions: longer than a pod takes to start, so that it does not wait for it.
+// trimDelay is the time from an RPC until memory is given back, and the least time between
+// two trims. It is longer than a pod takes to start, so that no start waits for a trim.
 const trimDelay = 3 * time.Second
 
-// trimmer gives memory back to the kernel after RPCs, whose garbage Go would keep for
-// minutes: containerd asks for statistics each second, and each answer leaves 50 kB. It
-// does so at most once in a while however many RPCs there are, and not at all in an idle
-// process. What that wins is in docs/benchmarks.md.
+// trimmer gives memory back to the kernel after RPCs. Go would keep their garbage for
+// minutes: containerd asks for statistics each second, and each answer leaves 50 kB. A
+// trimmer trims at most once per trimDelay however many RPCs there are, and never in an
+// idle process. docs/benchmarks.md says how much that saves.
 type trimmer struct{ pending atomic.Bool }
 
 // intercept implements [ttrpc.UnaryServerInterceptor].

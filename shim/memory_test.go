@@ -56,8 +56,8 @@ func TestIdleProcessDoesNothingForItsMemory(t *testing.T) {
 	}
 }
 
-// anonymousMemory returns how many bytes of this process are in memory and of no file:
-// Anonymous of proc_pid_smaps(5).
+// anonymousMemory returns how many bytes of this process are in memory without belonging to
+// a file: Anonymous in proc_pid_smaps(5).
 func anonymousMemory(t *testing.T) int {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/smaps_rollup")

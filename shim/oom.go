@@ -7,16 +7,17 @@ import (
 	"github.com/containerd/containerd/v2/pkg/sys"
 )
 
-// adjustOOMScore makes the kernel prefer this process to containerd, whose score
-// it has inherited, when memory runs out, by one point of oom_score_adj (proc(5)).
-// Without the privilege to do so it leaves things as they are.
+// adjustOOMScore raises oom_score_adj (proc(5)) by one point above the score that
+// this process has inherited from containerd, so that the kernel prefers to kill the
+// shim when memory runs out. Without the privilege to change the score,
+// adjustOOMScore leaves it as it is.
 func adjustOOMScore() error {
 	score, err := sys.GetOOMScoreAdj(os.Getpid())
 	if err == nil {
 		err = sys.AdjustOOMScore(os.Getpid(), score+1)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot adjust OOM score of shim: %w", err)
+		return fmt.Errorf("cannot adjust OOM score of the shim: %w", err)
 	}
 	return nil
 }

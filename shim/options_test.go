@@ -54,7 +54,7 @@ func TestOptionsAsTOML(t *testing.T) {
 	}
 }
 
-// All but the default of each is set.
+// Each option is set to something other than its default.
 func TestOptionsOfTheHandler(t *testing.T) {
 	const body = "BinaryName = 'crun'\nalways_call_runtime = true\nenable_unprivileged_icmp = false\n" +
 		"enable_unprivileged_ports = false\nrestrict_oom_score_adj = true\n"
@@ -71,7 +71,7 @@ func TestOptionsOfTheHandler(t *testing.T) {
 	}
 }
 
-// Options of runc's own type have no room for more.
+// runc's own type cannot carry the shim's own options.
 func TestOptionsOfTheStockTypeHaveTheDefaults(t *testing.T) {
 	got, err := DecodeOptions(&anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: encode(t, &options.Options{BinaryName: "crun"})})
 	if err != nil {
@@ -89,7 +89,7 @@ func TestOptionsThatAreNoTOML(t *testing.T) {
 	} {
 		t.Run(line, func(t *testing.T) {
 			o, err := DecodeOptions(generic(t, &runtimeoptions.Options{ConfigBody: []byte("Root = '/r'\n" + line)}))
-			if err == nil || !strings.Contains(err.Error(), "config body: line 2: ") {
+			if err == nil || !strings.Contains(err.Error(), "config_body, line 2: ") {
 				t.Errorf("got %v and error %v, want one that names line 2", o, err)
 			}
 		})

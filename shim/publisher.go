@@ -23,37 +23,37 @@ import (
 
 const (
 	dialLimit   = 5 * time.Second        // for one attempt to connect
-	patience    = 5 * time.Second        // until it is logged that containerd does not answer
+	patience    = 5 * time.Second        // for an answer, before a warning is logged
 	minBackoff  = 100 * time.Millisecond // after the first failure
-	maxBackoff  = 2 * time.Second        // doubled up to this, while containerd is away
+	maxBackoff  = 2 * time.Second        // limit of the backoff, which doubles after each failure
 	maxRefusals = 5                      // of one event, before it is dropped
 	linger      = 5 * time.Second        // until an idle connection is closed
 )
 
 // Publisher sends events to containerd in the order in which they are
-// published, and loses none while containerd is away: they wait in memory, of
-// which a shim's few and small events take little. An event may arrive twice,
-// when the connection breaks before containerd's reply. As long as it stands, the
-// reply is waited for, as an event that is sent again would be a second one for a
-// containerd that is only slow.
+// published. It loses none while containerd is away: the events wait in memory,
+// where a shim's few small events take little room. An event may arrive twice if
+// the connection breaks before containerd replies. While the connection stands,
+// the Publisher waits for the reply and does not send the event again: containerd
+// may only be slow, and would then get it twice.
 //
-// The methods may be called by many goroutines. A goroutine and a connection
-// exist only while there is something to send and for some seconds after.
+// The methods may be called by many goroutines. A Publisher has a goroutine and a
+// connection only while there is something to send, and for some seconds after.
 type Publisher struct {
 	address   string // of containerd's ttrpc server; "" if there is none
 	namespace string
 	patience  time.Duration // see the constant
 
-	// ctx ends when there is no more time for delivering.
+	// ctx ends when there is no time left to deliver events.
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	wake    chan struct{} // has room for one: the queue has grown
+	wake    chan struct{} // with a buffer of one: the queue has grown
 	closing chan struct{} // closed by Close
 
-	mu     sync.Mutex    // guards what follows
-	queue  []queued      // the first is under way
-	ended  chan struct{} // closed by the goroutine that delivers; nil if none runs
+	mu     sync.Mutex    // guards the fields below
+	queue  []queued      // the first event is being sent
+	ended  chan struct{} // closed when the delivering goroutine ends; nil if none runs
 	closed bool
 	warned bool // that there is no address
 }
@@ -77,15 +77,15 @@ func newPublisher(address, namespace string) *Publisher {
 	}
 }
 
-// Publish queues event under topic, such as "/tasks/exit", with the present
-// time. It never blocks. Failures are logged: a shim has nobody to tell. After
+// Publish queues event under topic, such as "/tasks/exit", with the current
+// time. It never blocks. It logs failures, since no caller could do more. After
 // Close it drops the event.
 func (p *Publisher) Publish(topic string, event proto.Message) { p.publish(topic, "", event) }
 
-// PublishOnce is Publish for events that a container can cause as often as it likes: event
-// is dropped if one of the same topic and key, which is not empty, waits already, so that
-// they take no more memory the longer containerd is away. One that is under way does not
-// count: containerd may have taken it before what event tells of has happened.
+// PublishOnce is Publish for events that a container can cause as often as it likes. It
+// drops event if one with the same topic and key already waits, so that such events do not
+// fill the memory while containerd is away. key must not be empty. An event that is being
+// sent does not count: containerd may have taken it before the cause of event happened.
 func (p *Publisher) PublishOnce(topic, key string, event proto.Message) { p.publish(topic, key, event) }
 
 func (p *Publisher) publish(topic, key string, event proto.Message) {
@@ -105,7 +105,7 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
-		log.L.WithField("topic", topic).Warn("an event came after the last were sent to containerd, and is dropped")
+		log.L.WithField("topic", topic).Warn("an event came after the shim had stopped publishing and is dropped")
 	case p.address == "":
 		if !p.warned {
 			log.L.Warnf("events are dropped: containerd has not set $%s", ttrpcAddressEnv)
@@ -125,8 +125,8 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 	}
 }
 
-// waits says whether an event of the topic and key waits, behind the first, which is
-// under way. The caller holds mu.
+// waits says whether an event with the topic and key waits in the queue, apart from the
+// first event, which is being sent. The caller holds mu.
 func (p *Publisher) waits(topic, key string) bool {
 	if len(p.queue) == 0 {
 		return false
@@ -134,8 +134,8 @@ func (p *Publisher) waits(topic, key string) bool {
 	return slices.ContainsFunc(p.queue[1:], func(e queued) bool { return e.Topic == topic && e.key == key })
 }
 
-// Close waits until all events are delivered or ctx ends, and logs how many
-// are lost. No event is accepted any more.
+// Close waits until all events are delivered or ctx ends, and logs how many are
+// lost. It stops the Publisher from accepting more events.
 func (p *Publisher) Close(ctx context.Context) {
 	p.mu.Lock()
 	ended := p.ended
@@ -209,8 +209,8 @@ func (p *Publisher) removeFirst() {
 	}
 }
 
-// retire says whether the delivering goroutine may end: no event has come
-// while it decided to. The next event starts another.
+// retire says whether the delivering goroutine may end: it may not if an event
+// has come in the meantime. The next event starts another goroutine.
 func (p *Publisher) retire() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -221,12 +221,13 @@ func (p *Publisher) retire() bool {
 	return true
 }
 
-// deliver tries until containerd has taken e, or has refused it for good, or e cannot be
-// sent: then it must not hold up those behind it. It returns false if time is up.
+// deliver tries until containerd takes e. It gives up on an event that cannot be encoded or
+// that containerd refuses maxRefusals times, since that must not hold up the events behind
+// it. deliver returns false if p.ctx has ended.
 func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 	backoff, refusals := minBackoff, 0
 	for {
-		stale := c.client != nil // It may be from before a restart of containerd.
+		stale := c.client != nil // The connection may be older than a restart of containerd.
 		err := c.forward(p.ctx, e)
 		if err == nil {
 			return true
@@ -241,7 +242,7 @@ func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 		}
 		if isRefusal(err) {
 			if refusals++; refusals == maxRefusals {
-				entry.Error("containerd refuses event, it is dropped")
+				entry.Error("an event is refused by containerd and is dropped")
 				return true
 			}
 		} else {
@@ -251,7 +252,7 @@ func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 			}
 		}
 		if backoff == minBackoff {
-			entry.Warn("cannot deliver event, will try again")
+			entry.Warn("cannot publish event; trying again")
 		}
 		if !sleep(p.ctx, backoff) {
 			return false
@@ -272,8 +273,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// isRefusal says whether containerd itself has answered err to an event, so
-// that another connection would be of no use.
+// isRefusal says whether err is containerd's own answer to an event, so that
+// another connection would not help.
 func isRefusal(err error) bool {
 	s, ok := status.FromError(err)
 	if !ok {
@@ -289,11 +290,11 @@ func isRefusal(err error) bool {
 // daemon is the connection to containerd's event service.
 type daemon struct {
 	address  string
-	patience time.Duration // until it is logged that there is no answer
+	patience time.Duration // see the constant
 	client   *ttrpc.Client // nil if not connected
 }
 
-// forward returns when containerd has answered, the connection has broken, or ctx ends.
+// forward sends e, and returns when containerd answers, the connection breaks, or ctx ends.
 func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
 	if d.client == nil {
 		dialer := net.Dialer{Timeout: dialLimit}
@@ -304,7 +305,7 @@ func (d *daemon) forward(ctx context.Context, e *types.Envelope) error {
 		d.client = ttrpc.NewClient(conn)
 	}
 	slow := time.AfterFunc(d.patience, func() {
-		log.L.WithField("topic", e.Topic).Warnf("containerd has not acknowledged an event for %s; still waiting for it", d.patience)
+		log.L.WithField("topic", e.Topic).Warnf("containerd has not acknowledged an event within %s; still waiting", d.patience)
 	})
 	defer slow.Stop()
 	_, err := eventsapi.NewTTRPCEventsClient(d.client).Forward(ctx, &eventsapi.ForwardRequest{Envelope: e})

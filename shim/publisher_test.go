@@ -27,8 +27,8 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// receiver is the event service of a containerd that can be started and
-// stopped; what it has taken outlasts its restarts.
+// receiver is the event service of a containerd that can be started and stopped. It
+// keeps the events that it has taken across restarts.
 type receiver struct {
 	t       *testing.T
 	path    string
@@ -84,7 +84,7 @@ func (r *receiver) Forward(_ context.Context, req *forwardapi.ForwardRequest) (*
 	return &emptypb.Empty{}, nil
 }
 
-// topics returns the topics taken, repetitions of one event once.
+// topics returns the topics of the events taken. A repeated event counts once.
 func (r *receiver) topics() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -197,7 +197,7 @@ func TestAnEventIsSentAgainIfContainerdDiesOverIt(t *testing.T) {
 	}
 }
 
-// logSignal tells when something is logged that has a text in it.
+// logSignal signals when a message is logged that contains a text.
 type logSignal struct {
 	text   string
 	logged chan struct{} // has room for one
@@ -229,7 +229,7 @@ func TestASlowContainerdGetsAnEventOnce(t *testing.T) {
 	r.answer = func(*receiver, *types.Envelope) error {
 		calls.Add(1)
 		select {
-		case <-slow.logged: // It has not answered for as long as the patience is.
+		case <-slow.logged: // containerd has not answered within the patience.
 		case <-time.After(time.Second):
 		}
 		return nil
@@ -250,7 +250,7 @@ func TestASlowContainerdGetsAnEventOnce(t *testing.T) {
 	}
 }
 
-// A pod can have a process killed as often as it likes.
+// A pod can cause OOM kills as often as it likes.
 func TestEventsThatAContainerCausesDoNotPileUp(t *testing.T) {
 	captureLog(t)
 	r := newReceiver(t)
@@ -266,7 +266,7 @@ func TestEventsThatAContainerCausesDoNotPileUp(t *testing.T) {
 	p.Publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: "c"})
 	r.start()
 	r.await(5)
-	oom("a") // Those before are no longer waiting.
+	oom("a") // The earlier events no longer wait.
 	p.Close(context.Background())
 
 	r.mu.Lock()
@@ -289,7 +289,7 @@ func TestEventsThatAContainerCausesDoNotPileUp(t *testing.T) {
 	}
 }
 
-// containerd may have taken the one that is under way.
+// containerd may already have taken the event that is being sent.
 func TestAnEventUnderWayIsNotTakenForOneThatWaits(t *testing.T) {
 	r := newReceiver(t)
 	arrived, answer := make(chan struct{}, 3), make(chan struct{})

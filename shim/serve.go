@@ -18,20 +18,22 @@ import (
 )
 
 const (
-	// flushLimit is how long a process that ends waits for containerd to take
+	// flushLimit is how long an ending process waits for containerd to take
 	// its last events.
 	flushLimit = 5 * time.Second
 
-	// replyLimit is how long it then waits for its peers to hang up.
-	// containerd does when it has the reply to Shutdown (shimTask.delete in
-	// core/runtime/v2/shim.go), but not if the end is not its own wish.
+	// replyLimit is how long an ending process then waits for its peers to
+	// hang up. containerd hangs up when it has the reply to Shutdown
+	// (shimTask.delete in core/runtime/v2/shim.go), but not if the process
+	// ends for another reason.
 	replyLimit = 200 * time.Millisecond
 )
 
-// serve is the life of a shim process, with a socket that it has claimed. ready is called
-// first, and what the process inherits may be used until then.
+// serve runs a shim process on a socket that it has claimed, until the process must end.
+// serve calls ready first; ready may give up what the process has inherited, such as its
+// standard streams.
 func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready func() error) error {
-	// First of all, so that every later way out removes the socket.
+	// This comes first, so that every later return removes the socket.
 	defer socket.Close()
 	removed := sync.OnceValue(func() error {
 		err := removeSocket(socket.Name())
@@ -50,7 +52,8 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	if err != nil {
 		return err
 	}
-	// Beside the rest, as it takes half a millisecond. No RPC is handled before it is done.
+	// Catching signals takes half a millisecond, so it runs concurrently. RPCs wait until
+	// it is done.
 	end, signaled := context.WithCancel(ctx)
 	defer signaled()
 	handled := make(chan struct{})
@@ -63,7 +66,7 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	if err != nil {
 		return err
 	}
-	// Processes of containers outlive those of the OCI runtime that start them.
+	// The processes of a container outlive the process of the OCI runtime that starts them.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become child subreaper: %w", err)
 	}
@@ -73,9 +76,9 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 		return fmt.Errorf("cannot listen on %s: %w", socket.Name(), err)
 	}
 	defer listener.Close()
-	socket.Close() // The listener has a descriptor of its own.
+	socket.Close() // FileListener has duplicated the descriptor.
 
-	stop, err := c.program.Serve(ctx, p)
+	stop, err := c.config.Serve(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -90,14 +93,14 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 		err = fmt.Errorf("cannot serve: %w", err)
 	}
 
-	// The order matters: no new connections; then the last events, before
-	// containerd sees the open connections end and cleans up by itself.
+	// The order matters: refuse new connections; then publish the last events,
+	// before containerd sees the open connections end and cleans up itself.
 	left := removed()
 	listener.Close()
 	if stop != nil {
 		stop()
 	}
-	if left == nil && err == nil && end.Err() == nil { // else there may be tasks
+	if left == nil && err == nil && end.Err() == nil { // Otherwise there may be tasks left.
 		finish()
 	}
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
@@ -107,17 +110,17 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	return err
 }
 
-// serveSocket serves on the socket that the flag names, for tests and for those who
-// want to see a shim without containerd.
+// serveSocket serves on the socket that the flag -socket names, for tests and for trying
+// out a shim without containerd.
 func (c *call) serveSocket(ctx context.Context) error {
 	if c.socket == "" {
-		return errors.New("no action, and no path to serve on: -socket is missing")
+		return errors.New("no action: give start, delete, or a socket to serve on with -socket")
 	}
-	// Without it, a write to standard error when nobody reads that would end this process.
+	// Otherwise a write to standard error would end this process once nobody reads from it.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	socket, err := claimSocket(c.socket)
 	if err == nil && socket == nil {
-		err = fmt.Errorf("cannot listen on %s: a shim listens there", c.socket)
+		err = fmt.Errorf("cannot listen on %s: another process already does", c.socket)
 	}
 	if err != nil {
 		return err
@@ -126,9 +129,9 @@ func (c *call) serveSocket(ctx context.Context) error {
 	return c.serve(ctx, b, socket, func() error { return nil })
 }
 
-// newInstance returns the process that is served, a channel that is closed when it is
-// asked to end, and what is to be called when nothing is left of it. It handles RPCs when
-// ready is closed.
+// newInstance returns the instance to serve, a channel that is closed when the instance is
+// asked to end, and a function to call when nothing of the instance is left. RPCs wait
+// until ready is closed.
 func (c *call) newInstance(b *bootstrap, peers *connections, ready <-chan struct{}) (p *Instance, ended <-chan struct{}, finish func(), err error) {
 	bundle, err := os.Getwd()
 	if err != nil {
@@ -136,13 +139,13 @@ func (c *call) newInstance(b *bootstrap, peers *connections, ready <-chan struct
 	}
 	server, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(peers),
-		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.program.Intercept),
+		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.config.Intercept),
 	)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
 	}
 	if err := os.Setenv(ttrpcAddressEnv, b.ttrpcAddress); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, fmt.Errorf("cannot set $%s: %w", ttrpcAddressEnv, err)
 	}
 	done, left := make(chan struct{}), &answers{own: bundle}
 	return &Instance{
@@ -175,7 +178,7 @@ func handleSignals(end func(), logs *logWriter) {
 		for s := range signals {
 			switch s {
 			case unix.SIGTERM, unix.SIGINT:
-				log.L.WithField("signal", s).Debug("shim is asked to end")
+				log.L.WithField("signal", s).Debug("a signal asks the shim to end")
 				end()
 			case unix.SIGUSR1:
 				fmt.Fprintf(logs, "=== goroutine stacks ===\n%s\n=== end of stacks ===\n", stacks())

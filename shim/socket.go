@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// defaultSocketDir is where every containerd before 2.3 expects shims,
-	// and later ones unless they name another directory.
+	// defaultSocketDir is where containerd before 2.3 expects the sockets of
+	// shims, and later versions unless they name another directory.
 	defaultSocketDir = "/run/containerd/s"
 
-	// maxSocketPath is the limit of the stock shim. The kernel's is 107 bytes
+	// maxSocketPath is the stock shim's limit in bytes. The kernel's is 107
 	// and a NUL (unix(7), sun_path).
 	maxSocketPath = 106
 
@@ -27,28 +27,28 @@ const (
 
 	// addressFile in the bundle holds the address of the shim that serves the
 	// bundle's container, without a newline. containerd up to 1.7 reads it to
-	// find shims after its own restart (loadShim in runtime/v2/shim.go), and
-	// `delete` to find the socket that a killed shim left.
+	// find shims after a restart (loadShim in runtime/v2/shim.go), and `delete`
+	// reads it to find the socket that a killed shim has left.
 	addressFile = "address"
 )
 
-// socketAddress returns the address of the shim of a group, computed as the
-// stock shim computes it (CreateSocketAddress in containerd's
-// pkg/shim/util_unix.go), because tools find shims that way.
+// socketAddress returns the address of the shim of a group. It is computed as in
+// the stock shim (CreateSocketAddress in containerd's pkg/shim/util_unix.go),
+// because tools find shims that way.
 func socketAddress(dir, grpcAddress, namespace, group string) string {
 	sum := sha256.Sum256([]byte(filepath.Join(grpcAddress, namespace, group)))
 	return fmt.Sprintf("%s%s/%x", unixScheme, dir, sum)
 }
 
-// claimSocket binds the socket of a group and listens on it. It returns a file named path, or nil
-// and no error if another process listens there: that one is the group's shim,
-// even if it only just began and has not called accept yet.
+// claimSocket binds the socket of a group and listens on it. It returns a file
+// named path, or nil and no error if another process listens there. That process
+// is the group's shim, even if it has not called accept yet.
 //
-// The directory is locked in between. Otherwise of two that find the same
-// stale socket, the slower would remove what the faster has just bound.
+// claimSocket locks the directory. Otherwise, of two processes that find the same
+// stale socket, the slower would remove the socket that the faster has just bound.
 func claimSocket(path string) (*os.File, error) {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("cannot listen on %s: the path has %d bytes, %d are allowed", path, len(path), maxSocketPath)
+		return nil, fmt.Errorf("cannot listen on %s: the path has %d bytes, and only %d are allowed", path, len(path), maxSocketPath)
 	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -84,14 +84,14 @@ func removeStaleSocket(path string) error {
 	})
 }
 
-// removeSocket removes a socket that the caller itself listens on: nobody can
-// have replaced it meanwhile.
+// removeSocket removes a socket on which the caller itself listens, so no other
+// process can have replaced it.
 func removeSocket(path string) error {
 	return locked(path, func() error { return unlinkSocket(path) })
 }
 
-// locked calls f while no other socket is made or removed in the directory of path. It
-// does nothing if there is no such directory.
+// locked calls f while the directory of path is locked. It does nothing if there is no such
+// directory.
 func locked(path string, f func() error) error {
 	unlock, err := lockDir(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -104,9 +104,9 @@ func locked(path string, f func() error) error {
 	return f()
 }
 
-// lockDir takes the lock that orders the making and removing of the sockets in
-// dir. It is on the directory itself, so no lock file is left behind, and the
-// kernel releases it if the holder dies.
+// lockDir takes the lock under which sockets in dir are created and removed. The
+// lock is on the directory itself, so no lock file is left behind. The kernel
+// releases it if the process that has it dies.
 func lockDir(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -123,21 +123,22 @@ func lockDir(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("cannot lock socket directory %s: %w", dir, err)
 	}
 	return func() {
-		// Explicitly, because a process forked at this moment shares the open
-		// file, and thereby the lock, until it execs.
+		// Unlock explicitly: a process forked at this moment shares the open
+		// file, and so the lock, until it execs.
 		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
 		f.Close()
 	}, nil
 }
 
-// listen binds path for the owner only. The mode is set before bind, which
-// takes it over for the new file; after bind others would have had a moment to
-// connect. Package net could do this too, but takes ten times as long to begin with, and
-// containerd waits; who connects before it has taken the socket over is in the backlog.
+// listen binds a socket at path that only the owner may connect to, and listens on it. The
+// mode is set before bind(2), which gives it to the new file; if it were set afterwards,
+// others could connect in between. Package net could listen too, but takes ten times as
+// long to start, and containerd waits. A client that connects before package net has taken
+// over the socket waits in the backlog.
 func listen(path string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen: %w", os.NewSyscallError("socket", err))
+		return nil, fmt.Errorf("cannot listen on %s: %w", path, os.NewSyscallError("socket", err))
 	}
 	err = unix.Fchmod(fd, 0o600)
 	if err == nil {
@@ -172,8 +173,8 @@ func isServed(path string) (bool, error) {
 	return false, fmt.Errorf("cannot probe shim socket: %w", err)
 }
 
-// unlinkSocket removes the socket at path, if there is one. It refuses what is
-// no socket: that is not ours.
+// unlinkSocket removes the socket at path, if there is one. It refuses to remove
+// anything but a socket, since that is not the shim's.
 func unlinkSocket(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -199,7 +200,7 @@ func writeAddress(bundle, address string) error {
 	return nil
 }
 
-// replaceFile writes a file that only the owner may read, whole or not at all.
+// replaceFile writes a file for the owner only, whole or not at all.
 func replaceFile(path string, data []byte) error {
 	temporary := path + ".tmp"
 	err := os.WriteFile(temporary, data, 0o600)
@@ -212,8 +213,8 @@ func replaceFile(path string, data []byte) error {
 	return err
 }
 
-// readAddress returns the path of the socket that is recorded in the bundle,
-// or "" if none is.
+// readAddress returns the path of the socket that is recorded in the bundle, or
+// "" if none is recorded.
 func readAddress(bundle string) (path string, err error) {
 	address, err := os.ReadFile(filepath.Join(bundle, addressFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -224,7 +225,7 @@ func readAddress(bundle string) (path string, err error) {
 	}
 	path, ok := strings.CutPrefix(string(address), unixScheme)
 	if !ok || !filepath.IsAbs(path) {
-		return "", fmt.Errorf("cannot read shim address: %q in %s is no socket path", address, filepath.Join(bundle, addressFile))
+		return "", fmt.Errorf("cannot read shim address: %q in %s is not unix:// and an absolute path", address, filepath.Join(bundle, addressFile))
 	}
 	return path, nil
 }

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// shortDir returns a new directory in which a shim's socket does not exceed
-// the limit of a socket path, as it may in t.TempDir.
+// shortDir returns a new directory in which the path of a shim's socket stays within
+// the limit. In t.TempDir it may exceed the limit.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "shim")
@@ -93,7 +93,7 @@ func TestClaimOfASocketThatIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	// It has not accepted anything yet; that must do.
+	// The process that has claimed the socket has not called accept yet.
 	second, err := claimSocket(path)
 	if err != nil || second != nil {
 		t.Errorf("got listener %v and error %v, want neither", second, err)

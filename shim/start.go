@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// start answers with the address of the shim that serves the group of the
-// container whose bundle is the working directory. If there is none, this process
-// becomes it: another one, the starter, is what containerd has executed.
+// start answers with the address of the shim that serves the container's group. The
+// working directory is the container's bundle. If no such shim runs, this process becomes
+// it; the process that containerd has executed is its parent, the starter.
 func (c *call) start(ctx context.Context) error {
 	starter, err := takeStarter()
 	if err != nil {
@@ -29,15 +29,16 @@ func (c *call) start(ctx context.Context) error {
 	if c.stdout == os.Stdout {
 		c.stdout = descriptor(unix.Stdout)
 	}
-	// containerd reads stdout and stderr through one pipe and takes all of it
-	// for the answer (binary.Start in core/runtime/v2/binary.go).
+	// Nothing may be logged yet: containerd reads stdout and stderr through one
+	// pipe and takes everything for the answer (binary.Start in
+	// core/runtime/v2/binary.go).
 	log.L.Logger.SetOutput(io.Discard)
 
 	b, err := c.readBootstrap()
 	if err != nil {
 		return err
 	}
-	group, err := groupOf(specFile, c.program.GroupAnnotations)
+	group, err := groupOf(specFile, c.config.GroupAnnotations)
 	if err != nil {
 		return err
 	}
@@ -60,7 +61,7 @@ func (c *call) start(ctx context.Context) error {
 		if err := c.leave(b); err != nil {
 			return err
 		}
-		if group == c.id { // else others outlive what the bundle is of
+		if group == c.id { // Any other group may outlive the task of this bundle.
 			if err := recordProcess("."); err != nil {
 				return err
 			}
@@ -75,9 +76,9 @@ func (c *call) start(ctx context.Context) error {
 	})
 }
 
-// descriptor is a file that can be written to when nobody reads it any more. With [os.Stdout] that
-// would end the process, unless it asks for SIGPIPE, which takes Go a thread and a
-// quarter of a millisecond (os/signal, "SIGPIPE").
+// descriptor is a file descriptor to which a process can write even when nobody reads from
+// it any more. A write to [os.Stdout] would then end the process by SIGPIPE. Catching that
+// signal takes Go a thread and a quarter of a millisecond (os/signal, "SIGPIPE").
 type descriptor int
 
 // Write implements [io.Writer].
@@ -93,7 +94,7 @@ func (d descriptor) Write(data []byte) (n int, err error) {
 	return n, err
 }
 
-// answer tells containerd the address of the group's shim.
+// answer records the address of the group's shim in the bundle, and sends it to containerd.
 func (c *call) answer(b *bootstrap, address string) error {
 	reply, err := b.answer.encode(address)
 	if err != nil {
@@ -103,24 +104,23 @@ func (c *call) answer(b *bootstrap, address string) error {
 		return err
 	}
 	if _, err := c.stdout.Write(reply); err != nil {
-		return fmt.Errorf("cannot answer: %w", err)
+		return fmt.Errorf("cannot write answer to containerd: %w", err)
 	}
 	return nil
 }
 
-// sandboxBundles is the directory of the bundles of the Sandbox API, beside that of
-// those of tasks (the ids of the plugins in plugins/sandbox/controller.go and
-// core/runtime/v2/task_manager.go of containerd 2.4).
+// sandboxBundles is the directory of the Sandbox API's bundles, which is beside the
+// directory of task bundles. containerd names both by the ids of its plugins
+// (plugins/sandbox/controller.go and core/runtime/v2/task_manager.go of 2.4).
 const sandboxBundles = "io.containerd.sandbox.controller.v1.shim"
 
-// runningShim returns the path of the socket on which the group's shim serves, if the
-// group is a pod, by what the bundle of its sandbox says. That is not always where
-// `start` would have it: a containerd that is started again under running pods may
-// have another socket directory or address than before. Without a path the shim does
-// not run, or its group is no pod.
+// runningShim returns the path of the socket on which the shim of a pod serves, or "" if
+// it does not run or the group is no pod. The path is read from the bundle of the pod's
+// sandbox, because it is not always the one that `start` would choose: a containerd
+// restarted under running pods may have a new socket directory or address.
 //
-// Half a group in a second shim would be worse than none: it does not know the sandbox,
-// and the namespaces of a shim's process are in part the host's.
+// A second shim for half of a group would be worse than none: it does not know the
+// sandbox, and some namespaces of its process are the host's.
 func (c *call) runningShim(group string) (path string) {
 	if group == c.id {
 		return ""
@@ -143,13 +143,14 @@ func (c *call) runningShim(group string) (path string) {
 // specFile is the OCI spec in a bundle.
 const specFile = "config.json"
 
-// maxGroup is how long the name of a file may be (NAME_MAX).
+// maxGroup is the longest name of a file in bytes (NAME_MAX).
 const maxGroup = 255
 
-// groupOf returns the value of the first of annotations that the spec at path
-// has, or "" if it has none. A value that cannot be the name of a bundle is refused: it
-// would lead to the shim of another containerd namespace. A sandbox of the Sandbox API may be without a
-// spec (NewBundle in core/runtime/v2/bundle.go of containerd 2.4).
+// groupOf returns the value of the first of annotations that the spec at path has. It
+// returns "" if the spec has none, or if there is no spec, which a sandbox of the Sandbox
+// API need not have (NewBundle in core/runtime/v2/bundle.go of containerd 2.4). A value
+// that cannot be the name of a bundle is refused: it would lead to the shim of another
+// containerd namespace.
 func groupOf(path string, annotations []string) (string, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -160,7 +161,7 @@ func groupOf(path string, annotations []string) (string, error) {
 	}
 	defer f.Close()
 
-	// Only the annotations: the decoder skips the rest without storing it.
+	// The decoder skips everything else without storing it.
 	var spec struct {
 		Annotations map[string]string `json:"annotations"`
 	}
@@ -173,7 +174,7 @@ func groupOf(path string, annotations []string) (string, error) {
 			continue
 		}
 		if group == "." || group == ".." || len(group) > maxGroup || strings.ContainsAny(group, "/\x00") {
-			return "", fmt.Errorf("cannot use annotation %s of %s as a group: %.*q is no file name of up to %d bytes",
+			return "", fmt.Errorf("cannot use annotation %s of %s as a group: %.*q is not a file name of at most %d bytes",
 				name, path, maxGroup, group, maxGroup)
 		}
 		return group, nil

@@ -29,8 +29,8 @@ func TestGroupOfASpec(t *testing.T) {
 		})
 	}
 
-	// The socket's address is made of daemon, containerd namespace and group as of a path,
-	// and the bundle of the group's sandbox is looked for.
+	// The socket's address is computed from containerd's address, the namespace and the group
+	// joined as a path, and the group also names the bundle of its sandbox.
 	for _, bad := range []string{".", "..", "/", "/pod", "pod/", "a/b", "../k8s.io/pod", "../../other", "pod\x00", strings.Repeat("x", 256)} {
 		t.Run("bad group "+bad, func(t *testing.T) {
 			spec, err := json.Marshal(map[string]any{"annotations": map[string]string{"second": bad, "other": "/"}})

@@ -18,11 +18,12 @@ import (
 	"containerd-shim-pause-v2/shim/entry"
 )
 
-// starterEnv is the file descriptor of the pipe to the starter, if that is a Go process.
+// starterEnv is the variable that holds the file descriptor of the pipe to the starter, if
+// the starter is a Go process.
 const starterEnv = "PAUSE_SHIM_STARTER"
 
-// exitCode is the error of a call that has been done by another process, which has
-// said already what there is to say.
+// exitCode is the result of a call that another process has carried out. That process has
+// already printed its error, if any.
 type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -30,17 +31,17 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 // starter is the process that containerd has executed and waits for.
 type starter struct {
 	mu     sync.Mutex
-	fd     int         // of the pipe to it; -1 when it has been told. Guarded by mu.
+	fd     int         // of the pipe to the starter; -1 after tell. Guarded by mu.
 	watch  *time.Timer // guarded by mu
-	socket string      // guarded by mu: what is to be removed if the starter is killed
+	socket string      // to remove if the starter is killed; guarded by mu
 }
 
-// watchInterval is how often it is looked whether the starter still lives.
+// watchInterval is how often the shim checks that the starter still lives.
 const watchInterval = 100 * time.Millisecond
 
-// takeStarter returns the starter, nil if this process has none, and begins to watch it:
-// containerd kills it when a deadline has passed, and then waits for the end of its
-// output, which this process has open.
+// takeStarter returns the starter of this process, or nil if there is none, and begins to
+// watch it. containerd kills the starter when a deadline has passed, and then waits for
+// the end of its output, which this process holds open.
 func takeStarter() (*starter, error) {
 	fd := entry.Starter()
 	if text := os.Getenv(starterEnv); text != "" {
@@ -49,7 +50,9 @@ func takeStarter() (*starter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot decode $%s: %w", starterEnv, err)
 		}
-		if fd >= 0 { // Package entry could fork this time: its starter has nobody to wait for.
+		// Package entry could fork here, but not in the process that executed this one.
+		// That process is the starter; nothing waits for the one from package entry.
+		if fd >= 0 {
 			_ = entry.Tell(fd, 0)
 		}
 		fd = inherited
@@ -58,10 +61,10 @@ func takeStarter() (*starter, error) {
 	if fd < 0 {
 		return nil, nil
 	}
-	if fd <= unix.Stderr { // The standard streams are to be replaced.
+	if fd <= unix.Stderr { // detach will replace the standard streams.
 		above, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, unix.Stderr+1)
 		if err != nil {
-			return nil, fmt.Errorf("cannot keep the pipe to the process that waits for the shim: %w", err)
+			return nil, fmt.Errorf("cannot keep the pipe to the starter: %w", err)
 		}
 		unix.Close(fd)
 		fd = above
@@ -73,14 +76,14 @@ func takeStarter() (*starter, error) {
 	return s, nil
 }
 
-// look ends this process if the starter has ended.
+// look ends this process, and removes its socket, if the starter has ended.
 func (s *starter) look() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd < 0 {
 		return
 	}
-	// The end of a pipe that nobody reads from is in error (poll(2)).
+	// poll(2) reports POLLERR for the write end of a pipe whose read end is closed.
 	fds := []unix.PollFd{{Fd: int32(s.fd)}}
 	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0 {
 		if s.socket != "" {
@@ -91,14 +94,14 @@ func (s *starter) look() {
 	s.watch.Reset(watchInterval)
 }
 
-// claimed tells what is to be removed if the starter is killed.
+// claimed names the socket to remove if the starter is killed.
 func (s *starter) claimed(socket string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.socket = socket
 }
 
-// tell lets the starter end with success. It fails if it has ended already.
+// tell lets the starter end with success. It fails if the starter has already ended.
 func (s *starter) tell() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,14 +109,14 @@ func (s *starter) tell() error {
 	fd := s.fd
 	s.fd = -1
 	if err := entry.Tell(fd, 0); err != nil {
-		return fmt.Errorf("cannot answer: nobody waits for it: %w", err)
+		return fmt.Errorf("cannot tell the starter that the shim serves: containerd may have killed it: %w", err)
 	}
 	return nil
 }
 
-// executeAgain makes this process the starter, if package entry has not been linked as
-// the entry point: what that does by fork(2), a Go program, which has many threads, can
-// do only by executing itself again.
+// executeAgain makes this process the starter, if package entry has not: it may not be
+// linked as the entry point, or could not fork. A Go program has many threads, so it
+// cannot fork(2) as package entry does; it has to execute itself again.
 func executeAgain() error {
 	self, err := os.Executable()
 	if err != nil {
@@ -150,25 +153,25 @@ func executeAgain() error {
 	return exitCode(status.ExitStatus())
 }
 
-// What Go's runtime is to find in the environment of a server when it starts. Package entry
-// puts the same there if it is linked.
+// The environment variables that a server sets for Go's runtime. Package entry sets the
+// same ones if it is linked.
 const (
-	// maxProcs is enough: the work is waiting, and what a server does in system calls goes on in
-	// threads beside. Each P has caches of its own, a span for each class of sizes: a second
-	// one costs 0.4 MB.
+	// maxProcs limits Go to one P, which is enough: a server mostly waits, and its system
+	// calls run in threads that need no P. Each P caches a span for each size class, so a
+	// second P costs 0.4 MB.
 	maxProcs = "GOMAXPROCS=1"
 
-	// noHugePages keeps the heap from huge pages (package runtime, "Environment Variables"): with
-	// transparent_hugepage=always the first byte in use would cost 2 MiB. An operator's own
-	// setting is left alone.
+	// noHugePages keeps the heap out of huge pages (package runtime, "Environment
+	// Variables"): with transparent_hugepage=always the first byte in use would cost 2 MiB.
+	// A GODEBUG that the operator has set is left alone.
 	//
 	// Not PR_SET_THP_DISABLE: fork and exec inherit that (prctl(2)), so it
 	// would take huge pages from every container that the shim starts.
 	noHugePages = "GODEBUG=disablethp=1"
 )
 
-// serverEnvironment returns the environment of a server that is executed from
-// the environment env. [restoreEnvironment] takes back what it adds.
+// serverEnvironment returns env with the variables for Go's runtime, in place of a
+// GOMAXPROCS in env. [restoreEnvironment] removes what it adds.
 func serverEnvironment(env []string) []string {
 	has := func(name string) bool {
 		return slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
@@ -182,8 +185,8 @@ func serverEnvironment(env []string) []string {
 	return own
 }
 
-// restoreEnvironment takes back what was put into the environment for Go's runtime: it has
-// been read, and is not meant for the OCI runtime, which is a Go program, too.
+// restoreEnvironment removes the variables for Go's runtime. The runtime has read them,
+// and an OCI runtime, which may be a Go program too, must not inherit them.
 func restoreEnvironment() {
 	os.Unsetenv("GOMAXPROCS")
 	if "GODEBUG="+os.Getenv("GODEBUG") == noHugePages {
@@ -191,30 +194,31 @@ func restoreEnvironment() {
 	}
 }
 
-// leave makes this process one that is apart from containerd.
+// leave separates this process from containerd.
 func (c *call) leave(b *bootstrap) error {
-	// A signal to containerd's process group from a terminal must not reach it.
+	// A signal from a terminal to containerd's process group must not reach the shim.
 	if err := unix.Setpgid(0, 0); err != nil {
 		return fmt.Errorf("cannot leave the process group: %w", err)
 	}
-	// containerd asks for it, so that no other workload runs on the same core at the same time
-	// (https://docs.kernel.org/admin-guide/hw-vuln/core-scheduling.html). What is forked inherits it.
+	// With SCHED_CORE containerd asks for a core scheduling group, so that no other workload
+	// runs on the same core at the same time. Child processes inherit the group
+	// (https://docs.kernel.org/admin-guide/hw-vuln/core-scheduling.html).
 	if os.Getenv("SCHED_CORE") != "" {
 		if err := schedcore.Create(schedcore.ThreadGroup); err != nil {
 			return fmt.Errorf("cannot create core scheduling group: %w", err)
 		}
 	}
 	if cgroup := b.options.Runc.ShimCgroup; cgroup != "" {
-		if err := c.program.JoinCgroup(cgroup, os.Getpid()); err != nil {
-			return fmt.Errorf("cannot put the shim into its cgroup: %w", err)
+		if err := c.config.JoinCgroup(cgroup, os.Getpid()); err != nil {
+			return fmt.Errorf("cannot put the shim into cgroup %s: %w", cgroup, err)
 		}
 	}
 	return adjustOOMScore()
 }
 
-// detach makes /dev/null of the standard streams: containerd reads what is the answer to
-// the end of file, so it would wait for as long as they are open. And it takes the word
-// "start" out of what ps(1) shows, as this process is no longer about to.
+// detach replaces the standard streams with /dev/null: containerd reads the answer to the
+// end of file, so it would wait for as long as they are open. detach also clears the word
+// "start" from what ps(1) shows, since the shim has started.
 func detach() error {
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -223,11 +227,11 @@ func detach() error {
 	defer unix.Close(null)
 	for fd := range 3 {
 		if err := unix.Dup3(null, fd, 0); err != nil {
-			return fmt.Errorf("cannot replace a standard stream: %w", err)
+			return fmt.Errorf("cannot replace standard stream %d with %s: %w", fd, os.DevNull, err)
 		}
 	}
-	// The strings are where the kernel has put them, from which it makes
-	// /proc/<pid>/cmdline.
+	// Go's runtime does not copy the arguments: this is the memory from which the kernel
+	// reads /proc/<pid>/cmdline.
 	action := os.Args[len(os.Args)-1]
 	clear(unsafe.Slice(unsafe.StringData(action), len(action)))
 	return nil

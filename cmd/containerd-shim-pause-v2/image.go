@@ -16,14 +16,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// writeSandboxImage writes an archive of a sandbox image for `ctr images import`:
-// containerd wants one to be there for each pod that it makes itself, though this
-// shim uses nothing of it. It has a configuration and no files. The same name
+// writeSandboxImage writes an archive of a sandbox image for `ctr images import`.
+// With podsandbox containerd requires that image for each pod, though this shim
+// uses nothing in it. The image has a configuration and no files. The same name
 // always gives the same bytes.
 // Source: OCI image specification, image-layout.md.
 func writeSandboxImage(w io.Writer, name string) error {
 	if strings.ContainsAny(name, " \t\n") || !strings.Contains(name, "/") || !strings.Contains(name[strings.LastIndex(name, "/"):], ":") {
-		return fmt.Errorf("%q is not a full name of an image, such as registry.k8s.io/pause:3.10.1", name)
+		return fmt.Errorf("cannot write sandbox image: %q is not a full image name; give one such as registry.k8s.io/pause:3.10.1", name)
 	}
 	a := &imageArchive{tar: tar.NewWriter(w)}
 	manifest := a.blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{
@@ -49,13 +49,13 @@ func writeSandboxImage(w io.Writer, name string) error {
 	return errors.Join(a.err, a.tar.Close())
 }
 
-// imageArchive writes files into an archive until one fails.
+// imageArchive writes files into an archive until a write fails; err keeps the failure.
 type imageArchive struct {
 	tar *tar.Writer
 	err error
 }
 
-// blob adds a file that is found by its digest, and returns its descriptor.
+// blob adds a file named by its digest, and returns its descriptor.
 func (a *imageArchive) blob(mediaType string, v any) ocispec.Descriptor {
 	data := a.encode(v)
 	sum := digest.FromBytes(data)

@@ -1,6 +1,6 @@
 // Command containerd-shim-pause-v2 is a containerd shim, runtime type
 // io.containerd.pause.v2, that holds the namespaces of a Kubernetes pod itself:
-// without a pause container, and without a process for one.
+// the pod needs no pause container, and no process in its place.
 package main
 
 import (
@@ -19,24 +19,24 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Set by the linker, see the Makefile.
+// The linker sets these; see the Makefile.
 var (
 	version  = "unknown"
 	revision = "unknown"
 )
 
-// A goroutine that locks its thread during initialization keeps the main thread
-// (package runtime, LockOSThread). Its namespaces are those that /proc/<pid>/ns
-// shows, so it is the one that a pod's sandbox lives in.
+// The main thread is the pod's sandbox, because /proc/<pid>/ns shows its
+// namespaces. A goroutine that locks its thread during initialization keeps the
+// main thread (package runtime, LockOSThread).
 func init() { runtime.LockOSThread() }
 
 func main() {
 	thread := pod.NewMainThread()
-	program := &shim.Program{
+	config := &shim.Config{
 		Runtime:  "io.containerd.pause.v2",
 		Version:  version,
 		Revision: revision,
-		// Ours first, then what the stock shim groups by.
+		// Ours first, then those by which the stock shim groups.
 		GroupAnnotations: []string{
 			"io.containerd.pause.v2.group",
 			"io.containerd.runc.v2.group",
@@ -49,11 +49,11 @@ func main() {
 		JoinCgroup:   joinCgroup,
 		Features:     oci.Features,
 	}
-	go func() { os.Exit(shim.Run(context.Background(), program, os.Args[1:])) }()
+	go func() { os.Exit(shim.Run(context.Background(), config, os.Args[1:])) }()
 	thread.Serve()
 }
 
-// serve registers the services of a shim process.
+// serve registers the services of a shim process. stop must be called when the process ends.
 func serve(ctx context.Context, p *shim.Instance, thread *pod.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
 	supervisor := process.NewSupervisor(p.Namespace, thread, reap.NewReaper(ctx), events)
@@ -64,14 +64,14 @@ func serve(ctx context.Context, p *shim.Instance, thread *pod.Thread) (stop func
 	return supervisor.Release
 }
 
-// decodeOptions is package shim's for package task, which have a type of the same fields
-// each, since neither knows the other.
+// decodeOptions gives package task the options that package shim decodes. Neither package
+// knows the other, so each has its own type with the same fields.
 func decodeOptions(a *anypb.Any) (*task.HandlerOptions, error) {
 	o, err := shim.DecodeOptions(a)
 	return (*task.HandlerOptions)(o), err
 }
 
-// deleteTask removes what a shim that has ended left of a task.
+// deleteTask removes what a dead shim has left of a task.
 func deleteTask(ctx context.Context, r shim.DeleteRequest) (shim.Exit, error) {
 	st, err := process.CleanUp(ctx, r.Namespace, r.Bundle, r.ID)
 	return exitOf(st), err

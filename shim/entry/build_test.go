@@ -18,7 +18,7 @@ const hasEntry = runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64"
 // A program is the test binary, linked in one way.
 type program struct {
 	path   string
-	linked bool // Our entry point is its own.
+	linked bool // whether the program has our entry point
 }
 
 // A build is a way to make a program.
@@ -26,7 +26,7 @@ type build struct {
 	name   string
 	args   []string // of go test -c
 	cgo    bool
-	arch   string // this one, if it is empty
+	arch   string // "" for this one
 	linked bool   // as in program
 }
 
@@ -34,7 +34,7 @@ var builds = []build{
 	{name: "static", args: []string{"-ldflags", linkerFlags}, linked: hasEntry},
 	{name: "PIE", args: []string{"-buildmode=pie", "-ldflags", linkerFlags}, linked: hasEntry},
 	{name: "with cgo", args: []string{"-ldflags", linkerFlags}, cgo: true, linked: hasEntry},
-	// Go's linker has then no say in what the entry point is, and -E no effect.
+	// Go's linker does not choose the entry point then, so -E has no effect.
 	{name: "by the external linker", args: []string{"-ldflags", "-linkmode=external " + linkerFlags}, cgo: true},
 	{name: "without the flag"},
 }
@@ -97,8 +97,8 @@ func (b build) make() (string, error) {
 	return path, nil
 }
 
-// missing says what there is not here to make the program with, as in the guest that has
-// this test binary only; nil if nothing.
+// missing says what is missing here to make the program, as in a guest that has only this
+// test binary; nil if nothing is.
 func (b build) missing() error {
 	_, err := exec.LookPath("go")
 	if err == nil && b.cgo {
@@ -114,7 +114,7 @@ func eachProgram(t *testing.T, test func(t *testing.T, p program)) {
 	eachMade(t, test, func(build) bool { return true })
 }
 
-// eachLinked is eachProgram with those only that have our entry point.
+// eachLinked is eachProgram for the programs that have our entry point.
 func eachLinked(t *testing.T, test func(t *testing.T, p program)) {
 	t.Helper()
 	if itself.linked {

@@ -1,12 +1,12 @@
 #include "textflag.h"
 
-// See entry.go. The process has just been executed: argc is at the stack pointer, argv
-// and the environment follow, each with a null behind (the ABI's "Process
-// Initialization"). Nothing here returns; what is for Go goes on at the runtime's own
-// entry, with the stack pointer at argc. In a PIE and with cgo the dynamic linker has run
-// before, which leaves the same to its successor. System calls take AX and DI, SI, DX,
-// R10, R8, and clobber CX and R11 (syscall(2)); their numbers are those of
-// arch/x86/entry/syscalls/syscall_64.tbl in the kernel.
+// See entry.go. The process has just been executed: argc is at the stack pointer; argv
+// and the environment follow, each ended by a null (the ABI's "Process Initialization").
+// Nothing here returns. What is left to Go continues at the runtime's own entry point,
+// with the stack pointer at argc. In a PIE and with cgo the dynamic linker has run before,
+// and leaves the same stack. System calls take AX and DI, SI, DX, R10, R8, and clobber CX
+// and R11 (syscall(2)). Their numbers are in arch/x86/entry/syscalls/syscall_64.tbl of the
+// kernel.
 
 #define SYS_read       0
 #define SYS_write      1
@@ -81,8 +81,8 @@ child:
 	INCQ AX
 	MOVQ AX, starter<>(SB)
 	ADDQ $16, SP
-	// Insert two variables in front of the environment, where they win over others of
-	// their names. A GODEBUG that is there wins over ours.
+	// Insert two variables in front of the environment, where they win over later ones of
+	// the same name. If there is a GODEBUG already, GOMAXPROCS takes the place of ours.
 	LEAQ gomaxprocs<>(SB), R9
 	LEAQ godebug<>(SB), R10
 	LEAQ 8(R13)(R12*8), DX    // the environment
@@ -96,8 +96,8 @@ nextVariable:
 	JNE  nextVariable
 	MOVQ R9, R10
 insert:
-	// Make room by moving argc, argv and its null: two words, so that the stack stays
-	// aligned. The environment and what is behind it stay where they are.
+	// Make room by moving argc, argv and its null down by two words, which keeps the stack
+	// aligned. The environment and everything after it stay in place.
 	MOVQ SP, SI
 	SUBQ $16, SP
 	MOVQ SP, DI
@@ -123,7 +123,7 @@ read:
 	MOVBLZX 8(SP), DI
 	CMPQ AX, $1
 	JEQ  exit
-	// It has ended without a word: its exit code is the answer.
+	// The child has ended without writing an exit code. Use the one it ended with.
 wait:
 	MOVQ R14, DI
 	LEAQ 8(SP), SI
@@ -144,7 +144,7 @@ exit:
 	INT  $3
 
 delete:
-	// Find the bundle: the argument behind -bundle.
+	// Find the bundle: the argument after -bundle.
 	MOVQ R13, DX
 	MOVQ $0x00656c646e75622d, R8 // "-bundle", NUL
 nextArgument:
@@ -214,7 +214,7 @@ DATA answerFile<>+0(SB)/8, $"pause-de"
 DATA answerFile<>+8(SB)/8, $"leted\x00\x00\x00"
 GLOBL answerFile<>(SB), NOPTR|RODATA, $16
 
-// Strings of the environment.
+// Environment strings.
 DATA godebug<>+0(SB)/8, $"GODEBUG="
 DATA godebug<>+8(SB)/8, $"disablet"
 DATA godebug<>+16(SB)/8, $"hp=1\x00\x00\x00\x00"

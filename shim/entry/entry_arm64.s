@@ -1,7 +1,7 @@
 #include "textflag.h"
 
-// As in entry_amd64.s. System calls take R8 and R0 to R4, and clobber R0 (syscall(2));
-// their numbers are those of include/uapi/asm-generic/unistd.h in the kernel.
+// As in entry_amd64.s. System calls take R8 and R0 to R4, and clobber R0 (syscall(2)).
+// Their numbers are in include/uapi/asm-generic/unistd.h of the kernel.
 
 #define SYS_openat     56
 #define SYS_close      57
@@ -24,7 +24,7 @@ TEXT ·entry(SB), NOSPLIT|NOFRAME|TOPFRAME, $0-0
 	ADD  $8, RSP, R21         // argv
 	CMP  $2, R20
 	BLT  run
-	ADD  R20<<3, R21, R22     // behind the last argument
+	ADD  R20<<3, R21, R22     // after the last argument
 	MOVD -8(R22), R19
 	MOVWU 0(R19), R9
 	MOVD $0x72617473, R10     // "star"
@@ -79,8 +79,8 @@ child:
 	ADD  $1, R9
 	MOVD R9, starter<>(SB)
 	ADD  $16, RSP
-	// Insert two variables in front of the environment, where they win over others of
-	// their names. A GODEBUG that is there wins over ours.
+	// Insert two variables in front of the environment, where they win over later ones of
+	// the same name. If there is a GODEBUG already, GOMAXPROCS takes the place of ours.
 	MOVD $gomaxprocs<>(SB), R11
 	MOVD $godebug<>(SB), R12
 	ADD  $8, R22, R9          // the environment
@@ -93,8 +93,8 @@ nextVariable:
 	BNE  nextVariable
 	MOVD R11, R12
 insert:
-	// Make room by moving argc, argv and its null: two words, so that the stack stays
-	// aligned. The environment and what is behind it stay where they are.
+	// Make room by moving argc, argv and its null down by two words, which keeps the stack
+	// aligned. The environment and everything after it stay in place.
 	MOVD RSP, R9
 	SUB  $16, RSP
 	MOVD RSP, R10
@@ -123,7 +123,7 @@ read:
 	CMP  $1, R0
 	MOVBU 8(RSP), R0
 	BEQ  exit
-	// It has ended without a word: its exit code is the answer.
+	// The child has ended without writing an exit code. Use the one it ended with.
 wait:
 	MOVD R19, R0
 	ADD  $8, RSP, R1
@@ -144,7 +144,7 @@ exit:
 	UNDEF
 
 delete:
-	// Find the bundle: the argument behind -bundle.
+	// Find the bundle: the argument after -bundle.
 	ADD  $8, R21, R22
 	MOVD $0x00656c646e75622d, R10 // "-bundle", NUL
 nextArgument:
@@ -215,7 +215,7 @@ DATA answerFile<>+0(SB)/8, $"pause-de"
 DATA answerFile<>+8(SB)/8, $"leted\x00\x00\x00"
 GLOBL answerFile<>(SB), NOPTR|RODATA, $16
 
-// Strings of the environment.
+// Environment strings.
 DATA godebug<>+0(SB)/8, $"GODEBUG="
 DATA godebug<>+8(SB)/8, $"disablet"
 DATA godebug<>+16(SB)/8, $"hp=1\x00\x00\x00\x00"

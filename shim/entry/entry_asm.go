@@ -2,5 +2,5 @@
 
 package entry
 
-// starterFD is in entry_amd64.s and entry_arm64.s, beside the entry point.
+// starterFD is implemented in entry_amd64.s and entry_arm64.s.
 func starterFD() int

@@ -2,5 +2,5 @@
 
 package entry
 
-// starterFD returns -1: without an entry point of ours nothing has been forked.
+// starterFD returns -1: on this architecture there is no entry point that forks.
 func starterFD() int { return -1 }

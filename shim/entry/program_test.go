@@ -19,8 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// modePrefix before a mode in the place of the program's name makes the test binary the
-// program under test, see behave. So a test has the environment and the arguments to itself.
+// modePrefix before a mode, in place of the program's name, makes the test binary the
+// program under test; see behave. So each test is free to set the environment and the other
+// arguments.
 const modePrefix = "entry-test: "
 
 func TestMain(m *testing.M) {
@@ -41,11 +42,11 @@ type report struct {
 	PID, Parent int
 	Arguments   []string
 	Environment []string
-	Remaining   []string // Environment, when its GOMAXPROCS and GODEBUG have been unset.
+	Remaining   []string // the environment after GOMAXPROCS and GODEBUG have been unset
 	Processors  int      // that Go uses
 	PageSize    int
 	Vector      [][2]uintptr // the auxiliary vector
-	NoHugePages bool         // Go's heap does not use any.
+	NoHugePages bool         // whether Go's heap uses none
 }
 
 // behave is the program under test. It reports what it is, and does what mode says.
@@ -94,8 +95,8 @@ func behave(mode string) int {
 	return code
 }
 
-// executeLimited executes the program again, to start, in a mode. Until Go's runtime has
-// started, which raises the limit, one more file can be open and not two.
+// executeLimited executes the program again, with the action start, in a mode. Go's runtime
+// raises the limit of open files when it starts; until then only one more can be opened.
 func executeLimited(mode string) error {
 	path, err := os.Executable()
 	if err != nil {
@@ -151,7 +152,7 @@ func (p program) command(mode string, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// result is what became of a call of a program.
+// result is the outcome of a call of a program.
 type result struct {
 	report
 	pid  int

@@ -23,13 +23,13 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// programEnv makes the test binary the shim program: start spawns the binary
-// that it is, so that the tests need a real one.
+// programEnv turns the test binary into the shim: start executes its own binary,
+// so the tests need a real one.
 const programEnv = "SHIM_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(programEnv) != "" {
-		os.Exit(Run(context.Background(), testProgram, os.Args[1:]))
+		os.Exit(Run(context.Background(), testConfig, os.Args[1:]))
 	}
 	// Servers are orphans once start has ended; only a subreaper can wait for them.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -38,12 +38,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// badText is no text that gRPC takes, and too long.
+// badText is not valid UTF-8, which gRPC demands, and too long.
 var badText = "\xff" + strings.Repeat("ü", 4096)
 
 const groupAnnotation = "org.example.group"
 
-var testProgram = &Program{
+var testConfig = &Config{
 	Runtime:          "io.containerd.test.v2",
 	Version:          "1.2.3",
 	Revision:         "abcdef",
@@ -95,7 +95,7 @@ var testProgram = &Program{
 	},
 }
 
-// servesNothing says that the server ends when it is asked to shut down.
+// servesNothing makes the server end when it is asked to shut down.
 var servesNothing atomic.Bool
 
 // do runs a verb of the test service in the server.
@@ -149,7 +149,7 @@ func TestCallsThatAreRefused(t *testing.T) {
 	} {
 		t.Run(tc.args, func(t *testing.T) {
 			var out bytes.Buffer
-			c := &call{program: testProgram, stdin: strings.NewReader(""), stdout: &out, stderr: &out}
+			c := &call{config: testConfig, stdin: strings.NewReader(""), stdout: &out, stderr: &out}
 			err := c.run(t.Context(), strings.Fields(tc.args))
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got error %v, want one with %q", err, tc.want)
@@ -164,7 +164,7 @@ func TestCallsThatAreRefused(t *testing.T) {
 func TestVersionHasTheFormOfTheStockShim(t *testing.T) {
 	for _, arg := range []string{"-v", "-version", "--version"} {
 		var out bytes.Buffer
-		c := &call{program: testProgram, stdout: &out}
+		c := &call{config: testConfig, stdout: &out}
 		if err := c.run(t.Context(), []string{arg}); err != nil {
 			t.Fatal(err)
 		}
