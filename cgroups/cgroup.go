@@ -1,15 +1,15 @@
 // Package cgroups handles one cgroup: it makes, measures, watches, freezes, signals, updates and removes it.
 //
-// It measures with github.com/containerd/cgroups/v3, "the library", which also converts CPU shares to v2's weight. The
-// rest is its own, by plain reads and writes of the kernel's files: what the library has not, and what it does in a way
-// that an operator would notice, such as to wait without end, or to leave a limit out and say nothing. The comments on
-// Update, Freeze, Signal, Pids and Remove say what that is.
+// It measures with github.com/containerd/cgroups/v3, "the library", which also converts CPU shares to v2's weight. All
+// else reads and writes the kernel's files directly: the library lacks it, or does it in a way that an operator would
+// notice, such as waiting without limit or dropping a limit silently. The comments on Update, Freeze, Signal, Pids and
+// Remove name the differences.
 //
-// Whether the host has cgroup v1, v2 or both (hybrid) is decided once, in mode.go; everything above that file sees a
-// Cgroup. Nothing here talks to systemd or loads eBPF.
+// Whether the host has cgroup v1, v2 or both (hybrid) is decided once, in mode.go; everything else sees a Cgroup.
+// Nothing here talks to systemd or loads eBPF.
 //
-// The file formats and their meaning are those of the kernel's Documentation/admin-guide/cgroup-v2.rst and
-// Documentation/admin-guide/cgroup-v1/*.rst; units are theirs (bytes, microseconds) where nothing else is said.
+// File formats and their meaning are those of the kernel's Documentation/admin-guide/cgroup-v2.rst and
+// Documentation/admin-guide/cgroup-v1/*.rst. Units are the kernel's (bytes, microseconds) unless stated otherwise.
 package cgroups
 
 import (
@@ -25,29 +25,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cgroup is one cgroup: a directory on v2, one directory per mounted hierarchy on v1. It holds no open file and no
-// state that changes, so that its methods may be called from any goroutine.
+// Cgroup is one cgroup: one directory on v2, one per mounted hierarchy on v1. It holds no open file and does not
+// change, so its methods may be called from any goroutine.
 //
-// Errors carry the kinds of containerd's errdefs: ErrNotFound where the cgroup is gone, ErrNotImplemented where the
-// host lacks the controller, ErrFailedPrecondition where the call would hit the caller itself, ErrInvalidArgument
-// for a path or a value that cannot be.
+// Errors have the kinds of containerd's errdefs: ErrNotFound if the cgroup is gone, ErrNotImplemented if the host lacks
+// the controller, ErrFailedPrecondition if the call would hit the caller itself, ErrInvalidArgument for an impossible
+// path or value.
 type Cgroup struct {
 	path string
 	tree tree
 }
 
 // Create makes the cgroup of an OCI spec's linux.cgroupsPath (see ResolvePath for its forms, and for systemd) and
-// applies r, which may be nil. An existing cgroup is taken over. On error, the directories that Create made are
-// removed again.
+// applies r, which may be nil. It takes over an existing cgroup. On error, it removes the directories that it made.
 //
-// Below a slice, too, the directory is made as cgroupfs makes it; systemd is not asked for a unit. A scope unit lives
-// only as long as a process is in it (systemd.scope(5)), and none is: CRI-O lost its sandbox cgroups that way
-// (cri-o #6196, #6856). A directory that systemd knows nothing of is left alone while the slice above it is active, and
-// a pod's slice is active from before the sandbox's creation until after its removal, as it is kubelet's unit.
+// Create makes the directory itself below a slice, too, instead of asking systemd for a unit. A scope unit lives only
+// as long as a process is in it (systemd.scope(5)), and here none is: CRI-O lost its sandbox cgroups that way (cri-o
+// #6196, #6856). systemd leaves a directory that it does not know alone while the slice above is active. A pod's slice
+// is kubelet's unit, active from before the sandbox's creation until after its removal.
 //
-// Device rules in r are not applied: no process lives in a cgroup made here, and on v2 they would take an eBPF
-// program. On v1 the directory in the devices hierarchy is made like the others. In hybrid mode only the v1
-// hierarchies are used: the cgroup2 mount beside them is systemd's own.
+// Device rules in r are not applied: no process lives in a cgroup made here, and on v2 they would need an eBPF program.
+// On v1, the devices hierarchy gets a directory like the others. In hybrid mode only the v1 hierarchies are used: the
+// cgroup2 mount beside them is systemd's.
 func Create(path string, systemd bool, r *specs.LinuxResources) (*Cgroup, error) {
 	resolved, err := ResolvePath(path, systemd)
 	if err != nil {
@@ -60,9 +59,9 @@ func Create(path string, systemd bool, r *specs.LinuxResources) (*Cgroup, error)
 	return l.create(resolved, r)
 }
 
-// Load returns the existing cgroup of an OCI spec's linux.cgroupsPath (see ResolvePath). On v1, hierarchies without the
-// directory are left out; if none has it, the error is ErrNotFound. What only the cgroup2 mount of a hybrid host has can be
-// removed, and is gone for all other methods.
+// Load returns the existing cgroup of an OCI spec's linux.cgroupsPath (see ResolvePath). On v1, it leaves out
+// hierarchies that lack the directory; if all do, the error is ErrNotFound. A cgroup that is only in the cgroup2 mount
+// of a hybrid host can be removed; all other methods find it gone.
 func Load(path string, systemd bool) (*Cgroup, error) {
 	resolved, err := ResolvePath(path, systemd)
 	if err != nil {
@@ -75,14 +74,15 @@ func Load(path string, systemd bool) (*Cgroup, error) {
 	return l.load(resolved)
 }
 
-// OfProcess returns the cgroup that a process is in, as /proc/<pid>/cgroup tells.
+// OfProcess returns the cgroup of a process, from /proc/<pid>/cgroup.
 //
-// On v1 the process can be in another place of each hierarchy. Hierarchies where it is in the root are left out, as
-// the root's numbers are the host's and its processes everybody's; so are those where it is outside of what is
-// mounted here (a path that begins with "/..", cgroup_namespaces(7)), and those where it is in the cgroup of the caller,
-// which it was not put into: an OCI runtime of a rootless containerd may not make a cgroup, and then leaves a container
-// in that of the user's session. If none is left, the error is ErrFailedPrecondition. A process that does not exist is
-// ErrNotFound.
+// On v1 the process can have a different path in each hierarchy. OfProcess leaves out
+//   - hierarchies where the process is in the root, whose numbers are the host's and whose processes are everybody's;
+//   - those where its cgroup is outside of what is mounted here (a path that begins with "/..", cgroup_namespaces(7));
+//   - those where it is in the caller's cgroup, because nobody has put it there: the OCI runtime of a rootless
+//     containerd may have no right to make a cgroup, and then leaves a container in that of the user's session.
+//
+// If none is left, the error is ErrFailedPrecondition. If the process does not exist, it is ErrNotFound.
 func OfProcess(pid int) (*Cgroup, error) {
 	l, err := hostLayout()
 	if err != nil {
@@ -99,7 +99,7 @@ func (l *layout) create(path string, r *specs.LinuxResources) (*Cgroup, error) {
 	}
 	if err != nil {
 		for i := len(made) - 1; i >= 0; i-- {
-			// Another pod may have moved into a parent meanwhile; then it stays.
+			// This fails, rightly, for a parent that another pod has come to use.
 			_ = unix.Rmdir(made[i])
 		}
 		return nil, fmt.Errorf("cannot create cgroup %s: %w", path, err)
@@ -154,9 +154,8 @@ func (c *Cgroup) Add(pid int) error {
 	return nil
 }
 
-// addProcess writes a pid to a directory's cgroup.procs. The kernel answers EINVAL for a process that fork has not
-// finished yet (TASK_NEW in cpu_cgroup_can_attach, kernel/sched/core.c), a matter of moments. The library tries again
-// on v1 only.
+// addProcess writes a pid to a directory's cgroup.procs. For some moments, the kernel answers EINVAL for a process
+// whose fork is not finished (TASK_NEW in cpu_cgroup_can_attach, kernel/sched/core.c). The library retries on v1 only.
 func addProcess(dir string, pid int) error {
 	var err error
 	for range 5 {

@@ -1,6 +1,6 @@
 package cgroups
 
-// Reading and writing the kernel's files.
+// Reads and writes of the kernel's files.
 
 import (
 	"errors"
@@ -19,7 +19,7 @@ func readFile(path string) (string, error) {
 	return string(text), err
 }
 
-// openFile opens a file for reading, out of sight of Go's poller.
+// openFile opens a file for reading and keeps it away from Go's poller.
 func openFile(path string) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -28,8 +28,8 @@ func openFile(path string) (int, error) {
 	return fd, nil
 }
 
-// writeFile writes a value in one call, as cgroup files want it. It never makes the file: to try that, as os.WriteFile
-// does, is "permission denied" where the kernel lacks one.
+// writeFile writes a value in one call, as cgroup files require. It never creates the file: where the kernel lacks one,
+// os.WriteFile would try to, and fail with a misleading "permission denied".
 func writeFile(path, value string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
@@ -49,13 +49,13 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// absent tells whether an error means that the file is not there: never was, or was opened before its cgroup was
-// removed (ENODEV, from kernfs).
+// absent reports whether an error means that a file does not exist: it never did, or its cgroup was removed after it
+// was opened (ENODEV, from kernfs).
 func absent(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV)
 }
 
-// notFound adds the kind to an error that says that a file is absent.
+// notFound adds ErrNotFound to an error that means that a file is absent.
 func notFound(err error) error {
 	if absent(err) && !errors.Is(err, errdefs.ErrNotFound) {
 		return fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
@@ -75,7 +75,7 @@ func set(dir, resource, file, value string) error {
 	return nil
 }
 
-// keyedValue finds a key in lines of "key number"; false if it is not there.
+// keyedValue finds a key in lines of the form "key number"; false if it is not there.
 func keyedValue(text, key string) (uint64, bool, error) {
 	for line := range strings.Lines(text) {
 		if value, ok := strings.CutPrefix(line, key+" "); ok {

@@ -10,11 +10,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Freeze stops every process of the cgroup and of those below, and returns when all have stopped. ctx bounds the
-// wait: a process in uninterruptible sleep can hold it up for ever. On error the cgroup is thawed again.
+// Freeze stops every process of the cgroup and of those below, and returns when all have stopped. ctx bounds the wait,
+// which a process in uninterruptible sleep can prolong for ever. On error, Freeze thaws the cgroup again.
 //
-// The library has no bound for it on v1, nor for the thaw, and on v2 it does not wait at all: it reads back the file that
-// it has written, not the state.
+// On v1 the library bounds neither this wait nor that of the thaw. On v2 it does not wait at all: it reads back the
+// file that it has written, not the state.
 //
 // Sources: cgroup-v2.rst, "cgroup.freeze"; cgroup-v1/freezer-subsystem.rst.
 func (c *Cgroup) Freeze(ctx context.Context) error {
@@ -31,7 +31,7 @@ func (c *Cgroup) Freeze(ctx context.Context) error {
 	return nil
 }
 
-// Thaw lets the processes run again, and returns when they do. A cgroup stays frozen, until ctx ends, as long as one
+// Thaw lets the processes run again, and returns when they do or when ctx ends. The cgroup stays frozen as long as one
 // above it is.
 func (c *Cgroup) Thaw(ctx context.Context) error {
 	if err := c.tree.thaw(ctx); err != nil {
@@ -40,7 +40,7 @@ func (c *Cgroup) Thaw(ctx context.Context) error {
 	return nil
 }
 
-// Frozen tells whether all processes are stopped, by this cgroup's freezer or by one above.
+// Frozen reports whether all processes are stopped, by this cgroup's freezer or by one above.
 func (c *Cgroup) Frozen() (bool, error) {
 	frozen, err := c.tree.frozen()
 	if err != nil {
@@ -49,7 +49,7 @@ func (c *Cgroup) Frozen() (bool, error) {
 	return frozen, nil
 }
 
-// poll calls done until it says so, at intervals that grow from 50µs to 10ms.
+// poll calls done until it returns true or an error, or ctx ends, at intervals that grow from 50 µs to 10 ms.
 func poll(ctx context.Context, done func(attempt int) (bool, error)) error {
 	interval := 50 * time.Microsecond
 	timer := time.NewTimer(interval)
@@ -68,9 +68,8 @@ func poll(ctx context.Context, done func(attempt int) (bool, error)) error {
 	}
 }
 
-// freeze writes FROZEN as often as the kernel answers FREEZING: a process that is forked, or moved in, while the
-// others stop can be missed by the first write. A thaw now and then lets through forks that wait for a stopped
-// process.
+// freeze writes FROZEN as long as the kernel answers FREEZING: the first write can miss a process that is forked, or
+// moved in, while the others stop. An occasional thaw lets forks proceed that wait for a stopped process.
 func (t *v1Tree) freeze(ctx context.Context) error {
 	err := poll(ctx, func(attempt int) (bool, error) {
 		if attempt%20 == 0 {

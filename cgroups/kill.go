@@ -15,28 +15,27 @@ import (
 )
 
 const (
-	// freeRounds is how often Signal looks for processes that were forked meanwhile before it freezes the cgroup.
+	// freeRounds is how often Signal looks for newly forked processes before it freezes the cgroup.
 	freeRounds = 5
-	// freezeTimeout bounds that freeze; if it ends in vain, Signal goes on without.
+	// freezeTimeout bounds that freeze; if it expires, Signal goes on without the freeze.
 	freezeTimeout = 2 * time.Second
-	// maxRounds is when Signal gives up on processes that fork faster than it can signal.
+	// maxRounds is when Signal gives up on processes that fork faster than it can signal them.
 	maxRounds = 100
 	// maxHandles is the number of pidfds held at a time.
 	maxHandles = 256
 )
 
-// Signal sends a signal to every process of the cgroup and of those below, children that they fork meanwhile
-// included. SIGKILL reaches frozen processes too: on v1 the cgroup and those below are thawed for it, as a frozen process
-// there does not die. Processes that are gone before the signal reaches them are no error. A cgroup without processes is left
-// in peace; one that is gone is ErrNotFound; one that holds the caller is ErrFailedPrecondition, before any signal is
-// sent.
+// Signal sends a signal to every process of the cgroup and of those below, including children that they fork meanwhile.
+// SIGKILL reaches frozen processes too: on v1, where a frozen process does not die, Signal thaws the cgroup and those
+// below. A process that ends before the signal reaches it is no error, nor is a cgroup without processes. A cgroup that
+// is gone is ErrNotFound. If the caller is in the cgroup, the error is ErrFailedPrecondition and no signal is sent.
 //
-// A pid that was read from a cgroup can belong to another process by the time of the signal. So the process is
-// pinned by a pidfd first, and the signal sent only if its pid is in the cgroup still (pidfd_open(2)). Where there
-// is none to be had, as from kernels before 5.3, the signal follows the check as closely as it can.
+// Between the read of a pid and the signal, the pid can pass to another process. So Signal pins the process with a
+// pidfd, and signals it only if its pid is still in the cgroup (pidfd_open(2)). Where pidfds cannot be had, as before
+// Linux 5.3, the signal follows the check as closely as possible.
 //
-// The library has only SIGKILL, and only on v2. There, before Linux 5.14, it signals the pids that it has read, and does
-// not wait for the freeze before it reads them, so that a fork escapes.
+// The library has only SIGKILL, and only on v2. Before Linux 5.14 it reads the pids without waiting for its freeze, so
+// that a fork escapes.
 func (c *Cgroup) Signal(sig unix.Signal) error {
 	pids, err := c.Pids()
 	if err != nil {
@@ -63,10 +62,10 @@ func (c *Cgroup) signal(sig unix.Signal, pids []int) error {
 	return errors.Join(err, thawErr)
 }
 
-// LetDie lets processes of the cgroup and of those below die that have been killed, by whatever means. On v1 a frozen
-// process does not, so LetDie thaws them all, and goes on until none is left or ctx ends: what runs in a container can
-// have frozen a cgroup below it, and may do so again while it dies. It kills nothing itself. On v2 a frozen process
-// dies like any other (cgroup-v2.rst, "cgroup.freeze"), and LetDie returns at once. A cgroup that is gone is no error.
+// LetDie lets killed processes of the cgroup and of those below die. It kills nothing itself. On v1 a frozen process
+// does not die, so LetDie thaws them all until none is left or ctx ends: a container can freeze a cgroup below its own,
+// again and again while it dies. On v2 a frozen process dies like any other (cgroup-v2.rst, "cgroup.freeze"), and
+// LetDie returns at once. A cgroup that is gone is no error.
 func (c *Cgroup) LetDie(ctx context.Context) error {
 	err := poll(ctx, func(int) (bool, error) { return c.tree.releaseKilled() })
 	if err != nil {
@@ -75,8 +74,8 @@ func (c *Cgroup) LetDie(ctx context.Context) error {
 	return nil
 }
 
-// signalEach sends the signal to one process after the other, until a look at the list finds no new one. Where new
-// ones keep coming, it freezes the cgroup to get ahead.
+// signalEach sends the signal to one process after the other until it finds no new one in the cgroup. If new ones keep
+// coming, it freezes the cgroup to get ahead of them.
 func (c *Cgroup) signalEach(sig unix.Signal, pids []int) error {
 	s := signaller{sig: sig, list: c.Pids, seen: make(map[int]bool)}
 	var thaw func()
@@ -98,12 +97,13 @@ func (c *Cgroup) signalEach(sig unix.Signal, pids []int) error {
 		case round == freeRounds:
 			thaw = c.freezeForSignal()
 		case round == maxRounds:
-			return errors.Join(s.failures, errors.New("it forks without end"))
+			return errors.Join(s.failures, errors.New("its processes fork faster than they can be signalled"))
 		}
 	}
 }
 
-// freezeForSignal freezes the cgroup and returns what undoes that: nothing if it was frozen before, or cannot be.
+// freezeForSignal freezes the cgroup and returns a function that thaws it, or nil if the cgroup was frozen before or
+// cannot be frozen.
 func (c *Cgroup) freezeForSignal() (thaw func()) {
 	if frozen, err := c.Frozen(); frozen || err != nil {
 		return nil
@@ -141,7 +141,7 @@ func (s *signaller) round(pids []int) ([]int, error) {
 	return s.list()
 }
 
-// batch pins processes, looks again which pids are in the cgroup, and signals the processes that were pinned by them.
+// batch pins the processes, lists the cgroup again, and signals the pinned processes that are still in it.
 func (s *signaller) batch(batch []int) error {
 	handles := make([]int, len(batch))
 	for i, pid := range batch {
@@ -168,7 +168,7 @@ func (s *signaller) batch(batch []int) error {
 	return nil
 }
 
-// batchByPid is batch without pidfds: the kernel has none, a seccomp filter refuses them, or descriptors are used up.
+// batchByPid is batch without pidfds: the kernel has none, a seccomp filter refuses them, or no descriptors are left.
 func (s *signaller) batchByPid(batch []int) error {
 	members, err := s.list()
 	if err != nil {
@@ -182,7 +182,8 @@ func (s *signaller) batchByPid(batch []int) error {
 	return nil
 }
 
-// record notes the outcome. A process that was gone is not noted: its pid may be another's, in this cgroup.
+// record notes the outcome. It does not note a process that was gone, as its pid may pass to another one in this
+// cgroup.
 func (s *signaller) record(pid int, err error) {
 	switch {
 	case err == nil:
@@ -220,13 +221,12 @@ func (t *v1Tree) releaseKilled() (bool, error) {
 	if absent(err) {
 		return true, nil
 	}
-	// A shim that was told to be in the cgroup of its container is not killed.
+	// The shim itself is not killed, if it was configured to be in the cgroup of its container.
 	left = slices.DeleteFunc(left, func(pid int) bool { return pid == os.Getpid() })
 	return len(left) == 0, err
 }
 
-// killAll uses cgroup.kill, which also gets processes that are just being forked (Linux 5.14). A threaded cgroup
-// refuses it.
+// killAll uses cgroup.kill (Linux 5.14), which also gets processes that are being forked. A threaded cgroup refuses it.
 func (t *v2Tree) killAll() (bool, error) {
 	err := writeFile(filepath.Join(t.dir, "cgroup.kill"), "1")
 	if absent(err) || errors.Is(err, unix.EOPNOTSUPP) {

@@ -19,26 +19,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree is what a cgroup is on the version at hand.
+// tree is a cgroup on the version of cgroups that the host has.
 type tree interface {
-	// create makes the directories that are missing, and says which, parents first; also on error.
+	// create makes the missing directories and returns them, parents first, also on error.
 	create() (made []string, err error)
-	// existing returns the tree without what is not there, nil if nothing is.
+	// existing returns the tree without the directories that do not exist; nil if none does.
 	existing() tree
 	dirs() []string
-	// shadow returns the directory that an OCI runtime may have made beside those, "" if there is no place for it.
+	// shadow returns the directory that an OCI runtime may have made besides those; "" if there is no place for it.
 	shadow() string
-	// procs returns the directory whose cgroup.procs, with those below, is the list of processes.
+	// procs returns the directory whose cgroup.procs, together with those below, lists the processes.
 	procs() string
 	stat() (Metrics, error)
 	update(r *specs.LinuxResources) error
 	freeze(ctx context.Context) error
 	thaw(ctx context.Context) error
 	frozen() (bool, error)
-	// killAll kills every process by one write; false if the kernel cannot.
+	// killAll kills every process with one write; false if the kernel cannot.
 	killAll() (bool, error)
-	// releaseKilled lets frozen processes take a SIGKILL that was sent to them. It is done when there is none that could
-	// be frozen again.
+	// releaseKilled lets frozen processes die of a SIGKILL that was sent to them. done says that none is left that
+	// could be frozen again.
 	releaseKilled() (done bool, err error)
 	watchOOM(f func()) (stop func(), err error)
 }
@@ -54,7 +54,7 @@ type layout struct {
 // hierarchy is one mounted cgroup hierarchy.
 type hierarchy struct {
 	mountpoint  string
-	root        string   // what of the hierarchy is mounted there; "/" unless a container or cgroup namespace is around us
+	root        string   // the part of the hierarchy that is mounted there; "/" unless we are in a container or cgroup namespace
 	controllers []string // v1: those mounted together, or "name=<x>"
 }
 
@@ -63,15 +63,15 @@ const defaultMountpoint = "/sys/fs/cgroup"
 // hybridMountpoint is where OCI runtimes look for cgroup2 beside v1.
 const hybridMountpoint = defaultMountpoint + "/unified"
 
-// v1Controllers are the controllers that a v1 mount can name among its options. Every one gets a directory in
-// Create, also those that this package has no other use for, as OCI runtimes do.
+// v1Controllers are the controllers that a v1 mount can name among its options. Like OCI runtimes, Create makes a
+// directory for each, even for those that this package does not use.
 var v1Controllers = []string{
 	"blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "misc", "net_cls", "net_prio",
 	"perf_event", "pids", "rdma",
 }
 
-// hostLayout is the layout of this host. Mounts do not change under a running shim, and the shim never changes its
-// mount namespace, so that it is looked up once.
+// hostLayout returns the layout of this host. It looks once: mounts do not change under a running shim, and the shim
+// never changes its mount namespace.
 var hostLayout = sync.OnceValues(func() (*layout, error) {
 	const path = "/proc/self/mountinfo"
 	fd, err := openFile(path)
@@ -90,19 +90,19 @@ var hostLayout = sync.OnceValues(func() (*layout, error) {
 	return l, nil
 })
 
-// Prepare finds the host's cgroup mounts, which most functions of this package need, before they do. On a node with
-// many mounts that may take as long as all the rest of a sandbox's cgroup.
+// Prepare finds the host's cgroup mounts ahead of time. Most functions of this package need them, and on a node with
+// many mounts that search can take as long as all other work on a sandbox's cgroup.
 func Prepare() { _, _ = hostLayout() }
 
-// newLayout decides from the text of a mountinfo file, and from whether /sys/fs/cgroup is a cgroup2 mount itself.
-// Hybrid is v1: there, the cgroup2 mount is systemd's own, for tracking, and other software leaves processes where
-// they are in it.
+// newLayout decides from the text of a mountinfo file, and from unified: whether /sys/fs/cgroup itself is a cgroup2
+// mount. Hybrid counts as v1: there the cgroup2 mount is systemd's, for tracking, and other software does not move
+// processes in it.
 //
-// It keeps only the lines that are of use, and reads in small pieces: the others are hundreds on a node, and long.
+// newLayout reads line by line, as a node has hundreds of other lines, and long ones.
 func newLayout(mountinfo io.Reader, unified bool) (*layout, error) {
 	l := &layout{}
 	lines := bufio.NewScanner(mountinfo)
-	lines.Buffer(nil, 16<<20) // The options of an overlay name all its layers.
+	lines.Buffer(nil, 16<<20) // An overlay's options name all its layers.
 	for lines.Scan() {
 		if !bytes.Contains(lines.Bytes(), []byte(" - cgroup")) {
 			continue
@@ -138,8 +138,8 @@ func newLayout(mountinfo io.Reader, unified bool) (*layout, error) {
 	return l, nil
 }
 
-// addV1 adds a v1 mount, if it names controllers. A hierarchy can be mounted more than once, for example in the root
-// file systems of containers; the mount below /sys/fs/cgroup wins, else the first.
+// addV1 adds a v1 mount if it names controllers. A hierarchy can be mounted more than once, for example in the root
+// file systems of containers: the mount below /sys/fs/cgroup wins, else the first.
 func (l *layout) addV1(m mount) {
 	h := hierarchy{mountpoint: m.mountpoint, root: m.root}
 	for opt := range strings.SplitSeq(m.options, ",") {
@@ -178,9 +178,9 @@ func (l *layout) at(path string) tree {
 	return t
 }
 
-// of returns the tree that a process is in, and a path that stands for it in messages.
+// of returns the tree that a process is in, and a path that stands for the tree in messages.
 func (l *layout) of(lines []procCgroup) (tree, string, error) {
-	errRoot := fmt.Errorf("it has none of its own, or one outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
+	errRoot := fmt.Errorf("it is in the root, in the cgroup of the caller, or outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
 	if l.unified != nil {
 		for _, line := range lines {
 			if !line.unified() {
@@ -215,10 +215,10 @@ func (l *layout) of(lines []procCgroup) (tree, string, error) {
 	return t, paths[t.procs()], nil
 }
 
-// below translates a path of /proc/<pid>/cgroup into one below the mount point. Both that path and the mount's root
-// are relative to the root of our cgroup namespace; either begins with "/.." where it lies outside
-// (cgroup_namespaces(7)), so that they are compared as they are, not cleaned. False if the path is not below the
-// mount point, or is the mounted root itself.
+// below translates a path from /proc/<pid>/cgroup into one below the mount point. Both that path and the mount's root
+// are relative to the root of our cgroup namespace, and begin with "/.." if they are outside of it
+// (cgroup_namespaces(7)); so they are compared without cleaning. False if the path is not below the mount point, or is
+// the mounted root itself.
 func (h *hierarchy) below(path string) (string, bool) {
 	rest := path
 	if h.root != "/" {

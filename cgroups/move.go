@@ -9,17 +9,17 @@ import (
 	"sync"
 )
 
-// AnnounceMove prepares the kernel for a process that is to be moved into a cgroup by another program, and returns when
-// it is ready. To move one takes a lock whose other side are the fork, exec and end of any process. These pass without
-// taking it, until somebody wants to move: then the kernel waits for a grace period of RCU, 7 to 20 ms, but not once
-// more within some milliseconds. AnnounceMove is the one who waits, while the other program still gets ready: it moves
-// the process that calls it to the cgroup in which it is.
+// AnnounceMove prepares the kernel for a process that another program is about to move into a cgroup, and returns when
+// the kernel is ready. A move takes a lock against the fork, exec and exit of all processes. These pass without taking
+// it until somebody wants to move; then the kernel waits for a grace period of RCU, 7 to 20 ms, but not again for moves
+// within some milliseconds after that. AnnounceMove does this waiting while the other program is still getting ready:
+// it moves the calling process to the cgroup in which it already is.
 //
-// One that is called while another waits returns at once: it is done by that. If somebody else moves the process in the
-// microseconds between the look at where it is and the move, it is moved back.
+// A call during another one returns at once, as the other one does the work for both. If somebody else moves the
+// process in the microseconds between the look-up of its cgroup and the move, it is moved back.
 //
-// Source: cgroup_attach_lock in kernel/cgroup/cgroup.c, rcu_sync_enter in kernel/rcu/sync.c. Without the lock's quick
-// side (the mount option favordynmods) there is nothing to wait for, and this takes no time.
+// Source: cgroup_attach_lock in kernel/cgroup/cgroup.c, rcu_sync_enter in kernel/rcu/sync.c. With the mount option
+// favordynmods, fork, exec and exit always take the lock: there is nothing to wait for, and AnnounceMove takes no time.
 func AnnounceMove() error {
 	if !announcing.TryLock() {
 		return nil
@@ -45,10 +45,12 @@ func AnnounceMove() error {
 	return writeFile(filepath.Join(dir, "cgroup.procs"), "0")
 }
 
-// announcing is held while the kernel is waited for, in a system call that holds a thread: many would each keep theirs.
+// announcing is held while AnnounceMove waits for the kernel, in a system call that occupies a thread: without it, each
+// of many calls would occupy one.
 var announcing sync.Mutex
 
-// own returns the directory of a cgroup in which a process is, in any hierarchy. That may be the root.
+// own returns the directory of the cgroup in which a process is, in the first hierarchy that has one. It may be the
+// root.
 func (l *layout) own(lines []procCgroup) (string, error) {
 	hierarchies := l.v1
 	if l.unified != nil {

@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WatchOOM calls f once for each process that the kernel's OOM killer kills in the cgroup, or below it, from now on; on
-// v2, where memory.oom.group has it kill all processes at once, once for all of them. The calls come one after the
-// other, most of them from a goroutine of the watch's own. The removal of the cgroup is not reported.
+// WatchOOM calls f once for each process that the kernel's OOM killer kills in the cgroup, or below it, from now on. On
+// v2 with memory.oom.group, where the kernel kills all processes of a cgroup at once, it calls f once for all of them.
+// The calls come one after the other, most of them from a goroutine of the watch. The removal of the cgroup is not
+// reported.
 //
-// stop reports what has been counted until then, and ends the watch: f is not called any more when it has returned.
-// The kernel counts before it kills (__oom_kill_process, mm/oom_kill.c), so that a stop between the end of a process
-// and the removal of its cgroup misses nothing, however late the kernel's notice would come. It may be called more
-// than once, but not from f, which it waits for. Without stop, descriptors are left.
+// stop reports what has been counted so far, and ends the watch: once stop has returned, f is not called any more. The
+// kernel counts before it kills (__oom_kill_process, mm/oom_kill.c), so a stop between the end of a process and the
+// removal of its cgroup misses nothing, however late the kernel's notice would come. stop may be called more than once,
+// but not from f, as it waits for f. Without stop, descriptors leak.
 //
 // An idle watch costs a sleeping goroutine and its descriptors, one on v1, three on v2; no thread and no inotify
 // instance, of which a user has 128 by default.
@@ -29,12 +30,12 @@ import (
 func (c *Cgroup) WatchOOM(f func()) (stop func(), err error) {
 	stop, err = c.tree.watchOOM(f)
 	if err != nil {
-		return nil, fmt.Errorf("cannot watch cgroup %s for out of memory: %w", c.path, notFound(err))
+		return nil, fmt.Errorf("cannot watch cgroup %s for OOM kills: %w", c.path, notFound(err))
 	}
 	return stop, nil
 }
 
-// oomWatch reports the growth of a count of kills.
+// oomWatch reports the increase of a count of kills.
 type oomWatch struct {
 	report  func()
 	count   func() (uint64, error) // nil if the kernel does not count
@@ -74,7 +75,7 @@ func (w *oomWatch) checkLocked() (uint64, error) {
 	return added, nil
 }
 
-// reportTimes is for what cannot be counted.
+// reportTimes reports n kills that cannot be counted.
 func (w *oomWatch) reportTimes(n uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -83,7 +84,8 @@ func (w *oomWatch) reportTimes(n uint64) {
 	}
 }
 
-// growth of a count that may fall: the kills of a cgroup go with it from v1's sum of those below.
+// growth returns the increase of a count that can also fall: v1's is a sum, which loses the kills of a cgroup below
+// when that is removed.
 func growth(from, to uint64) uint64 {
 	if to < from {
 		return 0
@@ -97,7 +99,7 @@ func (w *oomWatch) reportLocked(n uint64) {
 	}
 }
 
-// finish ends the watch, with a last check. If the cgroup is gone, the slice around it may know more.
+// finish ends the watch with a last check. If the cgroup is gone, the slice around it may know of another kill.
 func (w *oomWatch) finish() {
 	if w.unit != nil {
 		watchedSlices.Lock()
@@ -120,8 +122,8 @@ func (w *oomWatch) finish() {
 	close(w.stopped)
 }
 
-// watchOOM uses the eventfd that cgroup.event_control ties to memory.oom_control (cgroup-v1/memory.rst, "OOM
-// Control"). See v1OOM for what its signals are worth.
+// watchOOM uses the eventfd that cgroup.event_control ties to memory.oom_control (cgroup-v1/memory.rst, "OOM Control").
+// v1OOM says what its signals mean.
 func (t *v1Tree) watchOOM(f func()) (func(), error) {
 	dir := t.dir("memory")
 	if dir == "" {
@@ -146,9 +148,9 @@ func (t *v1Tree) watchOOM(f func()) (func(), error) {
 	}, nil
 }
 
-var errNoMemory = fmt.Errorf("the memory controller is not there: %w", errdefs.ErrNotImplemented)
+var errNoMemory = fmt.Errorf("the memory controller is not available: %w", errdefs.ErrNotImplemented)
 
-// registerOOM returns an eventfd that the kernel signals, read through Go's poller.
+// registerOOM returns an eventfd that the kernel signals. It is read through Go's poller.
 func registerOOM(dir string) (*os.File, error) {
 	eventfd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
@@ -170,21 +172,22 @@ func registerOOM(dir string) (*os.File, error) {
 
 // v1OOM waits on an eventfd. The kernel signals it
 //   - when the cgroup is out of memory, before it kills;
-//   - when a cgroup above is, whose victim may be anywhere in it (mem_cgroup_oom_notify, mm/memcontrol-v1.c);
+//   - when a cgroup above is out of memory, whose victim may be anywhere below (mem_cgroup_oom_notify,
+//     mm/memcontrol-v1.c);
 //   - once when the cgroup is removed, after its files are gone (memcg_event_remove, css_clear_dir).
 //
-// It does not when one below is out of memory by a limit of its own, or the host is.
+// It does not signal when a cgroup below hits its own limit, or when the host is out of memory.
 //
-// So a signal is only the reason to watch the count of kills, for as long as a kill may take; kills without a signal
-// are found by the next check.
+// So a signal is only a reason to watch the count of kills, for as long as a kill may take. Kills without a signal are
+// found by the next check.
 type v1OOM struct {
 	*oomWatch
 	event  *os.File
 	exists func() bool
 }
 
-// settle is the time, in steps that double, from an OOM signal to where no kill is expected any more. A kill that
-// takes longer is reported with the next signal.
+// firstSettle and lastSettle are the first and the last delay of the checks after an OOM signal; each is twice the one
+// before. A kill that takes longer is reported with the next signal.
 const (
 	firstSettle = time.Millisecond
 	lastSettle  = time.Second
@@ -210,7 +213,7 @@ func (w *v1OOM) run() {
 	}
 }
 
-// signalled handles n signals; false if the cgroup is gone.
+// signalled handles n signals; false if the watch is over, because the cgroup is gone or by stop.
 func (w *v1OOM) signalled(n uint64) bool {
 	if w.count == nil {
 		return w.signalledUncounted(n)
@@ -221,7 +224,7 @@ func (w *v1OOM) signalled(n uint64) bool {
 		reported += added
 		if err != nil {
 			if absent(err) && n > 1 && reported == 0 {
-				// One signal was the removal; the others were not, and had no time to be counted.
+				// One signal was for the removal. The others were for kills, too late to be counted.
 				w.reportTimes(1)
 			}
 			return false
@@ -237,7 +240,8 @@ func (w *v1OOM) signalled(n uint64) bool {
 	}
 }
 
-// signalledUncounted is for kernels that do not count kills (before 4.13): a signal to a cgroup that exists counts.
+// signalledUncounted is for kernels that do not count kills (before 4.13): each signal to a cgroup that exists counts
+// as one.
 func (w *v1OOM) signalledUncounted(n uint64) bool {
 	if w.exists() {
 		w.reportTimes(n)
@@ -249,7 +253,7 @@ func (w *v1OOM) signalledUncounted(n uint64) bool {
 
 var errNoKillCount = errors.New("memory.oom_control has no oom_kill")
 
-// v1Kills sums the kills of a cgroup and of those below: on v1, each counts its own.
+// v1Kills sums the kills of a cgroup and of those below: on v1, each counts only its own.
 func v1Kills(dir string) (uint64, error) {
 	var sum uint64
 	err := walk(dir, func(dir string) error {

@@ -8,20 +8,20 @@ import (
 	"sync/atomic"
 )
 
-// systemd removes a scope once the last process of it has ended, which may be before the watch has looked at the
-// scope's memory.events. The kernel has counted the kill in every cgroup above, too, before it killed (memory.events is
-// hierarchical, cgroup-v2.rst). So what the slice around the scope has counted, and no watch below the slice has, is
-// the removed scope's.
+// systemd removes a scope after its last process has ended, possibly before the watch has read the scope's
+// memory.events. But the kernel counts a kill in every cgroup above, too, and before it kills (memory.events is
+// hierarchical, cgroup-v2.rst). So kills that the slice around the scope has counted, and no watch below the slice, are
+// those of the removed scope.
 
-// slice is a systemd slice with scopes whose kills are watched by this process.
+// slice is a systemd slice with scopes whose kills this process watches.
 type slice struct {
 	dir   string
 	told  atomic.Uint64        // kills that the watches have seen
-	units map[*oomWatch]string // the unit in the slice that each watches
+	units map[*oomWatch]string // the unit that each watch is for
 }
 
-// watchedSlices are those with watches. The lock is held while a watch begins and while it ends, and is taken before any
-// watch's own.
+// watchedSlices are the slices with watches. The lock is held while a watch begins and while it ends, and is taken
+// before the lock of any watch.
 var watchedSlices struct {
 	sync.Mutex
 	byDir map[string]*slice
@@ -30,12 +30,12 @@ var watchedSlices struct {
 // unitWatch ties a watch to its slice.
 type unitWatch struct {
 	*slice
-	before  uint64 // kills in the slice at first that no watch has seen
-	grouped bool   // a group kill has been seen: what is counted after it is the rest of the group
+	before  uint64 // kills in the slice that no watch had seen when this one began
+	grouped bool   // a group kill has been seen: later kills are the rest of the group
 }
 
-// enroll ties a watch of the cgroup to the slice that it is in, if there is one. It is for a watch that has taken its
-// first count and is not running yet.
+// enroll ties a watch to the slice around its cgroup, if there is one. It is called after the first count of the watch,
+// and before the watch runs.
 func (w *oomWatch) enroll(dir string) *unitWatch {
 	sliceDir, unit := sliceOf(dir)
 	if sliceDir == "" {
@@ -59,8 +59,8 @@ func (w *oomWatch) enroll(dir string) *unitWatch {
 	return &unitWatch{slice: s, before: kills - s.told.Load()}
 }
 
-// sliceOf returns the directory of the innermost slice that holds a cgroup, and the name of the unit there. The OCI
-// runtime may have made cgroups in the unit, as crun does.
+// sliceOf returns the directory of the innermost slice that holds a cgroup, and the name of the unit there. The cgroup
+// may be further down in the unit: crun, for one, makes cgroups there.
 func sliceOf(dir string) (sliceDir, unit string) {
 	for {
 		parent := filepath.Dir(dir)
@@ -83,9 +83,9 @@ func (s *slice) kills() (uint64, error) {
 	return kills, err
 }
 
-// lost says whether there were kills in the unit, which is gone, that the watch has not seen. Where processes are
-// beside it that nobody here watches, they could be theirs, and the answer is no: a pod's slice has none. The caller
-// holds the locks of watchedSlices and of w.
+// lost reports whether the unit, which is gone, had kills that the watch has not seen. If other units of the slice have
+// processes and no watch here, the kills could be theirs, and the answer is no; in a pod's slice there are none. The
+// caller holds the locks of watchedSlices and of w.
 func (u *unitWatch) lost(w *oomWatch) bool {
 	for other := range u.units {
 		if other != w {
@@ -104,7 +104,7 @@ func (u *unitWatch) lost(w *oomWatch) bool {
 	return !u.grouped
 }
 
-// othersRun says whether there are processes in the slice in units that are not watched.
+// othersRun reports whether the slice has processes in units that are not watched.
 func (u *unitWatch) othersRun() bool {
 	watched := map[string]bool{}
 	for _, unit := range u.units {

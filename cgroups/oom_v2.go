@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watchOOM polls memory.events, which counts the kills in the cgroup and all below (cgroup-v2.rst), and
-// cgroup.events, which changes when the last process is gone: the kernel holds back changes of memory.events that
-// follow each other within 10ms, and systemd may remove the cgroup before that.
+// watchOOM polls memory.events, which counts the kills in the cgroup and all below (cgroup-v2.rst), and cgroup.events,
+// which changes when the last process is gone. The latter is needed because the kernel delays a notice of memory.events
+// that follows another within 10 ms, and systemd may remove the cgroup before it comes.
 func (t *v2Tree) watchOOM(f func()) (func(), error) {
 	if !exists(filepath.Join(t.dir, "memory.events")) && exists(filepath.Join(t.dir, "cgroup.events")) {
 		return nil, errNoMemory
@@ -32,12 +32,12 @@ func (t *v2Tree) watchOOM(f func()) (func(), error) {
 	return p.watch(w), nil
 }
 
-// watch has the count taken anew whenever one of the files changes. It ends by stop, or when the count fails, as it
-// does once the cgroup is gone; the removal of an empty cgroup is no change of a file.
+// watch counts anew whenever one of the files changes. It ends by stop, or when a count fails, as it does once the
+// cgroup is gone. The removal of an empty cgroup changes no file.
 func (p *priorityPoll) watch(w *oomWatch) (stop func()) {
 	go func() {
 		defer p.close()
-		defer w.finish() // before the descriptors are closed, which a count reads
+		defer w.finish() // before the descriptors that a count reads are closed
 		for p.wait() == nil {
 			if _, err := w.check(); err != nil {
 				return
@@ -50,26 +50,27 @@ func (p *priorityPoll) watch(w *oomWatch) (stop func()) {
 	}
 }
 
-// v2Kills counts the deeds of the OOM killer in a cgroup.
+// v2Kills counts the kills in a cgroup, of single processes or of whole groups.
 //
-// oom_kill counts processes. In a group kill it counts the victim, then oom_group_kill counts the group, then oom_kill
-// counts all of the group, the victim often once more (oom_kill_process, mm/oom_kill.c). So with memory.oom.group, by
-// which Kubernetes has containers die as a whole, the number of groups is what is right.
+// oom_kill counts processes. In a group kill the kernel first counts the victim in oom_kill, then the group in
+// oom_group_kill, then every process of the group in oom_kill, often the victim once more (oom_kill_process,
+// mm/oom_kill.c). So with memory.oom.group, by which Kubernetes has containers die as a whole, the number of groups is
+// the right one.
 type v2Kills struct {
 	poll       *priorityPoll
 	groupFiles []string // memory.oom.group of the cgroups that may be killed as a whole
-	asGroup    bool     // what they said last; they may go before the count has been read
+	asGroup    bool     // what these files said last: they may go before the count has been read
 	seen       oomCounters
 	total      uint64
-	early      bool // the victim of a group kill has been taken for the group, which was not counted yet
+	early      bool // the victim of a group kill has been counted for the group, which the kernel had not counted yet
 	inGroups   bool // there has been a group kill
 	unit       *unitWatch
 }
 
 type oomCounters struct{ kills, groups uint64 }
 
-// groupFiles returns the memory.oom.group, which is not there before Linux 4.19, of a cgroup and of those around it in
-// the same unit of a slice: crun makes a cgroup below the scope, which has the settings.
+// groupFiles returns the memory.oom.group files (since Linux 4.19) of a cgroup and of those around it in the same unit
+// of a slice: crun makes a cgroup below the scope, and it is the scope that has the settings.
 func groupFiles(dir string) []string {
 	files := []string{filepath.Join(dir, "memory.oom.group")}
 	slice, _ := sliceOf(dir)
@@ -141,12 +142,13 @@ func (k *v2Kills) read() (c oomCounters, err error) {
 	if c.kills, _, err = keyedValue(texts[0], "oom_kill"); err != nil {
 		return c, err
 	}
-	c.groups, _, err = keyedValue(texts[0], "oom_group_kill") // not there before Linux 5.17
+	c.groups, _, err = keyedValue(texts[0], "oom_group_kill") // since Linux 5.17
 	return c, err
 }
 
-// priorityPoll waits for changes of cgroup files. The kernel announces them as EPOLLPRI, which Go's poller cannot wait
-// for; but it can wait for an epoll instance that waits for that, as such an instance is readable when it has an event.
+// priorityPoll waits for changes of cgroup files. The kernel announces them as EPOLLPRI, for which Go's poller cannot
+// wait. But an epoll instance that waits for EPOLLPRI is readable when it has an event, and for that Go's poller can
+// wait.
 //
 //	Go's poller ──EPOLLIN──► epoll ──EPOLLPRI──► memory.events, cgroup.events
 type priorityPoll struct {
@@ -161,7 +163,7 @@ func newPriorityPoll(paths ...string) (*priorityPoll, error) {
 		return nil, fmt.Errorf("cannot make epoll instance: %w", err)
 	}
 	p := &priorityPoll{paths: paths}
-	// Only a descriptor that says that it does not block is given to Go's poller.
+	// os.NewFile gives a descriptor to Go's poller only if it is non-blocking.
 	if err := unix.SetNonblock(epfd, true); err != nil {
 		unix.Close(epfd)
 		return nil, fmt.Errorf("cannot make epoll instance: %w", err)
@@ -174,7 +176,7 @@ func newPriorityPoll(paths ...string) (*priorityPoll, error) {
 			return nil, err
 		}
 		p.fds = append(p.fds, fd)
-		// Edge-triggered: the files of a removed cgroup have an event for ever.
+		// Edge-triggered, because the files of a removed cgroup have an event for ever.
 		event := unix.EpollEvent{Events: unix.EPOLLPRI | unix.EPOLLET, Fd: int32(fd)}
 		if err := unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 			p.close()
@@ -197,8 +199,8 @@ func (p *priorityPoll) wait() error {
 	})
 }
 
-// read returns the contents of the files, through the descriptors that are polled: to the kernel, only that is having
-// seen the change.
+// read returns the contents of the files. It reads through the polled descriptors, because only that tells the kernel
+// that a change was seen.
 func (p *priorityPoll) read() ([]string, error) {
 	texts := make([]string, len(p.fds))
 	for i, fd := range p.fds {
@@ -212,13 +214,13 @@ func (p *priorityPoll) read() ([]string, error) {
 	return texts, nil
 }
 
-// interrupt makes wait return, now and from now on.
+// interrupt makes the current call of wait return, and all later ones.
 func (p *priorityPoll) interrupt() {
 	_ = p.epoll.Close()
 }
 
-// close releases all descriptors. It is for the goroutine that reads: closing a descriptor under a read could let
-// the read hit another's file.
+// close releases all descriptors. Only the goroutine that reads may call it: if a descriptor were closed during a read,
+// its number could pass to another file, and the read would hit that.
 func (p *priorityPoll) close() {
 	p.interrupt()
 	for _, fd := range p.fds {

@@ -1,6 +1,6 @@
 package cgroups
 
-// Names of cgroups: those of OCI specs, of systemd, of /proc/<pid>/cgroup and of mountinfo.
+// Names of cgroups in OCI specs, systemd, /proc/<pid>/cgroup and mountinfo.
 
 import (
 	"fmt"
@@ -13,16 +13,16 @@ import (
 )
 
 // ResolvePath translates an OCI spec's linux.cgroupsPath into the path of the directory below the mount point. The path
-// is in the cgroupfs form ("/a/b"; "a/b" is the same) or in the systemd form ("slice:prefix:name", see
-// ExpandSystemdPath). systemd says which one an OCI runtime would take it for; it counts only where the path itself
-// does not tell:
-//   - What begins with a slash, or has not two colons, is of the cgroupfs form. runc refuses it where it is to use
-//     systemd, crun makes a scope of its own name of it; for a directory without a unit, it is good as it is.
-//   - "x.slice:prefix:name" and ":prefix:name" are of the systemd form. By CRI, a pod's cgroup parent alone decides,
-//     so that a node whose runtime options lack SystemdCgroup gets there (WithCgroup's callers in containerd's
-//     internal/cri). An OCI runtime would make a cgroupfs directory with colons in its name, outside of the pod's
-//     slice; a sandbox's cgroup is where clients look for it.
-//   - A slice alone, "x-y.slice", is that slice's directory: a pod's cgroup parent may be given so.
+// has the cgroupfs form ("/a/b"; "a/b" is the same) or the systemd form ("slice:prefix:name", see ExpandSystemdPath).
+// systemd says which form an OCI runtime would assume; it counts only where the path itself does not tell:
+//   - A path that begins with a slash, or does not have two colons, has the cgroupfs form. A runtime that is to use
+//     systemd would not take it so: runc refuses it, and crun makes up a scope for it. For a directory without a unit,
+//     it is good as it is.
+//   - "x.slice:prefix:name" and ":prefix:name" have the systemd form. CRI chooses the form by a pod's cgroup parent
+//     alone, so that these also come to a node whose runtime options lack SystemdCgroup (WithCgroup's callers in
+//     containerd's internal/cri). An OCI runtime there would make a cgroupfs directory with colons in its name, outside
+//     of the pod's slice; a sandbox's cgroup must be where clients look for it.
+//   - A slice alone, "x-y.slice", is that slice's directory: a pod's cgroup parent may have this form.
 //
 // Source: OCI runtime-spec, config-linux.md, "Cgroups Path".
 func ResolvePath(p string, systemd bool) (string, error) {
@@ -48,27 +48,26 @@ func expandSlicePath(p string) (string, error) {
 	return cleanPath(dir)
 }
 
-// cleanPath makes a cgroupfs path absolute and free of "..". The empty path and the root name no cgroup that could
-// be made or removed, and are refused.
+// cleanPath makes a cgroupfs path absolute. It refuses a path with "..", and the empty path and the root, as they name
+// no cgroup that could be made or removed.
 func cleanPath(p string) (string, error) {
 	clean := path.Clean("/" + p)
 	if clean == "/" {
 		return "", fmt.Errorf("cannot use cgroup path %q: it names no cgroup: %w", p, errdefs.ErrInvalidArgument)
 	}
 	if slices.Contains(strings.Split(p, "/"), "..") {
-		return "", fmt.Errorf("cannot use cgroup path %q: it leaves its parent: %w", p, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("cannot use cgroup path %q: it contains \"..\": %w", p, errdefs.ErrInvalidArgument)
 	}
 	return clean, nil
 }
 
-// ExpandSystemdPath translates a cgroup path in the systemd form, "slice:prefix:name", into the path of its
-// directory:
+// ExpandSystemdPath translates a cgroup path in the systemd form, "slice:prefix:name", into the path of its directory:
 //
 //	kubepods-burstable-pod1.slice:cri-containerd:abc
 //	/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope
 //
-// A dash in a slice's name is a level of the hierarchy; "-.slice" is the root; no slice means system.slice. A name
-// that ends with .slice is the unit's whole name.
+// Each dash in a slice's name is a level of the hierarchy; "-.slice" is the root; no slice means system.slice. A name
+// that ends in .slice is the unit's whole name.
 //
 // Sources: systemd.slice(5); OCI runtime-spec, config-linux.md, "Cgroups Path"; runc's docs/systemd.md.
 func ExpandSystemdPath(p string) (string, error) {
@@ -97,7 +96,7 @@ func ExpandSystemdPath(p string) (string, error) {
 	return path.Join(dir, unit), nil
 }
 
-// expandSlice returns the directory of a slice unit: each dash-separated prefix is a slice of its own.
+// expandSlice returns the directory of a slice unit: each dash-separated prefix is a slice, too.
 func expandSlice(slice string) (string, error) {
 	name, ok := strings.CutSuffix(slice, ".slice")
 	if !ok || name == "" || strings.Contains(name, "/") {
@@ -122,7 +121,7 @@ type procCgroup struct {
 	id          int
 	controllers []string // empty for v2
 	path        string
-	deleted     bool // the cgroup was removed, the process is dying in it
+	deleted     bool // the cgroup was removed; the process is dying in it
 }
 
 func (c *procCgroup) unified() bool {
@@ -153,7 +152,7 @@ func parseProcCgroup(file, text string) ([]procCgroup, error) {
 	return lines, nil
 }
 
-// mount is what is of use of a line of /proc/<pid>/mountinfo (proc_pid_mountinfo(5)).
+// mount has the fields that are needed of a line of /proc/<pid>/mountinfo (proc_pid_mountinfo(5)).
 type mount struct {
 	root, mountpoint, fstype, options string
 }
@@ -169,8 +168,8 @@ func parseMount(line string) (mount, bool) {
 	return mount{root: unescape(fields[3]), mountpoint: unescape(fields[4]), fstype: tail[0], options: tail[len(tail)-1]}, true
 }
 
-// unescape undoes mountinfo's octal escapes of blank, tab, newline and backslash. They are rare, and a replacer is
-// large.
+// unescape undoes mountinfo's octal escapes of space, tab, newline and backslash. They are rare, and a Replacer is
+// large, so it is made only if it is needed.
 func unescape(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s

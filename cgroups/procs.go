@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pids returns the ids, as our pid namespace has them, of the processes in the cgroup and all below it, sorted, each
-// once. On v1 they are those of one hierarchy: the freezer's, or what is mounted of devices, pids and memory.
-// Processes that our pid namespace does not see are left out. A cgroup that is gone is ErrNotFound.
+// Pids returns the ids of the processes in the cgroup and all below it, as our PID namespace numbers them, sorted, each
+// once. On v1 it lists one hierarchy: the freezer's or, if that is not mounted, the first mounted of devices, pids and
+// memory. Processes that our PID namespace does not see are left out. A cgroup that is gone is ErrNotFound.
 //
-// The library lists those as 0, and fails if a cgroup below is threaded, or vanishes meanwhile.
+// The library lists such processes as 0, and fails if a cgroup below is threaded, or vanishes meanwhile.
 func (c *Cgroup) Pids() ([]int, error) {
 	var pids []int
 	err := walk(c.tree.procs(), func(dir string) error {
@@ -33,8 +33,8 @@ func (c *Cgroup) Pids() ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
-// readPids appends the ids of a directory's cgroup.procs. The kernel shows processes outside of the reader's pid
-// namespace as 0, which must never be taken for an id: to kill, it means one's own process group.
+// readPids appends the ids in a directory's cgroup.procs. The kernel shows a process outside of the reader's PID
+// namespace as 0, which must never be taken for an id: kill(2) takes 0 for the caller's process group.
 func readPids(dir string, pids *[]int) error {
 	file := filepath.Join(dir, "cgroup.procs")
 	text, err := readFile(file)
@@ -57,7 +57,7 @@ func readPids(dir string, pids *[]int) error {
 	return nil
 }
 
-// walk calls f for a directory and then for all below it. That one below vanishes meanwhile is no error.
+// walk calls f for a directory and then for all below it. It skips one below that vanishes meanwhile.
 func walk(dir string, f func(dir string) error) error {
 	if err := f(dir); err != nil {
 		return err
@@ -74,8 +74,8 @@ func walk(dir string, f func(dir string) error) error {
 	return nil
 }
 
-// children returns the directories in a directory. A link count of 2 says that there are none, and saves reading a
-// list of some 60 files; where a file system keeps no such count, it is 1.
+// children returns the subdirectories of a directory. A link count of 2 says that there are none, and saves reading a
+// list of some 60 files; a file system that keeps no such count reports 1.
 func children(dir string) ([]string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
@@ -97,7 +97,7 @@ func children(dir string) ([]string, error) {
 	return dirs, nil
 }
 
-// refuseSelf returns an error if pids has the caller's: a shim that froze itself would never thaw.
+// refuseSelf returns an error if the caller's pid is among pids: a shim that froze itself would never thaw.
 func refuseSelf(pids []int) error {
 	if slices.Contains(pids, os.Getpid()) {
 		return fmt.Errorf("the caller is in it: %w", errdefs.ErrFailedPrecondition)

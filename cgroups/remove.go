@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// Remove removes the cgroup with those below it, on v1 from every hierarchy; that it is not there is no error. As
-// long as the kernel says that something is busy, which it also does for a moment after the last process died, Remove
-// tries again, until ctx ends. It kills nothing. The library gives up after 150 ms, on v1 without the kernel's reason.
+// Remove removes the cgroup and those below it, on v1 from every hierarchy. A cgroup that does not exist is no error.
+// While the kernel says that something is busy, as it also does for a moment after the last process has died, Remove
+// retries until ctx ends. It kills nothing. The library gives up after 150 ms, on v1 without the kernel's reason.
 //
-// On a hybrid host, runc puts a container into the cgroup2 mount as well, at the same path. What it has left there, if
-// it was killed, goes too, unless somebody else has a process in it: that mount is systemd's.
+// On a hybrid host, runc puts a container into the cgroup2 mount as well, at the same path. If runc was killed, Remove
+// also removes what it left there, unless another process is in it: that mount is systemd's.
 func (c *Cgroup) Remove(ctx context.Context) error {
 	err := RemoveDirs(ctx, c.tree.dirs())
 	if err == nil {
@@ -36,7 +37,7 @@ func removeIfEmpty(dir string) error {
 	return err
 }
 
-// RemoveDirs is Remove for a cgroup of which the directory in each hierarchy is known.
+// RemoveDirs is Remove for a cgroup whose directory in each hierarchy is known.
 func RemoveDirs(ctx context.Context, dirs []string) error {
 	var errs []error
 	for _, dir := range dirs {
@@ -65,7 +66,7 @@ func removeDir(ctx context.Context, dir string) error {
 
 func isBusy(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) }
 
-// removeTree tries once. The files in a cgroup's directory go with it.
+// removeTree tries once to remove a directory and those below. The kernel removes a cgroup's files with its directory.
 func removeTree(dir string) error {
 	err := unix.Rmdir(dir)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -89,5 +90,5 @@ func removeTree(dir string) error {
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	return fmt.Errorf("cannot remove directory %s: %w", dir, err)
+	return &os.PathError{Op: "rmdir", Path: dir, Err: err}
 }

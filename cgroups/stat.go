@@ -13,16 +13,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Metrics are what [Cgroup.Stat] measures: a *Metrics of github.com/containerd/cgroups/v3/cgroup1/stats on v1, of
+// Metrics is what [Cgroup.Stat] returns: a *Metrics of github.com/containerd/cgroups/v3/cgroup1/stats on v1, of
 // cgroup2/stats on v2.
 type Metrics interface{ proto.Message }
 
-// Stat measures the cgroup. The numbers are the library's, and so those of io.containerd.runc.v2: on v1, for example,
-// I/O is without that of the cgroups below. What the kernel has no files for is left out. A cgroup that is gone is
-// ErrNotFound.
+// Stat measures the cgroup. The numbers are the library's, and so the same as those of io.containerd.runc.v2: on v1,
+// for example, I/O excludes that of the cgroups below. What the kernel has no files for is left out. A cgroup that is
+// gone is ErrNotFound.
 func (c *Cgroup) Stat() (Metrics, error) {
 	m, err := c.tree.stat()
-	// A cgroup that goes meanwhile leaves zeros.
+	// A cgroup that vanishes meanwhile leaves zeros.
 	if err == nil && !isDir(c.tree.procs()) {
 		err = errdefs.ErrNotFound
 	}
@@ -38,7 +38,7 @@ type v1Stater interface {
 }
 
 // v1Staters are the controllers that have statistics. The library looks for a cgroup in <root>/<controller>/<path>;
-// see outOf for how it finds those of any hierarchy from "/".
+// with the root "/", outOf makes the path for a directory of any hierarchy.
 var v1Staters = sync.OnceValue(func() map[string]v1Stater {
 	staters := map[string]v1Stater{
 		"pids": cgroup1.NewPids("/"), "cpu": cgroup1.NewCpu("/"), "cpuacct": cgroup1.NewCpuacct("/"),
@@ -51,11 +51,12 @@ var v1Staters = sync.OnceValue(func() map[string]v1Stater {
 	return staters
 })
 
-// outOf is the path by which a controller with the root "/" finds a directory.
+// outOf returns the path by which a controller with the root "/" finds a directory: its ".." undoes the controller's
+// name.
 func outOf(dir string) string { return "../" + dir }
 
-// stat asks the library's controllers one after the other. Its cgroup1.Load takes all hierarchies to be mounted in one
-// directory, each by the name of its controller, and starts a goroutine for each.
+// stat asks the library's controllers one after the other. It does not use cgroup1.Load, which takes all hierarchies to
+// be mounted in one directory, each under the name of its controller, and starts a goroutine for each.
 func (t *v1Tree) stat() (Metrics, error) {
 	m := &v1.Metrics{CPU: &v1.CPUStat{Usage: &v1.CPUUsage{}, Throttling: &v1.Throttle{}}}
 	for controller, s := range v1Staters() {
@@ -73,8 +74,8 @@ func (t *v1Tree) stat() (Metrics, error) {
 	return m, nil
 }
 
-// missingMemory returns the kinds of memory that the kernel does not count, without swap accounting for example: the
-// library would leave out those after them as well.
+// missingMemory returns the kinds of memory that the kernel does not count, such as swap without swap accounting.
+// Unless it is told, the library leaves out the kinds after a missing one as well.
 func missingMemory(dir string) (kinds []string) {
 	for _, kind := range []string{"memsw", "kmem", "kmem.tcp"} {
 		if !exists(filepath.Join(dir, "memory."+kind+".limit_in_bytes")) {
@@ -84,13 +85,13 @@ func missingMemory(dir string) (kinds []string) {
 	return kinds
 }
 
-// v2Stats says what each controller has statistics of. CPU time is counted without one.
+// v2Stats says which statistics each controller has. CPU time is counted without a controller.
 var v2Stats = map[string]cgroup2.StatMask{
 	"pids": cgroup2.StatPids, "memory": cgroup2.StatMemory | cgroup2.StatMemoryEvents, "io": cgroup2.StatIO,
 	"rdma": cgroup2.StatRdma, "hugetlb": cgroup2.StatHugetlb,
 }
 
-// stat asks only for what there are controllers for: the library answers zeros for the others.
+// stat asks only for the statistics of controllers that are enabled: for others, the library answers zeros.
 func (t *v2Tree) stat() (Metrics, error) {
 	controllers, err := readFile(filepath.Join(t.dir, "cgroup.controllers"))
 	if err != nil {

@@ -1,11 +1,11 @@
 package cgroups
 
-// Resources of the OCI spec, as values of files.
+// Resources of the OCI spec, as values of cgroup files.
 //
 // The library's Update is not used. On v1 it cannot raise a memory limit together with that of memory and swap, and
-// takes 0 shares, which is none given, for the least. On v2 it refuses the -1 that takes a limit away, and leaves out a
-// CPU quota without a period, unified values and weights of devices. On both it leaves out a burst, idle, a pids limit
-// of 0, and whatever there is no controller for. What it leaves out is no error.
+// takes 0 shares, which means "not given", for the minimum. On v2 it refuses the -1 that removes a limit, and drops a
+// CPU quota without a period, unified values and weights of devices. On both it drops a burst, idle, a pids limit of 0,
+// and whatever there is no controller for. What it drops, it drops without an error.
 
 import (
 	"errors"
@@ -22,12 +22,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Update applies resources to the cgroup. What is nil, empty or, where the OCI spec gives it no meaning of its own,
-// zero is left as it is; -1 takes a limit away. An error names the resource that could not be applied, its value and
-// its file; others may have been applied by then.
+// Update applies resources to the cgroup. Values that are nil or empty change nothing, and neither do zeros, except
+// where the OCI spec gives zero a meaning; -1 removes a limit. An error names the resource that could not be applied,
+// its value and its file; others may have been applied before it.
 //
-// On v2 the values are translated as runc and crun do; the entries of r.Unified are written last, and are refused on
-// v1. Device rules and the kernel memory limit, which the spec allows runtimes to ignore, are ignored.
+// On v2 the values are translated as by runc and crun. The entries of r.Unified are written last; v1 refuses them.
+// Device rules and the kernel memory limit, which the spec allows runtimes to ignore, are ignored.
 func (c *Cgroup) Update(r *specs.LinuxResources) error {
 	if r == nil {
 		return nil
@@ -55,7 +55,7 @@ func (t *v2Tree) update(r *specs.LinuxResources) error {
 	return s.apply()
 }
 
-// settings are values for files. The first that cannot be is kept as an error; nothing is written then.
+// settings are values for files. The first one that is impossible is kept as an error; then none is written.
 type settings struct {
 	dir  func(controller string) string
 	v2   bool
@@ -65,13 +65,13 @@ type settings struct {
 
 type setting struct {
 	resource, file, value string
-	optional              bool // where the kernel lacks the file, nothing is lost
+	optional              bool // nothing is lost if the kernel lacks the file
 }
 
-// none is the name of v2's file for what it has no file for.
+// none stands for the file of v2 where v2 has no such file.
 const none = ""
 
-// addAll adds all that is the same for v1 and v2 but for the name of the file.
+// addAll adds all resources but the unified ones, which only v2 has.
 func (s *settings) addAll(r *specs.LinuxResources) {
 	cpu, mem, io, net := orZero(r.CPU), orZero(r.Memory), orZero(r.BlockIO), orZero(r.Network)
 	addNumber(s, "cpu realtime period", "cpu.rt_period_us", none, cpu.RealtimePeriod)
@@ -97,7 +97,7 @@ func (s *settings) addAll(r *specs.LinuxResources) {
 	if pids := orZero(r.Pids).Limit; pids != nil && *pids < 0 {
 		s.add("pids limit", "pids.max", "pids.max", "max")
 	} else if pids != nil {
-		// A limit of 0 becomes 1, as in runc: systemd knows no 0, and a process in the cgroup can fork by neither.
+		// A limit of 0 becomes 1, as in runc: systemd has no 0, and with either, a process in the cgroup cannot fork.
 		s.add("pids limit", "pids.max", "pids.max", max(*pids, 1))
 	}
 
@@ -134,8 +134,8 @@ func (s *settings) addAll(r *specs.LinuxResources) {
 	}
 }
 
-// addCPUTime adds shares, period and quota. v2 has one file for the latter two, whose kernel keeps a period that is
-// left out; a quota has to be read.
+// addCPUTime adds shares, period and quota. v2 has one file for the latter two: if the period is left out, the kernel
+// keeps the one in force; a quota must be written, so the one in force is read first.
 func (s *settings) addCPUTime(cpu specs.LinuxCPU) {
 	if !s.v2 {
 		addNumber(s, "cpu shares", "cpu.shares", none, cpu.Shares)
@@ -161,9 +161,9 @@ func (s *settings) addCPUTime(cpu specs.LinuxCPU) {
 	s.add("cpu quota and period", "", "cpu.max", value)
 }
 
-// addSwap adds the limit of memory and swap together, or v2's of swap alone: without a memory limit to subtract, the
-// one in force counts. Unlimited memory within a limited sum could not be. Where the kernel lacks the file, there is no
-// swap, or no limit of it to take away.
+// addSwap adds the limit of memory and swap together, or on v2 that of swap alone: the sum less the memory limit, or
+// less the one in force if none is given. Lifting the memory limit alone lifts that of the sum too, as unlimited memory
+// could not be within a limited sum. Where the kernel lacks the file, there is no swap, or no limit of it to remove.
 func (s *settings) addSwap(mem specs.LinuxMemory) {
 	memory, swap := orZero(mem.Limit), orZero(mem.Swap)
 	if memory < 0 && swap == 0 {
@@ -181,7 +181,7 @@ func (s *settings) addSwap(mem specs.LinuxMemory) {
 	default:
 		if memory == 0 {
 			current, _ := s.read("memory.max")
-			memory, _ = strconv.ParseInt(current, 10, 64) // "max" is none
+			memory, _ = strconv.ParseInt(current, 10, 64) // 0 for "max": no limit
 		}
 		switch alone := swap - max(memory, 0); {
 		case alone < 0:
@@ -195,8 +195,8 @@ func (s *settings) addSwap(mem specs.LinuxMemory) {
 	}
 }
 
-// checkUsage refuses a limit below the memory in use, if the spec asks for that check; the kernel would reclaim and
-// kill instead.
+// checkUsage refuses a limit below the memory in use if the spec asks for that check (checkBeforeUpdate): the kernel
+// itself would reclaim and kill instead.
 func (s *settings) checkUsage(mem specs.LinuxMemory) {
 	if !orZero(mem.CheckBeforeUpdate) || orZero(mem.Limit) <= 0 {
 		return
@@ -204,7 +204,7 @@ func (s *settings) checkUsage(mem specs.LinuxMemory) {
 	text, err := s.read(s.file("memory.usage_in_bytes", "memory.current"))
 	used, _ := strconv.ParseInt(text, 10, 64)
 	switch {
-	case absent(err): // to write the limit will say so
+	case absent(err): // the write of the limit will report it
 	case err != nil:
 		s.fail(err)
 	case used > *mem.Limit:
@@ -213,9 +213,9 @@ func (s *settings) checkUsage(mem specs.LinuxMemory) {
 	}
 }
 
-// addWeight adds the weights of a device, or of all. The CFQ scheduler left with Linux 5.0; BFQ has the same weights
-// under its own name. Without it, v2 has io.weight, of 1 to 10000 and not 10 to 1000, which is converted linearly, as by
-// runc and crun. Source: crun.1.md, "IO controller".
+// addWeight adds the I/O weights of a device, or of all. Linux 5.0 removed the CFQ scheduler; BFQ has the same weights
+// under its own name. Without BFQ, v2 has io.weight, with a range of 1 to 10000 instead of 10 to 1000. The conversion
+// is linear, as in runc and crun. Source: crun.1.md, "IO controller".
 func (s *settings) addWeight(suffix, device string, weight, leaf *uint16) {
 	if w := int(orZero(weight)); w != 0 {
 		v1File, v2File := "blkio.weight", "io.bfq.weight"
@@ -249,8 +249,8 @@ func device(major, minor int64) string {
 	return fmt.Sprintf("%d:%d ", major, minor)
 }
 
-// addUnified adds the spec's own v2 values, in the order of their names. A value of several lines is one write per
-// line, as files such as io.max want it.
+// addUnified adds the spec's v2 values, in the order of their names. A value of several lines is written line by line,
+// as files such as io.max require.
 func (s *settings) addUnified(values map[string]string) {
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		if key == "" || strings.HasPrefix(key, ".") || strings.Contains(key, "/") {
@@ -263,7 +263,7 @@ func (s *settings) addUnified(values map[string]string) {
 	}
 }
 
-// addLimit adds a limit that -1 takes away, which v2 calls "max".
+// addLimit adds a limit that -1 removes; v2 calls that "max".
 func (s *settings) addLimit(resource, v1File, v2File string, v *int64) {
 	if s.v2 && orZero(v) < 0 {
 		s.add(resource, v1File, v2File, "max")
@@ -272,7 +272,7 @@ func (s *settings) addLimit(resource, v1File, v2File string, v *int64) {
 	}
 }
 
-// addNumber adds a value of which the zero stands for "not given".
+// addNumber adds a value unless it is zero, which means "not given".
 func addNumber[T comparable](s *settings, resource, v1File, v2File string, v *T) {
 	if orZero(v) != *new(T) {
 		s.add(resource, v1File, v2File, *v)
@@ -320,7 +320,7 @@ func (s *settings) file(v1File, v2File string) string {
 	return v1File
 }
 
-// dirOf is empty if the controller that a file's name begins with is not mounted.
+// dirOf returns the directory of the controller with which a file's name begins; "" if it is not mounted.
 func (s *settings) dirOf(file string) string {
 	controller, _, _ := strings.Cut(file, ".")
 	return s.dir(controller)
@@ -340,8 +340,9 @@ func (s *settings) read(file string) (string, error) {
 	return strings.TrimSpace(text), err
 }
 
-// apply writes the values. The kernel checks some against others: a CPU quota against its period and burst, on v1
-// memory against memory and swap. One that it refuses next to the old ones is written again after the new ones.
+// apply writes the values. The kernel checks some against others: a CPU quota against its period and burst, and on v1
+// memory against memory and swap. A new value that it refuses because of an old one is written again after the other
+// new ones.
 func (s *settings) apply() error {
 	for list := s.list; s.err == nil && len(list) > 0; {
 		var refused []setting

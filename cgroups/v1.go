@@ -3,6 +3,7 @@ package cgroups
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,8 +14,8 @@ import (
 // v1Tree is a cgroup on v1: a directory in each hierarchy.
 type v1Tree struct {
 	groups []v1Group
-	// unified is where the cgroup would be in the cgroup2 mount of a hybrid host; "" if there is none, or if the tree
-	// was found by a process.
+	// unified is where the cgroup would be in the cgroup2 mount of a hybrid host; "" if there is no such mount, or if
+	// the tree is that of a process.
 	unified string
 }
 
@@ -23,7 +24,7 @@ type v1Group struct {
 	controllers []string
 }
 
-// dir returns the directory of a controller, "" if it is not mounted.
+// dir returns the directory of a controller; "" if it is not mounted.
 func (t *v1Tree) dir(controller string) string {
 	for _, g := range t.groups {
 		if slices.Contains(g.controllers, controller) {
@@ -43,8 +44,8 @@ func (t *v1Tree) dirs() []string {
 
 func (t *v1Tree) shadow() string { return t.unified }
 
-// procs prefers the freezer, so that what is listed is what can be frozen; then what OCI runtimes put every
-// container into.
+// procs prefers the freezer, so that what is listed is what can be frozen; then controllers in which OCI runtimes put
+// every container.
 func (t *v1Tree) procs() string {
 	for _, controller := range []string{"freezer", "devices", "pids", "memory"} {
 		if dir := t.dir(controller); dir != "" {
@@ -76,7 +77,7 @@ func (t *v1Tree) create() ([]string, error) {
 	for _, g := range t.groups {
 		isCpuset := slices.Contains(g.controllers, "cpuset")
 		if !isCpuset {
-			// Its parent is there most often.
+			// Its parent usually exists.
 			isNew, err := makeDir(g.dir)
 			if isNew {
 				made = append(made, g.dir)
@@ -119,22 +120,22 @@ func ancestry(root, dir string) func(yield func(string) bool) {
 	}
 }
 
-// makeDir makes a directory and tells whether it was missing.
+// makeDir makes a directory and reports whether it was missing.
 func makeDir(dir string) (bool, error) {
 	err := unix.Mkdir(dir, 0o755)
 	if errors.Is(err, unix.EEXIST) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("cannot make directory %s: %w", dir, err)
+		return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 	return true, nil
 }
 
-// inheritCpuset fills an empty cpuset from the parent's. A v1 cpuset is born without CPUs and memory nodes, and no
-// process can join it like that (cgroup-v1/cpusets.rst); nor can a child be given what its parent does not have,
-// which is why Create fills the parents as well. The library does so too, but does not tell which directories it has
-// made, so that an error could not take them back.
+// inheritCpuset fills an empty cpuset from the parent's. A new v1 cpuset has neither CPUs nor memory nodes, and no
+// process can join it in that state (cgroup-v1/cpusets.rst). Nor can it be given what its parent lacks, so Create fills
+// the parents as well. The library does that too, but does not say which directories it made, so that an error could
+// not undo them.
 func inheritCpuset(parent, dir string) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		value, err := readFile(filepath.Join(dir, file))

@@ -25,8 +25,8 @@ func (t *v2Tree) existing() tree {
 	return t
 }
 
-// create makes the directories, and lets the parents hand their controllers down. The cgroup itself does not hand
-// them down: one that does may hold no process ("No Internal Process Constraint", cgroup-v2.rst).
+// create makes the directories and has each parent hand its controllers down. The cgroup itself does not hand them
+// down, as it could then hold no process ("No Internal Process Constraint", cgroup-v2.rst).
 func (t *v2Tree) create() ([]string, error) {
 	var made []string
 	parent := t.root
@@ -46,9 +46,9 @@ func (t *v2Tree) create() ([]string, error) {
 	return made, nil
 }
 
-// enableControllers turns on, for the children of a cgroup, every controller that it has. One that refuses (a
-// process is in the cgroup, a realtime process is on the host) is passed over: if a resource needs it, setting that
-// resource fails and says so.
+// enableControllers enables every controller of a cgroup for the children. One that the kernel refuses (a process is in
+// the cgroup, a realtime process is on the host) is skipped: if a resource needs it, setting that resource fails and
+// says so.
 func enableControllers(dir string) error {
 	file := filepath.Join(dir, "cgroup.subtree_control")
 	available, err := readFile(filepath.Join(dir, "cgroup.controllers"))
@@ -71,7 +71,7 @@ func enableControllers(dir string) error {
 	if writeFile(file, strings.Join(missing, " ")) == nil {
 		return nil
 	}
-	// The kernel takes all or none.
+	// The kernel takes all or none, so now each is tried alone.
 	for _, controller := range missing {
 		_ = writeFile(file, controller)
 	}

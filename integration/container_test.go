@@ -228,10 +228,3 @@ func (o *output) expect(t *testing.T, text string) {
 	}()
 	eventually(t, fmt.Sprintf("output has %q", text), func() bool { return strings.Contains(o.String(), text) })
 }
-
-func expectEqual[T comparable](t *testing.T, what string, got, want T) {
-	t.Helper()
-	if got != want {
-		t.Errorf("%s: %v, not %v", what, got, want)
-	}
-}

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"containerd-shim-pause-v2/integration/node"
+	"containerd-shim-pause-v2/integration/nodetest"
 )
 
 var (
@@ -180,25 +181,12 @@ func runtimeType(shim string) string {
 	return node.StockType
 }
 
-// checkLeftovers is the last clean-up of a test. The log of the daemon is shown
-// if the test has failed.
+// checkLeftovers is the last clean-up of a test.
 func checkLeftovers(t *testing.T, shim string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testDeadline())
-	defer cancel()
-	if err := theNode.RemoveAll(ctx); err != nil {
-		t.Error(err)
-	}
-	left := theNode.Leftovers(ctx)
-	if shim == "runc" {
-		left = slices.DeleteFunc(left, func(l string) bool { return isStockSocket(t, l) })
-	}
-	if len(left) > 0 {
-		t.Errorf("left:\n  %s", strings.Join(left, "\n  "))
-	}
-	if t.Failed() {
-		t.Logf("log of containerd:\n%s", theNode.LogTail(30))
-	}
+	nodetest.CheckLeftovers(t, theNode, testDeadline(), func(left string) bool {
+		return shim == "runc" && isStockSocket(t, left)
+	})
 }
 
 // isStockSocket says whether what is left is the socket of a stock shim that has ended. That of
@@ -224,9 +212,7 @@ func isStockSocket(t *testing.T, left string) bool {
 // testContext is a context of the node's namespace, which ends with the test.
 func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(theNode.Context(t.Context()), testDeadline())
-	t.Cleanup(cancel)
-	return ctx
+	return nodetest.Context(t, theNode, testDeadline())
 }
 
 // atEnd runs a clean-up with a context that has not ended yet.
@@ -241,19 +227,17 @@ func atEnd(t *testing.T, f func(ctx context.Context) error) {
 	})
 }
 
-// eventually waits for a condition that the system promises to reach some time.
+// must is [nodetest.Must].
+var must = nodetest.Must
+
+// eventually is [nodetest.Eventually] with this package's limit.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for start := time.Now(); !condition(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > patience*time.Minute {
-			t.Fatalf("never: %s", what)
-		}
-	}
+	nodetest.Eventually(t, patience*time.Minute, what, condition)
 }
 
-func must(t *testing.T, err error) {
+// expectEqual is [nodetest.ExpectEqual].
+func expectEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	nodetest.ExpectEqual(t, what, got, want)
 }

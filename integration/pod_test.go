@@ -14,6 +14,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"containerd-shim-pause-v2/integration/node"
+	"containerd-shim-pause-v2/integration/nodetest"
 )
 
 // pod is a pod that a test runs, and removes at its end.
@@ -105,13 +106,8 @@ func (p *pod) containerPid(id string) int {
 	return pid
 }
 
-// namespace returns the identity of a process's namespace; pid may be "self".
-func namespace(t *testing.T, pid any, kind string) string {
-	t.Helper()
-	link, err := os.Readlink(fmt.Sprintf("/proc/%v/ns/%s", pid, kind))
-	must(t, err)
-	return link
-}
+// namespace is [nodetest.Namespace].
+var namespace = nodetest.Namespace
 
 func TestPodLifecycle(t *testing.T) {
 	eachHandler(t, func(t *testing.T, shim string) {

@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The topics of the events, from containerd's runtime-v2 document ("Events").
+// Event topics (containerd's runtime v2 documentation, "Events").
 const (
 	topicCreate      = "/tasks/create"
 	topicStart       = "/tasks/start"
@@ -21,20 +21,20 @@ const (
 	topicOOM         = "/tasks/oom"
 )
 
-// Publisher sends events to containerd in the order of the calls. It does not
-// block.
+// Publisher publishes events to containerd in the order of the calls, without blocking
+// the caller.
 type Publisher interface {
 	Publish(topic string, event proto.Message)
-	// PublishOnce drops the event if one of the same topic and key waits.
+	// PublishOnce drops the event if one with the same topic and key is still queued.
 	PublishOnce(topic, key string, event proto.Message)
 }
 
-// Events tells containerd what happens to tasks.
+// Events publishes what happens to tasks.
 type Events struct{ publisher Publisher }
 
 var _ process.Events = (*Events)(nil)
 
-// NewEvents returns Events that go to the publisher.
+// NewEvents returns Events that publish through p.
 func NewEvents(p Publisher) *Events { return &Events{p} }
 
 // Started implements [process.Events].
@@ -61,8 +61,8 @@ func (e *Events) Exited(taskID, execID string, pid int, exit process.Exit) {
 	})
 }
 
-// OOM implements [process.Events]. A container can be killed again and again while
-// containerd is away, so that its events must not pile up.
+// OOM implements [process.Events]. While containerd is down, a container can be killed
+// any number of times: only one of these events is kept, so that they do not pile up.
 func (e *Events) OOM(taskID string) {
 	e.publisher.PublishOnce(topicOOM, taskID, &eventsapi.TaskOOM{ContainerID: taskID})
 }

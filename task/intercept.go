@@ -1,6 +1,6 @@
 package task
 
-// The one place that every RPC passes.
+// Every RPC passes through here; errors become gRPC statuses.
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Intercept turns the error of an RPC into a gRPC status of the code that errdefs assigns
-// to its kind, and a panic into one of [errdefs.ErrInternal]: the pod goes on. It
+// Intercept turns the error of an RPC into the gRPC status that errdefs assigns to its
+// kind, and a panic into an [errdefs.ErrInternal], so that the pod survives. It
 // implements [ttrpc.UnaryServerInterceptor].
 func Intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (response any, err error) {
 	defer func() {
@@ -39,16 +39,16 @@ func reportPanic(ctx context.Context, info *ttrpc.UnaryServerInfo, p any) error 
 		name = info.FullMethod
 	}
 	log.G(ctx).WithField("rpc", name).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
-	return fmt.Errorf("%s: the shim has panicked, its log says where: %v: %w", name, p, errdefs.ErrInternal)
+	return fmt.Errorf("%s: the shim panicked (its log has the stack): %v: %w", name, p, errdefs.ErrInternal)
 }
 
-// maxErrorText is the length in bytes of the longest error text that is answered. containerd
-// writes it into logs and events of Kubernetes.
+// maxErrorText is the longest error text that is sent to a client, in bytes. containerd
+// copies it into logs and Kubernetes events.
 const maxErrorText = 4096
 
-// answerable returns the error as a gRPC status that can be encoded: one with text that is
-// not UTF-8 cannot, and ttrpc then closes the connection, which containerd takes for the end
-// of the shim. Such text comes from OCI runtimes, hooks and names of files.
+// answerable returns the error as a gRPC status that can be encoded. Text that is not
+// UTF-8 cannot be: ttrpc would close the connection, which containerd takes for the end
+// of the shim. Such text comes from OCI runtimes, hooks and file names.
 func answerable(err error) error {
 	err = errgrpc.ToGRPC(err)
 	s := status.Convert(err)
@@ -56,10 +56,10 @@ func answerable(err error) error {
 	if text == s.Message() {
 		return err
 	}
-	return status.Error(s.Code(), text) // without details, which repeat the text
+	return status.Error(s.Code(), text) // without the details, which repeat the text
 }
 
-// cut returns the first bytes of valid UTF-8 text, at most limit, that are whole characters.
+// cut shortens valid UTF-8 text to at most limit bytes without splitting a character.
 func cut(text string, limit int) string {
 	if len(text) <= limit {
 		return text

@@ -9,22 +9,22 @@ import (
 
 // HandlerOptions are the options of a runtime handler.
 type HandlerOptions struct {
-	// Runc are those of the stock shim; never nil.
+	// Runc has the options of the stock shim; it is never nil.
 	Runc *options.Options
-	// The next three have the names and the meaning of settings of containerd's CRI. They
-	// are for sandboxes of the Sandbox API, whose specs are made here.
+	// The next three have the names and meanings of settings of containerd's CRI. They
+	// apply to sandboxes of the Sandbox API, whose specs are made here.
 	EnableUnprivilegedPorts bool
 	EnableUnprivilegedICMP  bool
 	RestrictOOMScoreAdj     bool
-	// AlwaysCallRuntime is the option of that name in package process.
+	// AlwaysCallRuntime is the option of that name in [process.Options].
 	AlwaysCallRuntime bool
 }
 
-// DecodeOptions decodes the runtime options of a request, in whichever form the
-// client has sent them. None at all are valid.
+// DecodeOptions decodes the runtime options of a request, in any form that a client may
+// send. A request without options is valid.
 type DecodeOptions func(*anypb.Any) (*HandlerOptions, error)
 
-// process returns those that concern the OCI runtime.
+// process returns the options that concern the OCI runtime.
 func (o *HandlerOptions) process() process.Options {
 	return process.Options{
 		BinaryName:        o.Runc.BinaryName,

@@ -1,9 +1,9 @@
 package task
 
-// What a pod may ask for. Through the Sandbox API nobody but the shim checks a pod's
-// configuration: what is not refused here and not applied elsewhere would be lost without
-// a word, and with it perhaps what keeps the pod from the host. What CRI's own podsandbox
-// refuses is refused: docs/differences.md has the whole list.
+// What a pod may ask for. Through the Sandbox API, only the shim checks a pod's
+// configuration: what is neither refused here nor applied elsewhere would be dropped
+// silently, and a protection of the host perhaps with it. What CRI's own podsandbox
+// refuses is refused here too; docs/differences.md has the whole list.
 
 import (
 	"encoding/json"
@@ -19,11 +19,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// words stand in an error for a value that is no text itself.
+// words describes, in an error, a value that is not itself text.
 type words string
 
-// refuse is the error for a field of a pod's configuration, whose name is that in CRI's
-// api.proto.
+// refuse returns the error for a field of a pod's configuration. The field is named as in
+// CRI's api.proto.
 func refuse(field string, value any, why string) error {
 	if text, ok := value.(string); ok {
 		value = fmt.Sprintf("%q", text)
@@ -36,8 +36,8 @@ const (
 	usernsField   = securityField + "namespace_options.userns_options."
 )
 
-// check refuses what the pod cannot have on the host. All errors are
-// [errdefs.ErrInvalidArgument] and name the field and its value.
+// check refuses what the pod cannot have on this host. All errors are of the kind
+// [errdefs.ErrInvalidArgument], and name the field and its value.
 func (c *podConfig) check(h host) error {
 	security := &c.Linux.Security
 	for _, check := range []func() error{
@@ -55,11 +55,12 @@ func (c *podConfig) check(h host) error {
 	return nil
 }
 
-// maxHostname is the length of the longest host name in bytes (sethostname(2)).
+// maxHostname is the longest host name that Linux takes, in bytes (sethostname(2)).
 const maxHostname = 64
 
-// checkHostname: the UTS namespace comes with the network's, so with the host's network
-// the name would be the host's. runc refuses to set one there, with which podsandbox fails.
+// checkHostname refuses a host name that cannot be set. A pod has its own UTS namespace
+// only with its own network namespace, so with the host's network the name would become
+// the host's. podsandbox fails there too, as runc refuses to set it.
 func (c *podConfig) checkHostname() error {
 	switch {
 	case c.Hostname != "" && c.Linux.Security.Namespaces.Network == modeNode:
@@ -70,7 +71,7 @@ func (c *podConfig) checkHostname() error {
 	return nil
 }
 
-// check is parseUsernsIDs in containerd's internal/cri/server/podsandbox.
+// check does what parseUsernsIDs does in containerd's internal/cri/server/podsandbox.
 func (u *userNamespace) check() error {
 	if u == nil {
 		return nil
@@ -93,51 +94,53 @@ func (u *userNamespace) check() error {
 		}
 	}
 	if u.Mode != modePod && u.Mode != modeNode {
-		return refuse(usernsField+"mode", u.Mode, "a pod can have a user namespace of its own (POD) or the host's (NODE)")
+		return refuse(usernsField+"mode", u.Mode, "it must be POD (the pod's own) or NODE (the host's)")
 	}
 	return nil
 }
 
-// checkIPC: CRI mounts the host's directory into the containers.
+// checkIPC refuses the host's IPC namespace on a host without shared memory, as CRI
+// mounts the host's into the containers.
 func (s *securityContext) checkIPC(h host) error {
 	if s.Namespaces.IPC != modeNode {
 		return nil
 	}
 	if _, err := os.Stat(h.shm); err != nil {
-		return refuse(securityField+"namespace_options.ipc", s.Namespaces.IPC, fmt.Sprintf("the host's shared memory is not there: %v", err))
+		return refuse(securityField+"namespace_options.ipc", s.Namespaces.IPC, fmt.Sprintf("cannot find the host's shared memory: %v", err))
 	}
 	return nil
 }
 
-// selinuxLevel is the form of a level or range of levels: sensitivities, and perhaps
-// categories and ranges of them, as CRI takes it (checkSelinuxLevel in containerd's
-// internal/cri/server/podsandbox).
+// selinuxLevel matches an SELinux level or a range of levels: sensitivities, optionally
+// followed by categories and ranges of them, as CRI accepts them (checkSelinuxLevel in
+// containerd's internal/cri/server/podsandbox).
 const (
 	selinuxCategory = `c[0-9]{1,4}(\.c[0-9]{1,4})?`
 	selinuxLevel    = `^s[0-9](-s[0-9])?(:` + selinuxCategory + `(,` + selinuxCategory + `)*)?$`
 )
 
-// check refuses labels where they are of effect: the shim makes none, and without the
-// pod's, containers that have no options of their own would get labels that nobody has
-// asked for. Where they are not, podsandbox leaves them out as well, but for a level that
-// is none.
+// check refuses labels that would take effect. The shim makes no labels; without the
+// pod's, containers that have no SELinux options themselves would get labels that nobody
+// asked for. Where labels have no effect, podsandbox drops them as well, except for a
+// malformed level.
 func (o *selinuxOptions) check(h host) error {
 	if o == nil {
 		return nil
 	}
 	const field = securityField + "selinux_options"
 	if o.Level != "" && !regexp.MustCompile(selinuxLevel).MatchString(o.Level) {
-		return refuse(field+".level", o.Level, "it is not a level, such as s0:c1,c2")
+		return refuse(field+".level", o.Level, "it is not an SELinux level such as s0:c1,c2")
 	}
 	if h.selinux && *o != (selinuxOptions{}) {
 		label := strings.Join([]string{o.User, o.Role, o.Type, o.Level}, ":")
-		return refuse(field, label, "SELinux is enabled, and labels of a pod are not supported by the Sandbox API; use sandboxer = 'podsandbox'")
+		return refuse(field, label, "SELinux is enabled, and this shim does not support labels through the Sandbox API; use sandboxer = 'podsandbox'")
 	}
 	return nil
 }
 
-// seccompProfile is the profile that is asked for, also in the words of older clients;
-// nil if there is none (GenerateSeccompSecurityProfile in containerd's internal/cri/sputil).
+// seccompProfile returns the requested profile, including one in the older form of
+// seccomp_profile_path; nil if there is none (GenerateSeccompSecurityProfile in
+// containerd's internal/cri/sputil).
 func (s *securityContext) seccompProfile() (*securityProfile, error) {
 	if s.Seccomp != nil {
 		return s.Seccomp, nil
@@ -153,14 +156,14 @@ func (s *securityContext) seccompProfile() (*securityProfile, error) {
 	if file, ok := strings.CutPrefix(s.SeccompPath, localhostPrefix); ok {
 		return &securityProfile{Type: profileLocalhost, File: file}, nil
 	}
-	return nil, refuse(securityField+"seccomp_profile_path", s.SeccompPath, "it is not a profile")
+	return nil, refuse(securityField+"seccomp_profile_path", s.SeccompPath, "it must be runtime/default, docker/default, unconfined or localhost/<path>")
 }
 
 const localhostPrefix = "localhost/"
 
-// checkSeccomp refuses a profile that could not be applied. A good one is not needed: the
-// sandbox has no process, but for the init of a shared PID namespace, which has a filter
-// that allows less (GenerateSeccompSpecOpts in containerd's internal/cri/sputil).
+// checkSeccomp refuses a profile that could not be applied. A valid one is not used: the
+// sandbox has no process except the init of a shared PID namespace, whose filter allows
+// less (GenerateSeccompSpecOpts in containerd's internal/cri/sputil).
 func (s *securityContext) checkSeccomp(h host) error {
 	profile, err := s.seccompProfile()
 	if err != nil || profile == nil || s.Privileged {
@@ -169,13 +172,13 @@ func (s *securityContext) checkSeccomp(h host) error {
 	const field = securityField + "seccomp."
 	switch {
 	case profile.Type < profileDefault || profile.Type > profileLocalhost:
-		return refuse(field+"profile_type", int32(profile.Type), "it is unknown")
+		return refuse(field+"profile_type", int32(profile.Type), "this type is unknown")
 	case !h.seccomp && profile.Type != profileUnconfined:
 		return refuse(field+"profile_type", int32(profile.Type), "the kernel has no seccomp filters")
 	case profile.Type == profileLocalhost:
 		return checkProfileFile(field+"localhost_ref", strings.TrimPrefix(profile.File, localhostPrefix))
 	case profile.File != "":
-		return refuse(field+"localhost_ref", profile.File, "the profile is not one of the node (profile_type Localhost)")
+		return refuse(field+"localhost_ref", profile.File, "only profile_type Localhost takes a path")
 	}
 	return nil
 }
@@ -185,7 +188,7 @@ func checkProfileFile(field, path string) error {
 		return refuse(field, path, "it is not an absolute path")
 	}
 	st, err := os.Stat(path)
-	if err == nil && !st.Mode().IsRegular() { // a fifo would not let go of who opens it
+	if err == nil && !st.Mode().IsRegular() { // opening a fifo would block
 		err = errors.New("it is not a regular file")
 	}
 	var data []byte
@@ -201,9 +204,8 @@ func checkProfileFile(field, path string) error {
 	return nil
 }
 
-// checkUser refuses a group without a user, as CRI demands, and IDs that OCI runtimes
-// have no user or group for (WithUser in containerd's pkg/oci): cut to 32 bits, some would
-// be root's.
+// checkUser refuses a group without a user, as CRI does, and IDs outside the range of OCI
+// runtimes (WithUser in containerd's pkg/oci): cut to 32 bits, some would be root's.
 func (s *securityContext) checkUser() error {
 	if s.Group != nil && s.User == nil {
 		return refuse(securityField+"run_as_group", s.Group.Value, "it is given without run_as_user")

@@ -18,9 +18,9 @@ import (
 // podConfigType is the name of the message that CRI sends with CreateSandbox.
 const podConfigType = "runtime.v1.PodSandboxConfig"
 
-// podConfig is what a sandbox needs of CRI's PodSandboxConfig. The names in JSON
-// are those that CRI gives.
-// Source: kubernetes, staging/src/k8s.io/cri-api/pkg/apis/runtime/v1/api.proto.
+// podConfig has the fields of CRI's PodSandboxConfig that a sandbox needs. The names in
+// JSON are CRI's. Source: kubernetes,
+// staging/src/k8s.io/cri-api/pkg/apis/runtime/v1/api.proto.
 type podConfig struct {
 	Metadata     podMetadata       `json:"metadata"`
 	Hostname     string            `json:"hostname,omitempty"`
@@ -74,7 +74,7 @@ func (l *linuxConfig) fields() fields {
 	}
 }
 
-// podResources are the sum of what the pod's containers get.
+// podResources is the sum of the resources of the pod's containers.
 type podResources struct {
 	CPUPeriod int64 `json:"cpu_period,omitempty"`
 	CPUQuota  int64 `json:"cpu_quota,omitempty"`
@@ -119,7 +119,7 @@ func (o *selinuxOptions) fields() fields {
 // securityProfile is CRI's SecurityProfile.
 type securityProfile struct {
 	Type profileType `json:"profile_type,omitempty"`
-	File string      `json:"localhost_ref,omitempty"` // with the type profileLocalhost only
+	File string      `json:"localhost_ref,omitempty"` // only with profileLocalhost
 }
 
 func (p *securityProfile) fields() fields {
@@ -197,13 +197,13 @@ func (m namespaceMode) String() string {
 	return strconv.Itoa(int(m))
 }
 
-// decodePodConfig returns nil for a client that is not CRI.
+// decodePodConfig returns nil if there are no options, as from a client that is not CRI.
 func decodePodConfig(options *anypb.Any) (*podConfig, error) {
 	if options.GetTypeUrl() == "" {
 		return nil, nil
 	}
 	if name := path.Base(options.GetTypeUrl()); name != podConfigType {
-		return nil, fmt.Errorf("options of type %s are unknown, %s is expected: %w", name, podConfigType, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("cannot decode options of type %s: want %s: %w", name, podConfigType, errdefs.ErrInvalidArgument)
 	}
 	var c podConfig
 	if err := c.fields().decode(options.GetValue()); err != nil {
@@ -212,7 +212,7 @@ func decodePodConfig(options *anypb.Any) (*podConfig, error) {
 	return &c, nil
 }
 
-// sharesPID says whether the pod's containers share their PID namespace.
+// sharesPID reports whether the pod's containers share one PID namespace.
 func (c *podConfig) sharesPID() bool { return c != nil && c.Linux.Security.Namespaces.PID == modePod }
 
 func (c *podConfig) userNamespace() *userNamespace {
@@ -222,10 +222,10 @@ func (c *podConfig) userNamespace() *userNamespace {
 	return nil
 }
 
-// spec describes the sandbox as CRI does by itself, for a sandbox that is a
-// container (sandboxContainerSpec in containerd's internal/cri/server/podsandbox).
-// netns is the path of the network namespace. The user namespace, if the pod has
-// one, is that which owns it.
+// spec returns the spec that CRI itself makes for a sandbox that is a container
+// (sandboxContainerSpec in containerd's internal/cri/server/podsandbox). netns is the
+// path of the network namespace. If the pod has a user namespace, it is the owner of that
+// network namespace.
 func (c *podConfig) spec(id, netns string, o *HandlerOptions, h host) *specs.Spec {
 	namespaces := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	add := func(t specs.LinuxNamespaceType, path string) {
@@ -240,7 +240,7 @@ func (c *podConfig) spec(id, netns string, o *HandlerOptions, h host) *specs.Spe
 	}
 	shares, score := uint64(sandboxShares), oomScoreAdj(o, h)
 	s := &specs.Spec{
-		Version:     "1.0.2", // nothing newer is used
+		Version:     "1.0.2", // no newer field is used
 		Annotations: c.annotations(id),
 		Process:     &specs.Process{User: c.user(), Cwd: "/", Args: []string{"/pause"}, OOMScoreAdj: &score},
 		Linux: &specs.Linux{
@@ -262,11 +262,11 @@ func (c *podConfig) spec(id, netns string, o *HandlerOptions, h host) *specs.Spe
 	return s
 }
 
-// sandboxShares are a sandbox's CPU shares, the least there are.
+// sandboxShares is a sandbox's CPU shares: the minimum.
 const sandboxShares = 2
 
-// sandboxUser is the user and group of the pause image, which the init of a
-// shared PID namespace gets.
+// sandboxUser is the user and the group of the pause image. The init of a shared PID
+// namespace gets them.
 const sandboxUser = 65535
 
 func (c *podConfig) user() specs.User {
@@ -283,8 +283,8 @@ func (c *podConfig) user() specs.User {
 	return user
 }
 
-// cgroupsPath is the path of the sandbox's cgroup, in the form of systemd if the
-// parent is a slice (getCgroupsPath in containerd's internal/cri).
+// cgroupsPath returns the path of the sandbox's cgroup, in systemd's form if the parent
+// is a slice (getCgroupsPath in containerd's internal/cri).
 func (c *podConfig) cgroupsPath(id string) string {
 	parent := c.Linux.CgroupParent
 	switch {
@@ -296,7 +296,7 @@ func (c *podConfig) cgroupsPath(id string) string {
 	return filepath.Join(parent, id)
 }
 
-// annotations are those by which CRI marks a sandbox.
+// annotations returns the annotations by which CRI marks a sandbox.
 func (c *podConfig) annotations(id string) map[string]string {
 	annotations := map[string]string{
 		"io.kubernetes.cri.container-type":        "sandbox",
@@ -314,10 +314,11 @@ func (c *podConfig) annotations(id string) map[string]string {
 	return annotations
 }
 
-// files are the files that CRI mounts into the pod's containers. It looks for
-// them below its own directories, which are beside those of whoever made the
-// bundle: <state>/<plugin>/<namespace>/<id>, with a link work to
-// <root>/<plugin>/<namespace>/<id> (getSandboxRootDir in internal/cri/server).
+// files returns the files that CRI mounts into the pod's containers. CRI looks for them
+// below its own directories, which are beside those of the plugin that made the bundle:
+// the bundle is <state>/<plugin>/<namespace>/<id>, with a link "work" to
+// <root>/<plugin>/<namespace>/<id> (getSandboxRootDir in containerd's
+// internal/cri/server).
 func (c *podConfig) files(id, bundle string) (*process.PodFiles, error) {
 	work, err := os.Readlink(filepath.Join(bundle, "work"))
 	if err == nil && !filepath.IsAbs(work) {

@@ -1,6 +1,6 @@
 package task
 
-// What pods get that nobody has asked for, and the host that decides on it.
+// The defaults of a pod, and the properties of the host on which they depend.
 
 import (
 	"errors"
@@ -17,20 +17,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// host is what the host has, as far as it decides on what a pod can have.
+// host has the properties of the host that decide what a pod can have.
 type host struct {
 	selinux, seccomp bool
 	shm              string // the directory of POSIX shared memory
 	// userns says that this process is in a user namespace: containerd is rootless.
 	userns bool
-	// canLowerScore says that processes made here may have a lower oom_score_adj than
-	// this one, which ownScore is.
+	// canLowerScore says that the shim may give processes a lower oom_score_adj than its
+	// own, which is ownScore.
 	canLowerScore bool
 	ownScore      int
-	procSys       string // where sysctls are
+	procSys       string // the directory of sysctls
 }
 
-// thisHost finds the host that the shim is on.
+// thisHost returns the properties of the host that the shim runs on.
 func thisHost() (host, error) {
 	h := host{
 		selinux: process.HasSELinux(),
@@ -43,8 +43,8 @@ func thisHost() (host, error) {
 	if h.ownScore, err = ownOOMScoreAdj(); err != nil {
 		return host{}, err
 	}
-	// The kernel asks for the capability in the initial user namespace (kernel,
-	// __set_oom_adj in fs/proc/base.c).
+	// The kernel wants the capability in the initial user namespace (__set_oom_adj in
+	// fs/proc/base.c).
 	h.canLowerScore = !h.userns && hasCapability(unix.CAP_SYS_RESOURCE)
 	return h, nil
 }
@@ -61,8 +61,8 @@ func ownOOMScoreAdj() (score int, err error) {
 	return score, nil
 }
 
-// hasCapability says whether the calling thread has an effective capability. What cannot
-// be found out is taken for no.
+// hasCapability reports whether the calling thread has an effective capability; false if
+// that cannot be found out.
 func hasCapability(capability uint) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -72,15 +72,15 @@ func hasCapability(capability uint) bool {
 	return data[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
-// sysctls are those of the pod and, unless the handler's options say otherwise, those that
-// CRI adds for a network namespace of its own. Nobody has asked for the latter: where they
-// cannot be set, they are left out.
+// sysctls returns the pod's sysctls and, unless the handler's options turn them off,
+// those that CRI adds to a pod with its own network namespace. As nobody asked for the
+// latter, they are left out where they cannot be set.
 func (c *podConfig) sysctls(o *HandlerOptions, h host) map[string]string {
 	sysctls := make(map[string]string)
 	add := func(key, value string) {
 		path := filepath.Join(h.procSys, strings.ReplaceAll(key, ".", "/"))
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return // a kernel without it
+			return // this kernel does not have it
 		}
 		sysctls[key] = value
 	}
@@ -88,7 +88,7 @@ func (c *podConfig) sysctls(o *HandlerOptions, h host) map[string]string {
 		if o.EnableUnprivilegedPorts {
 			add("net.ipv4.ip_unprivileged_port_start", "0")
 		}
-		// A user namespace does not have all these groups.
+		// A user namespace does not map all these groups.
 		if o.EnableUnprivilegedICMP && !h.userns && c.userNamespace() == nil {
 			add("net.ipv4.ping_group_range", "0 2147483647")
 		}
@@ -99,12 +99,13 @@ func (c *podConfig) sysctls(o *HandlerOptions, h host) map[string]string {
 	return sysctls
 }
 
-// sandboxOOMScoreAdj is a sandbox's (defaultSandboxOOMAdj in containerd's
-// internal/cri/server/podsandbox).
+// sandboxOOMScoreAdj is the oom_score_adj of a sandbox (defaultSandboxOOMAdj in
+// containerd's internal/cri/server/podsandbox).
 const sandboxOOMScoreAdj = -998
 
-// oomScoreAdj is that of a sandbox's process: of the init of a shared PID namespace, if
-// there is one. podsandbox fails where it may not be as low.
+// oomScoreAdj returns the oom_score_adj of the only process that a sandbox can have, the
+// init of a shared PID namespace. Where that may not be as low as CRI's, podsandbox
+// fails; here it is as low as it may be.
 func oomScoreAdj(o *HandlerOptions, h host) int {
 	if o.RestrictOOMScoreAdj || !h.canLowerScore {
 		return max(sandboxOOMScoreAdj, h.ownScore)

@@ -1,7 +1,7 @@
 package task
 
-// Decoding of CRI's PodSandboxConfig. Its generated Go type, k8s.io/cri-api, cannot be
-// had without a gRPC server and client, which would double the program; so the fields
+// Decoding of CRI's PodSandboxConfig. Its generated Go type, in k8s.io/cri-api, brings a
+// gRPC server and client along, which would double the size of the program. So the fields
 // that a sandbox needs are decoded here, with protobuf's own package for its wire format.
 // As in protobuf, a later value of a field replaces an earlier one or is merged with it,
 // and fields that are not in a table are skipped.
@@ -14,21 +14,21 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// fields says what to do with the fields of a message, by their numbers.
+// fields says how to decode the fields of a message, by their numbers.
 type fields map[protowire.Number]field
 
-// field is how the value of a field is encoded, and what takes it.
+// field has the wire type of a field, and the function that stores its value.
 type field struct {
 	wire protowire.Type
 	set  func(v value) error
-	// unpacked says that the values of a repeated field may be encoded one by one, too.
+	// unpacked says that the values of a repeated field may also be encoded one by one.
 	unpacked bool
 }
 
-// errWireType is the error of a field that is not encoded as it should be.
+// errWireType is the error for a field with the wrong wire type.
 var errWireType = errors.New("wrong wire type")
 
-// value is an encoded value: number for a varint, else bytes.
+// value is an encoded value: number for a varint, bytes otherwise.
 type value struct {
 	number uint64
 	bytes  []byte
@@ -74,7 +74,7 @@ func message(f fields) field {
 	return field{wire: protowire.BytesType, set: func(v value) error { return f.decode(v.bytes) }}
 }
 
-// optional is a message that is nil unless it is there.
+// optional is a message that stays nil if it is absent.
 func optional[M any](to **M, f func(*M) fields) field {
 	return field{wire: protowire.BytesType, set: func(v value) error {
 		if *to == nil {
@@ -142,7 +142,7 @@ func texts(to *[]string) field {
 	}}
 }
 
-// textMap decodes an entry of a map, which is a message of key and value.
+// textMap decodes one entry of a map: a message with key and value.
 func textMap(to *map[string]string) field {
 	return field{wire: protowire.BytesType, set: func(v value) error {
 		var key, value string

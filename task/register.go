@@ -13,12 +13,13 @@ var (
 	_ sandboxapi.TTRPCSandboxService = (*Service)(nil)
 )
 
-// Register serves the Task service, in both of its generations, and the Sandbox service
-// on the server, whose interceptor must be [Intercept].
+// Register adds the Task service, in versions 2 and 3, and the Sandbox service to the
+// server, whose interceptor must be [Intercept].
 func (s *Service) Register(server *ttrpc.Server) {
 	taskapi.RegisterTTRPCTaskService(server, s)
 	sandboxapi.RegisterTTRPCSandboxService(server, s)
-	// Version 2 differs from 3 in the package's name only, which is not in the messages.
+	// Versions 2 and 3 differ only in the package name, which is not part of the
+	// messages.
 	server.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
 		"State":      method(s.State),
 		"Create":     method(s.Create),

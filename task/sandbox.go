@@ -25,7 +25,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// The states of a sandbox in CRI's words.
+// The states of a sandbox, as CRI names them.
 const (
 	sandboxReady    = "SANDBOX_READY"
 	sandboxNotReady = "SANDBOX_NOTREADY"
@@ -48,7 +48,7 @@ func (s *Service) CreateSandbox(ctx context.Context, r *sandboxapi.CreateSandbox
 	return &sandboxapi.CreateSandboxResponse{}, nil
 }
 
-// prepare checks what the client wants of the pod, and writes its spec into the bundle.
+// prepare checks the pod's configuration, and writes the pod's spec into the bundle.
 func (s *Service) prepare(r *sandboxapi.CreateSandboxRequest, request *process.CreateRequest) error {
 	config, err := decodePodConfig(r.Options)
 	if err != nil {
@@ -80,9 +80,9 @@ func (s *Service) prepare(r *sandboxapi.CreateSandboxRequest, request *process.C
 	return nil
 }
 
-// writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a
-// pod's configuration instead of one; other clients may have given one when they
-// made the bundle, or none, then the pod gets all namespaces anew.
+// writeSpec makes the spec of a sandbox and writes it into the bundle. CRI sends a pod's
+// configuration instead of a spec. Other clients may have put a spec into the bundle; if
+// there is none, all of the pod's namespaces are new.
 func (s *Service) writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfig, h host) (*specs.Spec, error) {
 	path := filepath.Join(r.BundlePath, "config.json")
 	if config == nil {
@@ -103,8 +103,9 @@ func (s *Service) writeSpec(r *sandboxapi.CreateSandboxRequest, config *podConfi
 	return spec, process.WriteSpec(r.BundlePath, data)
 }
 
-// givenSpec reads the spec that a client has put into the bundle, and adds what
-// the request says besides. All else in the file stays as it is, known or not.
+// givenSpec reads the spec that a client has put into the bundle, and adds the network
+// namespace and the annotations of the request. Everything else in the file stays as it
+// is, unknown fields included.
 func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*specs.Spec, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -143,8 +144,7 @@ func givenSpec(path string, r *sandboxapi.CreateSandboxRequest) (*specs.Spec, er
 	return spec, process.WriteSpec(r.BundlePath, data)
 }
 
-// addToSpec gives the path of the network namespace and the annotations of a request to
-// a spec.
+// addToSpec sets the network namespace and the annotations of a request in a spec.
 func addToSpec(s *specs.Spec, r *sandboxapi.CreateSandboxRequest) {
 	if s.Annotations == nil {
 		s.Annotations = make(map[string]string)
@@ -172,8 +172,8 @@ func (s *Service) sandbox(id string) (*process.Task, error) {
 	return t, nil
 }
 
-// expects says that the shim was started for a sandbox of that id, which has not been made
-// and has not been shut down either.
+// expects reports whether the shim was started for this sandbox, and it has neither been
+// created nor shut down.
 func (s *Service) expects(id string) bool {
 	_, err := s.supervisor.Task(id)
 	return err != nil && id == s.own && !s.gone.Load()
@@ -196,11 +196,11 @@ func (s *Service) StartSandbox(ctx context.Context, r *sandboxapi.StartSandboxRe
 	return &sandboxapi.StartSandboxResponse{Pid: uint32(pid), CreatedAt: timestamppb.New(initOf(sb).StartedAt()), Spec: spec}, nil
 }
 
-// specType is the type of an OCI spec in an Any (typeurl in containerd's
-// client package).
+// specType is the type URL of an OCI spec in an Any (typeurl in containerd's client
+// package).
 const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
-// reportedSpec is the spec of a sandbox with the paths at which the namespaces are.
+// reportedSpec returns the spec of a sandbox with the paths of its namespaces.
 func reportedSpec(s *specs.Spec, pid int) (*anypb.Any, error) {
 	names := map[specs.LinuxNamespaceType]string{
 		specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
@@ -220,8 +220,8 @@ func reportedSpec(s *specs.Spec, pid int) (*anypb.Any, error) {
 	return &anypb.Any{TypeUrl: specType, Value: data}, nil
 }
 
-// Platform is asked for before each container, just before CRI looks for the
-// pod's files.
+// Platform restores the pod's files before it answers: containerd calls it before each
+// container, just before CRI looks for these files.
 func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*sandboxapi.PlatformResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
@@ -233,8 +233,8 @@ func (s *Service) Platform(_ context.Context, r *sandboxapi.PlatformRequest) (*s
 	return &sandboxapi.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
 }
 
-// StopSandbox ends the sandbox, but not its containers, which are CRI's to stop
-// first; and waits for the end.
+// StopSandbox ends the sandbox and waits for the end. It does not end the pod's
+// containers, as CRI stops them first.
 func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequest) (*sandboxapi.StopSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {
@@ -251,8 +251,8 @@ func (s *Service) StopSandbox(ctx context.Context, r *sandboxapi.StopSandboxRequ
 	return &sandboxapi.StopSandboxResponse{}, nil
 }
 
-// endTask kills what is in a task and waits for its end. One that has ended
-// already is no error.
+// endTask kills everything in a task and waits for its end. A task that has already ended
+// is no error.
 func endTask(ctx context.Context, t *process.Task) error {
 	if err := t.Kill("", unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
 		return err
@@ -274,10 +274,11 @@ func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 	return &sandboxapi.WaitSandboxResponse{ExitStatus: exit.Status, ExitedAt: timestamp(exit)}, nil
 }
 
-// SandboxStatus answers for a sandbox that the shim was started for and that has not been
-// created, too: a containerd that was killed between the two lists the pod when it is back,
-// and clients which remove it look at its status first. The other RPCs need not answer for it:
-// containerd takes "not found" for an end when it stops a sandbox or waits for one.
+// SandboxStatus also answers for a sandbox that the shim was started for, but that has
+// not been created. If containerd is killed between the two, it lists the pod when it is
+// back, and clients ask for the status before they remove the pod. The other RPCs need
+// not answer for it: when containerd stops a sandbox or waits for one, it takes "not
+// found" for the end.
 func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil && s.expects(r.SandboxID) {
@@ -309,9 +310,9 @@ func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRe
 	return resp, nil
 }
 
-// sandboxInfo is what `crictl inspectp` shows: the same as of a sandbox that is a
-// container, but for the image that there is not (SandboxInfo in containerd's
-// internal/cri/server/podsandbox/types).
+// sandboxInfo returns what `crictl inspectp` shows: the same as for a sandbox that is a
+// container, except for the image, which this one does not have (SandboxInfo in
+// containerd's internal/cri/server/podsandbox/types).
 func (s *Service) sandboxInfo(pod *process.Pod, st process.Status) (map[string]string, error) {
 	info := struct {
 		Pid            int             `json:"pid"`
@@ -335,7 +336,7 @@ func (s *Service) sandboxInfo(pod *process.Pod, st process.Status) (map[string]s
 	return map[string]string{"info": string(data)}, nil
 }
 
-// runtimeType is the runtime type that this shim is for.
+// runtimeType is the runtime type of this shim.
 const runtimeType = "io.containerd.pause.v2"
 
 // PingSandbox implements [sandboxapi.TTRPCSandboxService].
@@ -346,9 +347,9 @@ func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sa
 	return &sandboxapi.PingResponse{}, nil
 }
 
-// ShutdownSandbox removes the sandbox, with all that is left in it, and ends the
-// shim. containerd calls it for a sandbox that could not be created, too, and again
-// if it had no answer: then there is nothing but the shim to end.
+// ShutdownSandbox removes the sandbox, with everything left in it, and ends the shim.
+// containerd also calls it for a sandbox that could not be created, and again if it got
+// no answer: then only the shim is left to end.
 func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	switch {
@@ -364,13 +365,14 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 		err = nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot shut sandbox %s down: %w", r.SandboxID, err)
+		return nil, fmt.Errorf("cannot shut down sandbox %s: %w", r.SandboxID, err)
 	}
 	s.end(r.SandboxID)
 	return &sandboxapi.ShutdownSandboxResponse{}, nil
 }
 
-// serves says that the shim was started for the id, and has nothing else.
+// serves reports whether the shim was started for the id, and has neither task nor
+// sandbox.
 func (s *Service) serves(id string) bool {
 	_, err := s.supervisor.Task(id)
 	return err != nil && id == s.own && !s.supervisor.HasOthers(id)
@@ -384,13 +386,13 @@ func (s *Service) end(id string) {
 	s.shutdown()
 }
 
-// removeTasks removes containers that the client has left in the pod.
+// removeTasks removes the containers that the client has left in the pod.
 func (s *Service) removeTasks(ctx context.Context) error {
 	for _, t := range s.supervisor.Tasks() {
 		if t.Pod != nil {
 			continue
 		}
-		if err := s.remove(ctx, t); err != nil && !errdefs.IsFailedPrecondition(err) { // else it has been deleted meanwhile
+		if err := s.remove(ctx, t); err != nil && !errdefs.IsFailedPrecondition(err) { // a failed precondition: deleted meanwhile
 			return err
 		}
 	}
@@ -429,10 +431,10 @@ func (s *Service) SandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetrics
 	}}, nil
 }
 
-// UpdateSandbox is told of changes in containerd's record of the sandbox. Labels
-// and extensions are only kept there: CRI puts the resources of a pod that was
-// resized into the latter for those who ask, while the kubelet sets the limits of
-// the pod's cgroup itself. Nothing else can change in a sandbox that runs.
+// UpdateSandbox is called when containerd's record of the sandbox changes. Labels and
+// extensions exist only in that record: CRI stores the resources of a resized pod in the
+// extensions, for clients that ask, while the kubelet itself sets the limits of the pod's
+// cgroup. Nothing else can change in a running sandbox.
 func (s *Service) UpdateSandbox(ctx context.Context, r *sandboxapi.UpdateSandboxRequest) (*sandboxapi.UpdateSandboxResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package task answers the RPCs of a shim: containerd's Task service, in both of
-// its generations. It decodes requests, tells events, and is the only place where
-// errors become gRPC statuses; everything else is done by package process.
+// Package task serves the RPCs of a shim: containerd's Task API, versions 2 and 3, and
+// the Sandbox API. It decodes requests, publishes events, and is the only place where
+// errors become gRPC statuses; package process does everything else.
 package task
 
 import (
@@ -25,31 +25,30 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Service is the Task service and the Sandbox service of one shim process. Which tasks
-// there are, the supervisor knows.
+// Service is the Task service and the Sandbox service of one shim process. Its supervisor
+// keeps the tasks.
 type Service struct {
 	supervisor *process.Supervisor
 	events     *Events
 	decode     DecodeOptions
-	options    *HandlerOptions // of sandboxes, whose requests carry none
+	options    *HandlerOptions // for sandboxes, whose requests carry none
 	own        string          // the id that the shim was started for
-	born       time.Time       // when it was
+	born       time.Time       // when the service was made
 	shutdown   func()
 	removed    Removed
 
-	// gone says that the sandbox of the shim's own id was shut down.
+	// gone says that the sandbox with the shim's own id was shut down.
 	gone atomic.Bool
 }
 
-// Removed is told that nothing is left of the task or sandbox in a bundle, and how it
-// ended.
+// Removed is called when nothing is left of the task or sandbox in a bundle. st says how
+// it ended.
 type Removed func(bundle string, st process.Status)
 
-// NewService returns a service whose tasks are made by the supervisor, which
-// must tell its events to the same Events. id is that of the container or sandbox
-// which the shim was started for, and o are the runtime options that it was started
-// with. The service calls shutdown when it is asked to shut down and has neither
-// task nor sandbox.
+// NewService returns a service for the tasks of the supervisor, which must report to the
+// same events. id is the container or sandbox that the shim was started for, and o are
+// the runtime options it was started with. The service calls shutdown when it is asked to
+// shut down and has neither task nor sandbox.
 func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, id string, o *HandlerOptions, shutdown func(), removed Removed) *Service {
 	return &Service{
 		supervisor: supervisor,
@@ -284,7 +283,7 @@ func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 			continue
 		}
 		if infos[i].Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
-			return nil, fmt.Errorf("cannot encode the details of process %s: %w", p.ExecID, err)
+			return nil, fmt.Errorf("cannot encode the details of exec %s: %w", p.ExecID, err)
 		}
 	}
 	return &taskapi.PidsResponse{Processes: infos}, nil
@@ -358,8 +357,8 @@ func (s *Service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.St
 	return &taskapi.StatsResponse{Stats: encoded}, nil
 }
 
-// Connect answers for tasks that do not exist, too: containerd asks for the
-// shim's pid before it has created one.
+// Connect also answers for tasks that do not exist: containerd asks for the shim's pid
+// before it creates one.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
 	if t, err := s.supervisor.Task(r.ID); err == nil {
@@ -368,8 +367,8 @@ func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 	return resp, nil
 }
 
-// Shutdown ends the shim unless it serves tasks or a sandbox: containerd asks it
-// to after the delete of every single task.
+// Shutdown ends the shim unless it has a task or a sandbox: containerd calls it after
+// every delete of a task.
 func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	if !s.supervisor.HasOthers("") {
 		s.shutdown()

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"containerd-shim-pause-v2/integration/node"
+	"containerd-shim-pause-v2/integration/nodetest"
 )
 
 // theNode is where all tests run, one after the other.
@@ -90,39 +91,29 @@ func run(m *testing.M) int {
 	return code
 }
 
-// checkLeftovers is the last clean-up of a test. The log of the daemon is shown
-// if the test has failed.
+// checkLeftovers is the last clean-up of a test. If the test has failed, the logs of
+// containerd and of cAdvisor are shown.
 func checkLeftovers(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
-	defer cancel()
-	if err := theNode.RemoveAll(ctx); err != nil {
-		t.Error(err)
-	}
-	if left := theNode.Leftovers(ctx); len(left) > 0 {
-		t.Errorf("left:\n  %s", strings.Join(left, "\n  "))
-	}
+	nodetest.CheckLeftovers(t, theNode, testDeadline, nil)
 	if t.Failed() {
-		t.Logf("log of containerd:\n%s", theNode.LogTail(30))
 		if log, err := os.ReadFile(logFile()); err == nil {
 			t.Logf("log of cAdvisor:\n%s", log)
 		}
 	}
 }
 
-// eventually waits for a condition that the system promises to reach some time.
+// must is [nodetest.Must].
+var must = nodetest.Must
+
+// eventually is [nodetest.Eventually] with this package's limit.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for start := time.Now(); !condition(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > waitDeadline {
-			t.Fatalf("never: %s", what)
-		}
-	}
+	nodetest.Eventually(t, waitDeadline, what, condition)
 }
 
-func must(t *testing.T, err error) {
+// expectEqual is [nodetest.ExpectEqual].
+func expectEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	nodetest.ExpectEqual(t, what, got, want)
 }

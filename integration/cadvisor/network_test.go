@@ -171,10 +171,3 @@ func expectWithin(t *testing.T, what string, got, low, high uint64) {
 		t.Errorf("%s: %d, want %d to %d", what, got, low, high)
 	}
 }
-
-func expectEqual[T comparable](t *testing.T, what string, got, want T) {
-	t.Helper()
-	if got != want {
-		t.Errorf("%s: %v, want %v", what, got, want)
-	}
-}

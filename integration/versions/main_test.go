@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"containerd-shim-pause-v2/integration/node"
+	"containerd-shim-pause-v2/integration/nodetest"
 )
 
 // sandboxHandler is the handler that makes pods through the Sandbox API.
@@ -234,29 +235,13 @@ func runCases(t *testing.T, cases []testCase, handlers ...string) {
 	}
 }
 
-// checkLeftovers is the last clean-up of a test. The log of the daemon is shown
-// if the test has failed.
+// checkLeftovers is the last clean-up of a test.
 func checkLeftovers(t *testing.T) {
 	t.Helper()
 	if theNode.DaemonPid() == 0 { // a test has failed before it has started it again
 		must(t, theNode.Restart(context.Background()))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), testDeadline())
-	defer cancel()
-	if err := theNode.RemoveAll(ctx); err != nil {
-		t.Error(err)
-	}
-	if left := theNode.Leftovers(ctx); len(left) > 0 {
-		t.Errorf("left:\n  %s", strings.Join(left, "\n  "))
-	}
-	showLog(t)
-}
-
-func showLog(t *testing.T) {
-	t.Helper()
-	if t.Failed() {
-		t.Logf("log of containerd:\n%s", theNode.LogTail(30))
-	}
+	nodetest.CheckLeftovers(t, theNode, testDeadline(), nil)
 }
 
 // testDeadline is how long a test may take. A stuck one should fail, with the
@@ -266,31 +251,20 @@ func testDeadline() time.Duration { return patience * 3 * time.Minute }
 // testContext is a context of the node's namespace, which ends with the test.
 func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(theNode.Context(t.Context()), testDeadline())
-	t.Cleanup(cancel)
-	return ctx
+	return nodetest.Context(t, theNode, testDeadline())
 }
 
-// eventually waits for a condition that the system promises to reach some time.
+// must is [nodetest.Must].
+var must = nodetest.Must
+
+// eventually is [nodetest.Eventually] with this package's limit.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for start := time.Now(); !condition(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > patience*time.Minute {
-			t.Fatalf("never: %s", what)
-		}
-	}
+	nodetest.Eventually(t, patience*time.Minute, what, condition)
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
+// expectEqual is [nodetest.ExpectEqual].
 func expectEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
-	if got != want {
-		t.Errorf("%s: %v, not %v", what, got, want)
-	}
+	nodetest.ExpectEqual(t, what, got, want)
 }

@@ -2,7 +2,6 @@ package versions
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"containerd-shim-pause-v2/integration/node"
+	"containerd-shim-pause-v2/integration/nodetest"
 )
 
 // pod is a pod that a test runs; runCases removes it, unless the test does.
@@ -171,13 +171,8 @@ func (p *pod) shimPid() int {
 	return pid
 }
 
-// namespace returns the identity of a process's namespace.
-func namespace(t *testing.T, pid int, kind string) string {
-	t.Helper()
-	link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
-	must(t, err)
-	return link
-}
+// namespace is [nodetest.Namespace].
+var namespace = nodetest.Namespace
 
 // forgiveSocket removes the socket of a stock shim that was killed, which nothing
 // else does.

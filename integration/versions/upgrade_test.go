@@ -11,6 +11,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"containerd-shim-pause-v2/integration/node"
+	"containerd-shim-pause-v2/integration/nodetest"
 )
 
 // oldPod is a pod that was started under the old containerd.
@@ -52,13 +53,13 @@ func testUpgrade(t *testing.T) {
 
 	for name, p := range pods {
 		t.Run(name, func(t *testing.T) {
-			defer showLog(t)
+			defer nodetest.ShowLog(t, theNode)
 			p.in(t).expectOldServed(p)
 		})
 	}
 	for name, c := range containers {
 		t.Run(name, func(t *testing.T) {
-			defer showLog(t)
+			defer nodetest.ShowLog(t, theNode)
 			c := &container{t, testContext(t), c.id, c.shim}
 			c.expectOldServed()
 		})
@@ -68,12 +69,12 @@ func testUpgrade(t *testing.T) {
 	}
 	for name, p := range moved {
 		t.Run(name, func(t *testing.T) {
-			defer showLog(t)
+			defer nodetest.ShowLog(t, theNode)
 			p.in(t).expectOldServed(p)
 		})
 	}
 	t.Run("nothing is left/pause", func(t *testing.T) {
-		defer showLog(t)
+		defer nodetest.ShowLog(t, theNode)
 		if left := theNode.Leftovers(context.Background()); len(left) > 0 {
 			t.Errorf("left:\n  %s", strings.Join(left, "\n  "))
 		}
