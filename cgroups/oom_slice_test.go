@@ -69,7 +69,7 @@ func (f *fakeSlice) remove(unit string) {
 func TestFinishOfAScopeThatIsGone(t *testing.T) {
 	tests := map[string]struct {
 		do   func(f *fakeSlice, a, b *oomWatch)
-		a, b int // what is told of each
+		a, b int // the reports of each watch
 	}{
 		"its kill has not been seen": {func(f *fakeSlice, _, _ *oomWatch) {
 			f.killed("", 8, 0)
@@ -150,7 +150,7 @@ func TestFinishOfAScopeThatIsGone(t *testing.T) {
 			a.finish()
 			b.finish()
 			if f.told["a.scope"] != test.a || f.told["b.scope"] != test.b {
-				t.Errorf("told %v, want %d of a and %d of b", f.told, test.a, test.b)
+				t.Errorf("reports %v, want %d of a and %d of b", f.told, test.a, test.b)
 			}
 			if len(watchedSlices.byDir) != 0 {
 				t.Errorf("left: %v", watchedSlices.byDir)
