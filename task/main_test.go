@@ -41,7 +41,7 @@ var (
 	threadID uint32 // the sandbox's pid
 )
 
-// The main thread is the tests' own, so that it is not taken for a pod's.
+// The tests keep the main thread, so that another one is the sandbox's.
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
