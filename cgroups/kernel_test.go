@@ -39,9 +39,9 @@ func v1Host(t *testing.T, controllers ...string) *layout {
 	return l
 }
 
-// v2Host skips the test unless the host mounts cgroup2 somewhere. In hybrid mode it has no controllers in use, but the
-// files of its core. The layout's mount point is a cgroup of the test's own, so that of the host's only the root is
-// changed, which hands its controllers down.
+// v2Host skips the test unless the host mounts cgroup2 somewhere. In hybrid mode no controllers are in use there, but
+// the core files exist. The layout's mount point is a cgroup made for the test. So nothing of the host's changes,
+// except that the root hands its controllers down.
 func v2Host(t *testing.T) *layout {
 	t.Helper()
 	if os.Getuid() != 0 {

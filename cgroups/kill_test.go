@@ -29,7 +29,7 @@ func TestKillLeavesNoProcess(t *testing.T) {
 	})
 }
 
-// TestKillReachesForks has a process that forks all the time, and ignores what can be ignored.
+// TestKillReachesForks kills a process that forks all the time, and ignores every signal that it can.
 func TestKillReachesForks(t *testing.T) {
 	for name, noKillFile := range map[string]bool{"as the kernel can": false, "one by one": true} {
 		t.Run(name, func(t *testing.T) {
@@ -64,8 +64,8 @@ type withoutKillFile struct{ *v2Tree }
 
 func (withoutKillFile) killAll() (bool, error) { return false, nil }
 
-// TestSignalEndsAmongForks sends what is ignored to a process that forks all the time: it ends though there is always a
-// new one, and leaves the cgroup running.
+// TestSignalEndsAmongForks sends an ignored signal to a process that forks all the time. Signal returns although there
+// is always a new process, and leaves the cgroup running.
 func TestSignalEndsAmongForks(t *testing.T) {
 	both(t, func(t *testing.T, l *layout) {
 		c := newCgroup(t, l, "ignoring", `{}`)
@@ -82,7 +82,7 @@ func TestSignalEndsAmongForks(t *testing.T) {
 			t.Errorf("frozen %v, %v", frozen, err)
 		}
 		if isDead(cmd.Process.Pid) {
-			t.Error("it is dead")
+			t.Error("the process is dead")
 		}
 	})
 }
@@ -147,8 +147,8 @@ func TestKillReachesFrozenProcesses(t *testing.T) {
 	})
 }
 
-// TestKillReachesFrozenProcessesBelow has what docker in a container leaves that has paused one of its own: the cgroup
-// of the container runs, one below does not.
+// TestKillReachesFrozenProcessesBelow has a container with docker inside that has paused one of its own containers: the
+// cgroup of the outer container runs, one below is frozen.
 func TestKillReachesFrozenProcessesBelow(t *testing.T) {
 	for name, kill := range map[string]func(t *testing.T, c *Cgroup, pids []int){
 		"by the cgroup": func(t *testing.T, c *Cgroup, _ []int) {
@@ -188,7 +188,7 @@ func TestKillReachesFrozenProcessesBelow(t *testing.T) {
 	}
 }
 
-// thawedTree calls a function after each time that all has been thawed.
+// thawedTree calls a function each time that everything has been thawed.
 type thawedTree struct {
 	tree
 	thawed func()
@@ -241,7 +241,7 @@ func TestLetDieEndsWithItsContext(t *testing.T) {
 		t.Errorf("with a process that nobody has killed: %v", err)
 	}
 	if isDead(pid) {
-		t.Error("it was killed")
+		t.Error("LetDie has killed it")
 	}
 }
 

@@ -180,7 +180,7 @@ func (l *layout) at(path string) tree {
 
 // of returns the tree that a process is in, and a path that stands for the tree in messages.
 func (l *layout) of(lines []procCgroup) (tree, string, error) {
-	errRoot := fmt.Errorf("it is in the root, in the cgroup of the caller, or outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
+	errRoot := fmt.Errorf("it is in the root cgroup, in the caller's, or outside of the mounted hierarchies: %w", errdefs.ErrFailedPrecondition)
 	if l.unified != nil {
 		for _, line := range lines {
 			if !line.unified() {

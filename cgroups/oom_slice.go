@@ -16,7 +16,7 @@ import (
 // slice is a systemd slice with scopes whose kills this process watches.
 type slice struct {
 	dir   string
-	told  atomic.Uint64        // kills that the watches have seen
+	seen  atomic.Uint64        // kills that the watches have seen
 	units map[*oomWatch]string // the unit that each watch is for
 }
 
@@ -56,7 +56,7 @@ func (w *oomWatch) enroll(dir string) *unitWatch {
 	}
 	watchedSlices.byDir[sliceDir] = s
 	s.units[w] = unit
-	return &unitWatch{slice: s, before: kills - s.told.Load()}
+	return &unitWatch{slice: s, before: kills - s.seen.Load()}
 }
 
 // sliceOf returns the directory of the innermost slice that holds a cgroup, and the name of the unit there. The cgroup
@@ -96,11 +96,11 @@ func (u *unitWatch) lost(w *oomWatch) bool {
 	if err != nil {
 		return false
 	}
-	unseen := growth(u.before, now-u.told.Load())
+	unseen := growth(u.before, now-u.seen.Load())
 	if unseen == 0 || u.othersRun() {
 		return false
 	}
-	u.told.Add(unseen)
+	u.seen.Add(unseen)
 	return !u.grouped
 }
 

@@ -28,8 +28,8 @@ func TestSliceOf(t *testing.T) {
 // fakeSlice is a pod's slice of plain files, and watches without their goroutines.
 type fakeSlice struct {
 	*testing.T
-	dir  string
-	told map[string]int
+	dir     string
+	reports map[string]int
 }
 
 func (f *fakeSlice) watch(unit string) *oomWatch {
@@ -40,7 +40,7 @@ func (f *fakeSlice) watch(unit string) *oomWatch {
 	if err != nil {
 		f.Fatal(err)
 	}
-	w := newOOMWatch(func() { f.told[unit]++ })
+	w := newOOMWatch(func() { f.reports[unit]++ })
 	w.count = func() (uint64, error) {
 		if !exists(dir) {
 			return 0, unix.ENODEV // as the kernel's files say
@@ -69,7 +69,7 @@ func (f *fakeSlice) remove(unit string) {
 func TestFinishOfAScopeThatIsGone(t *testing.T) {
 	tests := map[string]struct {
 		do   func(f *fakeSlice, a, b *oomWatch)
-		a, b int // what is told of each
+		a, b int // the reports of each watch
 	}{
 		"its kill has not been seen": {func(f *fakeSlice, _, _ *oomWatch) {
 			f.killed("", 8, 0)
@@ -149,8 +149,8 @@ func TestFinishOfAScopeThatIsGone(t *testing.T) {
 			test.do(f, a, b)
 			a.finish()
 			b.finish()
-			if f.told["a.scope"] != test.a || f.told["b.scope"] != test.b {
-				t.Errorf("told %v, want %d of a and %d of b", f.told, test.a, test.b)
+			if f.reports["a.scope"] != test.a || f.reports["b.scope"] != test.b {
+				t.Errorf("reports %v, want %d of a and %d of b", f.reports, test.a, test.b)
 			}
 			if len(watchedSlices.byDir) != 0 {
 				t.Errorf("left: %v", watchedSlices.byDir)

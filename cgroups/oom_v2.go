@@ -115,7 +115,7 @@ func (k *v2Kills) count() (uint64, error) {
 		k.total++
 	}
 	if k.unit != nil {
-		k.unit.told.Add(kills)
+		k.unit.seen.Add(kills)
 		k.unit.grouped = k.early || k.inGroups
 	}
 	return k.total, nil

@@ -21,7 +21,7 @@ func v2Memory(t *testing.T) *layout {
 	return l
 }
 
-// TestWatchOOMTakesADeadGroupForOne: of a group kill, the kernel counts each process, and the victim perhaps twice.
+// TestWatchOOMTakesADeadGroupForOne: in a group kill, the kernel counts each process, and perhaps the victim twice.
 func TestWatchOOMTakesADeadGroupForOne(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	c := newCgroup(t, v2Memory(t), "oom-group", hogLimit)
@@ -75,7 +75,7 @@ func TestV2KillsCountsAGroupOnce(t *testing.T) {
 	}
 }
 
-// TestV2KillsOfTheFirstGroup: the victim is counted before its group, on kernels before 5.17 without it.
+// TestV2KillsOfTheFirstGroup: the kernel counts the victim before its group; before 5.17 it does not count the group.
 func TestV2KillsOfTheFirstGroup(t *testing.T) {
 	for name, texts := range map[string][]string{
 		"its group is counted": {"oom_kill 0\noom_group_kill 0\n", "oom_kill 1\noom_group_kill 0\n", "oom_kill 1\noom_group_kill 1\n", "oom_kill 9\noom_group_kill 1\n"},
@@ -170,7 +170,7 @@ func TestPriorityPollSeesChangesOfCgroupFiles(t *testing.T) {
 	p.close()
 }
 
-// TestPriorityPollWatchReportsGrowth counts what cgroup.events has, in place of the kills that memory.events has.
+// TestPriorityPollWatchReportsGrowth counts a number in cgroup.events, in place of the kills in memory.events.
 func TestPriorityPollWatchReportsGrowth(t *testing.T) {
 	proctest.NoLeakedFDs(t)
 	c := newCgroup(t, v2Host(t), "watch", `{}`)

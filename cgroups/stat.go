@@ -74,8 +74,8 @@ func (t *v1Tree) stat() (Metrics, error) {
 	return m, nil
 }
 
-// missingMemory returns the kinds of memory that the kernel does not count, such as swap without swap accounting.
-// Unless it is told, the library leaves out the kinds after a missing one as well.
+// missingMemory returns the kinds of memory that the kernel does not count, such as swap without swap accounting. The
+// library has to skip them: at a missing one it would leave out the kinds after it, too.
 func missingMemory(dir string) (kinds []string) {
 	for _, kind := range []string{"memsw", "kmem", "kmem.tcp"} {
 		if !exists(filepath.Join(dir, "memory."+kind+".limit_in_bytes")) {

@@ -32,8 +32,8 @@ func checkStat(t *testing.T, c *Cgroup, want proto.Message) {
 	}
 }
 
-// TestStatV1 is about what is read from where; how it is read is the library's. The controllers are mounted as nothing but
-// mountinfo tells, and one is at another path.
+// TestStatV1 checks what is read from where; the library itself tests how. Only mountinfo tells where the controllers
+// are mounted, and the cgroup of one is at another path.
 func TestStatV1(t *testing.T) {
 	root := fakeTree(t, map[string]string{
 		"cpu,cpuacct/c/cpu.stat":                  "nr_periods 1\nnr_throttled 2\nthrottled_time 3\nnr_bursts 4\n",

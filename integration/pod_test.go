@@ -243,7 +243,7 @@ func TestBadSysctlsAreRefused(t *testing.T) {
 func TestSysctlsOfHostNetworkPodAreRefused(t *testing.T) {
 	eachHandler(t, func(t *testing.T, shim string) {
 		p, err := theNode.RunPod(testContext(t), shim, func(c *runtime.PodSandboxConfig) {
-			hostNetwork(c)
+			node.HostNetwork(c)
 			c.Linux.Sysctls = map[string]string{"net.core.somaxconn": "4097"}
 		})
 		if err == nil {
@@ -256,14 +256,9 @@ func TestSysctlsOfHostNetworkPodAreRefused(t *testing.T) {
 	})
 }
 
-func hostNetwork(c *runtime.PodSandboxConfig) {
-	c.Hostname = "" // the UTS namespace is the host's, too
-	c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
-}
-
 func TestHostNetworkPod(t *testing.T) {
 	eachHandler(t, func(t *testing.T, shim string) {
-		p := runPod(t, shim, hostNetwork)
+		p := runPod(t, shim, node.HostNetwork)
 		pid := p.containerPid(p.start("c", "sleep 1000"))
 		for _, kind := range []string{"net", "uts"} {
 			expectEqual(t, kind, namespace(t, pid, kind), namespace(t, "self", kind))

@@ -64,7 +64,7 @@ func TestIDsAndBundlesThatAreRefused(t *testing.T) {
 			_, err := n.Create(ctx, r)
 			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")
 			if err != nil && !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("the error is without %q: %v", tc.want, err)
+				t.Errorf("the error lacks %q: %v", tc.want, err)
 			}
 			_, err = n.sandboxes.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{SandboxID: tc.id, BundlePath: tc.bundle})
 			wantKind(t, err, errdefs.IsInvalidArgument, "an invalid argument")

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// A pod can have its processes killed as often as it likes, also while nobody takes events.
+// A pod can have its processes OOM-killed any number of times, also while containerd
+// takes no events.
 func TestOOMEventsOfEachTaskArePublishedOnce(t *testing.T) {
 	r := &recorder{}
 	events := NewEvents(r)

@@ -21,7 +21,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// TestPanicOfAnRPC has the shim and its other tasks go on, and the same id be made again.
+// TestPanicOfAnRPC checks that the shim and its other tasks survive, and that the id can
+// be used again.
 func TestPanicOfAnRPC(t *testing.T) {
 	wantInternal := func(t *testing.T, err error) {
 		t.Helper()
@@ -71,8 +72,8 @@ func TestPanicOfAnRPC(t *testing.T) {
 	})
 }
 
-// TestErrorTextOfAnyKind sends what an OCI runtime may write to a client of ttrpc, whose
-// connection goes on.
+// TestErrorTextOfAnyKind returns any text that an OCI runtime may write to a ttrpc
+// client, whose connection must survive.
 func TestErrorTextOfAnyKind(t *testing.T) {
 	for name, text := range map[string]string{
 		"not UTF-8":                   "a \xff\xfe b",

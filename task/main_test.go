@@ -38,10 +38,10 @@ var (
 	// One reaper serves all tests: a second one would take the first one's children for orphans.
 	reaper   *reap.Reaper
 	thread   *pod.Thread
-	threadID uint32 // under which the sandbox is seen
+	threadID uint32 // the sandbox's pid
 )
 
-// The main thread is the tests' own, so that it is not taken for a pod's.
+// The tests keep the main thread, so that another one is the sandbox's.
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
@@ -109,7 +109,7 @@ func (r *recorder) PublishOnce(topic, key string, event proto.Message) {
 	r.once = append(r.once, topic+" "+key)
 }
 
-// received returns an event as those have it who receive it.
+// received returns an event as its receivers get it.
 func received(event proto.Message) proto.Message {
 	encoded, err := anypb.New(event)
 	if err != nil {
@@ -240,8 +240,8 @@ func (n *node) tell(name, text string) {
 
 const forever = "exec sleep 100000"
 
-// cgroupPath is the path of a cgroup of the test's own, which is removed at its end if it is there.
-// A pod's cgroup is, as the shim leaves it to kubelet.
+// cgroupPath returns the path of a cgroup for a pod of this test, and removes the cgroup
+// at the test's end if it exists: the shim leaves a pod's cgroup to kubelet.
 func cgroupPath(t *testing.T) string {
 	t.Helper()
 	path := fmt.Sprintf("/pause-task-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))

@@ -29,7 +29,7 @@ func usernsOf(mode cri.NamespaceMode, uids, gids []*cri.IDMapping) podChange {
 	}
 }
 
-// TestPodsThatAreRefused has a row for each that podsandbox refuses, too.
+// TestPodsThatAreRefused also has a row for everything that podsandbox refuses.
 func TestPodsThatAreRefused(t *testing.T) {
 	const (
 		ofPod  = cri.NamespaceMode_POD
@@ -130,7 +130,7 @@ func TestPodsThatAreRefused(t *testing.T) {
 	}
 }
 
-// TestPodsThatAHostCannotHave are those that depend on what the host has.
+// TestPodsThatAHostCannotHave has pods that are refused or not depending on the host.
 func TestPodsThatAHostCannotHave(t *testing.T) {
 	usual := host{seccomp: true, shm: t.TempDir()}
 	selinux, old, bare := usual, usual, usual
@@ -230,7 +230,7 @@ func TestSeccompProfileOfTheNode(t *testing.T) {
 	}
 }
 
-// TestDefaultsOfAPod are the defaults that nobody has asked for.
+// TestDefaultsOfAPod checks the defaults that a pod has not asked for.
 func TestDefaultsOfAPod(t *testing.T) {
 	const (
 		ports = "net.ipv4.ip_unprivileged_port_start=0"
@@ -313,7 +313,7 @@ func TestPodOfARootlessContainerd(t *testing.T) {
 		n.createSandbox(n.createRequest(h, c))
 		n.startSandbox()
 		if state := n.status().State; state != sandboxReady {
-			t.Errorf("it is %s", state)
+			t.Errorf("the sandbox is %s", state)
 		}
 		return
 	}
@@ -342,12 +342,12 @@ func TestThisHost(t *testing.T) {
 	if want := strings.TrimSpace(string(data)); fmt.Sprint(h.ownScore) != want {
 		t.Errorf("the score is %d, want %s", h.ownScore, want)
 	}
-	// What may be done is seen by trying.
+	// Only a try shows what is allowed.
 	lower := os.WriteFile("/proc/self/oom_score_adj", []byte(fmt.Sprint(h.ownScore-1)), 0) == nil
 	if lower {
 		proctest.Must(t, os.WriteFile("/proc/self/oom_score_adj", data, 0))
 	}
 	if h.canLowerScore && !lower && h.ownScore > -1000 {
-		t.Error("it cannot lower the score, but thinks so")
+		t.Error("canLowerScore is true, but the score cannot be lowered")
 	}
 }

@@ -158,7 +158,7 @@ func TestLifeThroughTheSandboxService(t *testing.T) {
 	}
 	n.wantRemoved(fmt.Sprintf("%s %d 137", h.bundle, threadID))
 	if events := n.events.all(); len(events) > 0 {
-		t.Errorf("events were told: %v", events)
+		t.Errorf("events were published: %v", events)
 	}
 }
 
@@ -503,7 +503,8 @@ func TestUnknownSandbox(t *testing.T) {
 	}
 }
 
-// TestSandboxThatWasNeverMade: containerd was killed before it has asked the shim for it.
+// TestSandboxThatWasNeverMade: containerd was killed before it asked the shim for the
+// sandbox.
 func TestSandboxThatWasNeverMade(t *testing.T) {
 	before := time.Now()
 	n, ctx := newNode(t), proctest.Context(t)
@@ -517,11 +518,11 @@ func TestSandboxThatWasNeverMade(t *testing.T) {
 			t.Errorf("got %v", st)
 		}
 		if at := st.CreatedAt.AsTime(); at.Before(before) || at.After(time.Now()) {
-			t.Errorf("it was created at %s, the shim later than %s", at, before)
+			t.Errorf("created at %s, which is not between %s and now", at, before)
 		}
 	}
 	wantNotReady()
-	// To containerd "not found" is what these want to reach.
+	// For containerd, "not found" means that these two are done.
 	_, err := n.sandboxes.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: ownID})
 	wantKind(t, err, errdefs.IsNotFound, "not found")
 	_, err = n.sandboxes.WaitSandbox(ctx, &sandboxapi.WaitSandboxRequest{SandboxID: ownID})
@@ -555,8 +556,8 @@ func TestSandboxThatIsGoneIsNotFound(t *testing.T) {
 	wantKind(t, err, errdefs.IsNotFound, "not found")
 }
 
-// TestSandboxOfTheTaskService is none of the Sandbox service, though the shim was started
-// for it.
+// TestSandboxOfTheTaskService: the Sandbox API does not know a sandbox that was made
+// through the Task API, even if the shim was started for it.
 func TestSandboxOfTheTaskService(t *testing.T) {
 	n, ctx := newNode(t), proctest.Context(t)
 	n.make(n.sandboxRequest(ownID))

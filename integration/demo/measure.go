@@ -54,7 +54,7 @@ func oneLife(ctx context.Context, n *node.Node, c column) (t times, err error) {
 	}
 	t.gone = time.Since(begin)
 	begin = time.Now()
-	if p, err = runSandbox(ctx, n, c, hostNetwork); err != nil {
+	if p, err = runSandbox(ctx, n, c, node.HostNetwork); err != nil {
 		return t, err
 	}
 	t.bare = time.Since(begin)

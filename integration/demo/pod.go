@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -72,42 +71,6 @@ func (p *pod) remove(ctx context.Context) error {
 		return fmt.Errorf("cannot remove a pod of handler %s: %w", p.Handler, err)
 	}
 	return nil
-}
-
-// hostNetwork takes a pod off the CNI network. Kubelet gives such a pod no host
-// name: it has that of the host.
-func hostNetwork(c *runtime.PodSandboxConfig) {
-	c.Hostname = ""
-	c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
-}
-
-// sandboxPid is the pid that CRI reports for the sandbox.
-func (p *pod) sandboxPid(ctx context.Context) (int, error) {
-	r, err := p.node.CRI().PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
-	if err != nil {
-		return 0, err
-	}
-	return infoPid(r.Info)
-}
-
-func (p *pod) containerPid(ctx context.Context, id string) (int, error) {
-	r, err := p.node.CRI().ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
-	if err != nil {
-		return 0, err
-	}
-	return infoPid(r.Info)
-}
-
-// infoPid takes the pid out of what containerd adds to a verbose status.
-func infoPid(info map[string]string) (int, error) {
-	var i struct{ Pid int }
-	if err := json.Unmarshal([]byte(info["info"]), &i); err != nil {
-		return 0, fmt.Errorf("cannot read the verbose status: %w", err)
-	}
-	if i.Pid == 0 {
-		return 0, errors.New("no pid in the verbose status")
-	}
-	return i.Pid, nil
 }
 
 // reply is what came of a request to the web server in container a.

@@ -68,7 +68,7 @@ func dissect(ctx context.Context, p *pod, host namespaces) (*anatomy, error) {
 	if a.shim, err = p.ShimPid(); err != nil {
 		return nil, err
 	}
-	sandbox, err := p.sandboxPid(ctx)
+	sandbox, err := p.SandboxPid(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func dissect(ctx context.Context, p *pod, host namespaces) (*anatomy, error) {
 		return nil, err
 	}
 	for i, id := range p.containers {
-		pid, err := p.containerPid(ctx, id)
+		pid, err := p.ContainerPid(ctx, id)
 		if err != nil {
 			return nil, err
 		}

@@ -35,6 +35,13 @@ func (n *Node) PodConfig(change func(*runtime.PodSandboxConfig)) *runtime.PodSan
 	return c
 }
 
+// HostNetwork gives a pod the host's network. Like kubelet, it gives such a pod no host
+// name: its UTS namespace is the host's, too.
+func HostNetwork(c *runtime.PodSandboxConfig) {
+	c.Hostname = ""
+	c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+}
+
 // Pod is a pod that was run.
 type Pod struct {
 	ID      string
@@ -78,10 +85,16 @@ func (p *Pod) ContainerPid(ctx context.Context, id string) (int, error) {
 	return pidOf(r.Info)
 }
 
+// pidOf takes the pid out of what containerd adds to a verbose status.
 func pidOf(info map[string]string) (int, error) {
 	var v struct{ Pid int }
-	err := json.Unmarshal([]byte(info["info"]), &v)
-	return v.Pid, err
+	if err := json.Unmarshal([]byte(info["info"]), &v); err != nil {
+		return 0, fmt.Errorf("cannot read the verbose status: %w", err)
+	}
+	if v.Pid == 0 {
+		return 0, errors.New("no pid in the verbose status")
+	}
+	return v.Pid, nil
 }
 
 // Stop stops the pod and its containers.

@@ -172,10 +172,7 @@ func testHostNetwork(t *testing.T, handler string) {
 		t.Skip("containerd 2.0 to 2.2 panic: they store the network namespace of a pod, and read the pod's empty spec with " +
 			"it; without one the spec is nil, and used (NewBundle in core/runtime/v2/bundle.go)")
 	}
-	p := runPod(t, handler, func(c *runtime.PodSandboxConfig) {
-		c.Hostname = "" // the UTS namespace is the host's, too
-		c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
-	})
+	p := runPod(t, handler, node.HostNetwork)
 	pid := p.containerPid(p.start("c", "sleep 1000"))
 	for _, kind := range []string{"net", "uts"} {
 		expectEqual(t, kind, namespace(t, pid, kind), namespace(t, os.Getpid(), kind))
