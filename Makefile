@@ -1,6 +1,8 @@
 # containerd-shim-pause-v2: build, try out, test. `make help` lists the targets.
 
 NAME     := containerd-shim-pause-v2
+# The name under which pods share a shim.
+SHARED   := containerd-shim-pause-shared-v2
 PREFIX   ?= /usr/local
 DESTDIR  ?=
 GO       ?= go
@@ -46,10 +48,14 @@ RUNTIME ?= crun
 GUEST_TESTS := EachKill KillOf NoKill KillByTheLimit MemoryLimit CPUQuota PidsLimitIs Update$$ UpdatedLimits CgroupOf \
 	Pids$$ Metrics Stats Pause Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod CheckpointAndRestore
 
+# What of it is run with pods that share a shim, too.
+SHARED_GUEST_TESTS := PodLifecycle Exec$$ KillOf OneShim
+
 empty :=
 space := $(empty) $(empty)
 comma := ,
 guest_tests = ^Test($(subst $(space),|,$(strip $(GUEST_TESTS))))
+shared_guest_tests = ^Test($(subst $(space),|,$(strip $(SHARED_GUEST_TESTS))))
 
 .DEFAULT_GOAL := build
 .DELETE_ON_ERROR:
@@ -65,21 +71,23 @@ help: ## show this list
 .PHONY: build
 build: ## build the shim, static, into bin/ (GOARCH=arm64 for another machine)
 	CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/$(NAME) ./cmd/$(NAME)
+	ln -sf $(NAME) $(BIN)/$(SHARED)
 
 .PHONY: build-all
 build-all: ## build the shim for each architecture that containerd has, into bin/ARCH/
 	@for arch in $(ARCHES); do $(MAKE) --no-print-directory build GOARCH=$$arch BIN=$(BIN)/$$arch || exit; done
 
 .PHONY: install
-install: build ## install the shim into $(DESTDIR)$(PREFIX)/bin
+install: build ## install the shim, and the link for pods that share one, into $(DESTDIR)$(PREFIX)/bin
 	install -D -m 755 $(BIN)/$(NAME) $(DESTDIR)$(PREFIX)/bin/$(NAME)
+	ln -sf $(NAME) $(DESTDIR)$(PREFIX)/bin/$(SHARED)
 
 .PHONY: uninstall
 uninstall: ## remove what install installed
-	rm -f $(DESTDIR)$(PREFIX)/bin/$(NAME)
+	rm -f $(DESTDIR)$(PREFIX)/bin/$(NAME) $(DESTDIR)$(PREFIX)/bin/$(SHARED)
 
 .PHONY: demo
-demo: setup build ## run the same pod with the stock shim and with this one, side by side (root)
+demo: setup build ## run the same pod with the stock shim and with this one, alone in it and with others, side by side (root)
 	@cd integration && $(GO) run ./demo -path $(BIN):$(TOOLS)
 
 .PHONY: bench
@@ -103,7 +111,7 @@ unit: ## run the unit tests as the program is built, and with the race detector
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -ldflags '$(ENTRY)' -count=1 -timeout 10m $(LINKED)
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -timeout 10m ./task/... ./process/... ./cgroups/...
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS)
-	cd integration && $(GO) test -count=1 ./bench ./matrix
+	cd integration && $(GO) test -count=1 ./bench ./demo ./matrix
 
 .PHONY: integration
 integration: ## run the integration tests only; make setup and make build come before (root)
@@ -145,8 +153,9 @@ guest: setup build test-binaries ## run integration tests on HOST=v2 or v2-syste
 
 .PHONY: test-guests
 test-guests: test-binaries
-	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2 crun -test.run '$(guest_tests)'
-	integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
+	PAUSE_TEST_SHIMS=pause integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2 crun -test.run '$(guest_tests)'
+	PAUSE_TEST_SHIMS=pause integration/hosts.sh -b $(BIN) -j $(BIN)/matrix/hosts -P cgroups -P integration v2-systemd crun -test.run '$(guest_tests)'
+	PAUSE_TEST_SHIMS=pause-shared integration/hosts.sh -b $(BIN) v2 crun -test.run '$(shared_guest_tests)'
 	ENTRY='-E containerd-shim-pause-v2/shim/entry.entry' integration/guest/arm64.sh $(BIN)/guest-arm64 cmd/$(NAME) shim shim/entry process/program cgroups
 
 .PHONY: test-binaries

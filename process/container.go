@@ -48,8 +48,8 @@ const runtimePatience = 5 * time.Second
 // process that it has created.
 const consoleTimeout = 30 * time.Second
 
-func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs.Spec) (_ *Task, err error) {
-	t := &Task{ID: r.ID, Bundle: r.Bundle, supervisor: h, execs: make(map[string]*Process), ended: make(chan struct{})}
+func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs.Spec, e *entry) (_ *Task, err error) {
+	t := &Task{ID: r.ID, Bundle: r.Bundle, sandboxID: s.Annotations[oci.SandboxIDAnnotation], supervisor: h, execs: make(map[string]*Process), ended: make(chan struct{})}
 	c := &container{
 		task:       t,
 		supervisor: h,
@@ -93,7 +93,7 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 			err = errors.Join(err, c.discard(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := c.make(ctx, r, s); err != nil {
+	if err := c.make(ctx, r, s, e); err != nil {
 		return nil, err
 	}
 	complete = true
@@ -102,7 +102,12 @@ func (h *Supervisor) newContainer(ctx context.Context, r CreateRequest, s *specs
 
 // make joins the container's sandbox, mounts the root file system, and has the OCI
 // runtime create the container.
-func (c *container) make(ctx context.Context, r CreateRequest, s *specs.Spec) (err error) {
+func (c *container) make(ctx context.Context, r CreateRequest, s *specs.Spec, e *entry) (err error) {
+	ctx, abort := context.WithCancel(ctx)
+	defer abort()
+	if err := c.supervisor.mayTakeTime(e, abort); err != nil {
+		return err
+	}
 	ctx, leave, err := c.supervisor.join(ctx, r.Bundle, s)
 	if err != nil {
 		return err

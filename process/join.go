@@ -64,18 +64,20 @@ func whyEnded(ctx context.Context, err error) error {
 }
 
 // checkStranger checks the spec of a container whose sandbox is not in this shim. The
-// sandbox may be held elsewhere, but some paths cannot lead to its namespaces. A path
-// through this shim's pid leads to the host's, because the sandbox has ended. A PID or
-// user namespace path through the pid of another shim of this kind leads to the host's,
-// too: only that shim knows the pod's.
+// sandbox may be held elsewhere, but some paths cannot lead to its namespaces. The sandbox
+// of a path through this shim's pid, or through one of its threads, has ended: the path
+// leads to the host's namespace, or to that of another pod whose thread has got the same
+// number. A PID or user namespace path through the pid of another shim of this kind leads
+// to the host's, too: only that shim knows the pod's. And only a shared shim knows which
+// of its threads holds which sandbox.
 func checkStranger(s *specs.Spec, sandboxID string) error {
 	for _, ns := range s.Linux.Namespaces {
 		pid, ok := processOfPath(ns.Path)
 		switch {
 		case !ok:
-		case pid == os.Getpid():
-			return fmt.Errorf("sandbox %s is not running: the %s namespace %s is the host's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
-		case (ns.Type == specs.PIDNamespace || ns.Type == specs.UserNamespace) && runsThisProgram(pid):
+		case isOwnThread(pid):
+			return fmt.Errorf("sandbox %s is not running: the %s namespace %s is no longer the pod's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
+		case (ns.Type == specs.PIDNamespace || ns.Type == specs.UserNamespace || !isLeader(pid)) && runsThisProgram(pid):
 			return fmt.Errorf("sandbox %s is in another shim: the %s namespace %s is not the pod's: %w", sandboxID, ns.Type, ns.Path, errdefs.ErrFailedPrecondition)
 		}
 	}
@@ -93,15 +95,31 @@ func processOfPath(path string) (pid int, ok bool) {
 	return pid, err == nil
 }
 
+// isOwnThread says whether the number is that of a thread of this process.
+func isOwnThread(tid int) bool {
+	_, err := os.Stat(filepath.Join("/proc/self/task", strconv.Itoa(tid)))
+	return err == nil
+}
+
+// isLeader says whether the number is that of a process, and not of another thread.
+// Both are found under /proc, though only processes are listed (proc(5), /proc/tid).
+func isLeader(tid int) bool {
+	number := strconv.Itoa(tid)
+	status, err := os.ReadFile(filepath.Join("/proc", number, "status"))
+	return err != nil || strings.Contains(string(status), "\nTgid:\t"+number+"\n")
+}
+
 // runsThisProgram says whether the process runs a program with the name of this one. It
-// does not compare the files, because an upgrade may have replaced this one.
+// does not compare the files, because an upgrade may have replaced this one. The name for
+// shared shims may be a link, or a copy.
 func runsThisProgram(pid int) bool {
 	name := func(pid string) string {
 		path, err := os.Readlink("/proc/" + pid + "/exe")
 		if err != nil {
 			return ""
 		}
-		return strings.TrimSuffix(filepath.Base(path), " (deleted)") // proc_pid_exe(5)
+		path = strings.TrimSuffix(filepath.Base(path), " (deleted)") // proc_pid_exe(5)
+		return strings.Replace(path, "-shared-", "-", 1)
 	}
 	own := name("self")
 	return own != "" && own == name(strconv.Itoa(pid))

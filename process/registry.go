@@ -1,8 +1,10 @@
 package process
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -30,8 +32,8 @@ func checkBundle(id, bundle string) (string, error) {
 
 // reserve refuses a second create of the same id or the same bundle: two tasks in one bundle
 // would overwrite each other's records.
-func (h *Supervisor) reserve(id, bundle string) (*entry, error) {
-	bundle, err := checkBundle(id, bundle)
+func (h *Supervisor) reserve(id, given string) (*entry, error) {
+	bundle, err := checkBundle(id, given)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +47,7 @@ func (h *Supervisor) reserve(id, bundle string) (*entry, error) {
 			return nil, fmt.Errorf("bundle %s belongs to task %s: %w", bundle, other, errdefs.ErrInvalidArgument)
 		}
 	}
-	e := &entry{bundle: bundle}
+	e := &entry{bundle: bundle, given: given, created: make(chan struct{})}
 	h.entries[id] = e
 	return e, nil
 }
@@ -68,6 +70,68 @@ func (h *Supervisor) Task(id string) (*Task, error) {
 	return nil, fmt.Errorf("there is no task %s: %w", id, errdefs.ErrNotFound)
 }
 
+// Settled returns the task with the id for a client that gives it up. A task that is still
+// being created is not, if that can be helped: Settled has the create give up, and waits
+// for it. bundle is the path of the task's bundle, with symbolic links or without; empty for
+// any. Settled fails with [errdefs.ErrNotFound] if there is no such task.
+func (h *Supervisor) Settled(ctx context.Context, id, bundle string) (*Task, error) {
+	e, abort := h.giveUp(id, bundle)
+	if e == nil {
+		return nil, fmt.Errorf("there is no task %s in bundle %s: %w", id, bundle, errdefs.ErrNotFound)
+	}
+	if abort != nil {
+		abort()
+	}
+	select {
+	case <-e.created:
+		return h.Task(id)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("task %s is still being created: %w", id, ctx.Err())
+	}
+}
+
+// giveUp has the create of a task give up, if it is under way. The caller has to call abort
+// if it is not nil. There may be no task in that bundle; then e is nil.
+func (h *Supervisor) giveUp(id, bundle string) (e *entry, abort func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e = h.entries[id]
+	// The bundle may be gone, so that its path can no longer be resolved.
+	if e == nil || bundle != "" && bundle != e.bundle && bundle != e.given {
+		return nil, nil
+	}
+	if e.task != nil {
+		return e, nil
+	}
+	e.givenUp = true
+	return e, e.abort
+}
+
+// mayTakeTime sets how a create that is about to do what takes time is made to give up. It
+// fails if the create has to give up already.
+func (h *Supervisor) mayTakeTime(e *entry, abort func()) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e.abort = abort
+	return e.whyAborted()
+}
+
+// whyAborted returns an error if the create has to give up. The caller holds mu of the
+// supervisor.
+func (e *entry) whyAborted() error {
+	if e.givenUp {
+		return fmt.Errorf("the client has given it up: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// Has says whether the id is in use, be it by a task that is still being created.
+func (h *Supervisor) Has(id string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.entries[id] != nil
+}
+
 // Tasks returns all tasks, without those that are still being created.
 func (h *Supervisor) Tasks() (tasks []*Task) {
 	h.mu.Lock()
@@ -78,6 +142,12 @@ func (h *Supervisor) Tasks() (tasks []*Task) {
 		}
 	}
 	return tasks
+}
+
+// Members returns the containers that were created to join the sandbox with the id, without
+// those that are still being created.
+func (h *Supervisor) Members(id string) []*Task {
+	return slices.DeleteFunc(h.Tasks(), func(t *Task) bool { return t.sandboxID != id })
 }
 
 // HasOthers says whether there is any task with another id. Tasks that are being created
@@ -115,16 +185,20 @@ func (h *Supervisor) pod(id string) *sandbox {
 	return nil
 }
 
-// seat gives the thread to the sandbox, and enters the sandbox in the registry. Containers
-// that want to join it wait until it is complete.
-func (h *Supervisor) seat(e *entry, s *sandbox) error {
+// admit enters the sandbox in the registry, unless it lives in a thread that another still
+// uses. Containers that want to join the sandbox wait until it is complete.
+func (h *Supervisor) admit(e *entry, s *sandbox) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := e.whyAborted(); err != nil {
+		return err
+	}
 	for id, other := range h.entries {
-		if other.pod != nil && !other.pod.isFreed() {
+		if other.pod != nil && other.pod.thread == s.thread && !other.pod.isFreed() {
 			return fmt.Errorf("this shim already holds sandbox %s: %w", id, errdefs.ErrFailedPrecondition)
 		}
 	}
 	e.pod = s
+	e.abort = func() { s.close() }
 	return nil
 }

@@ -22,14 +22,15 @@ import (
 
 // sandbox is the body of a task without a process: the namespaces of a pod, held by a
 // thread of the shim. To a client it looks like a container whose init is Kubernetes'
-// pause program. Its pid is the shim's, so that /proc/<pid>/ns/{net,ipc,uts} are the
+// pause program. Its pid is the thread's, so that /proc/<pid>/ns/{net,ipc,uts} are the
 // pod's. An open file holds the pod's user namespace, if there is one. A PID namespace
 // needs a process, see [podInit].
 type sandbox struct {
 	task       *Task
 	supervisor *Supervisor
 	options    oci.Options
-	pid        int // the thread's; the shim's pid, as it is the main thread
+	thread     *pod.Thread
+	pid        int // the thread's; that of the shim for its main thread
 	// initRoot is the path of the pod init's root directory, if there is a pod init.
 	initRoot string
 	// bringsInit says that the pod init is started with the sandbox.
@@ -50,7 +51,8 @@ type sandbox struct {
 	giveUp context.CancelCauseFunc
 	// made is closed when the sandbox is complete, or has failed to become so. After that
 	// the fields above do not change.
-	made chan struct{}
+	made   chan struct{}
+	failed bool // set before made is closed: there is no sandbox
 	// freed is closed when the thread has left the pod's namespaces, or has failed to.
 	freed chan struct{}
 
@@ -87,13 +89,17 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	if err != nil {
 		return nil, err
 	}
-	pid, err := h.thread.ID()
+	thread := h.thread
+	if thread == nil {
+		thread = pod.StartThread() // which ends with the sandbox, or with discard
+	}
+	pid, err := thread.ID()
 	if err != nil {
 		return nil, err
 	}
 	t := &Task{ID: r.ID, Bundle: r.Bundle, Pod: r.Pod, supervisor: h}
 	s := &sandbox{
-		task: t, supervisor: h, options: r.Options, pid: pid, initRoot: pod.InitRootOf(r.Bundle, r.ID, !r.Sandbox), own: own, bringsInit: r.SharesPID,
+		task: t, supervisor: h, options: r.Options, thread: thread, pid: pid, initRoot: pod.InitRootOf(r.Bundle, r.ID, !r.Sandbox), own: own, bringsInit: r.SharesPID,
 		made: make(chan struct{}), freed: make(chan struct{}),
 	}
 	s.life, s.giveUp = context.WithCancelCause(context.Background())
@@ -106,7 +112,10 @@ func (h *Supervisor) newSandbox(ctx context.Context, r CreateRequest, spec *spec
 	}
 	t.init = newProcess(r.ID, "", r.Stdio, events, s)
 	t.init.setPID(pid)
-	if err := h.seat(e, s); err != nil {
+	if err := h.admit(e, s); err != nil {
+		if h.thread == nil {
+			err = errors.Join(err, thread.Leave()) // which ends it
+		}
 		return nil, err
 	}
 	// Deferred, so that after a panic there is no sandbox and nobody waits for one.
@@ -193,7 +202,7 @@ func (s *sandbox) setUp(ctx context.Context, r CreateRequest, spec *specs.Spec, 
 		return err
 	}
 	defer s.supervisor.reaper.Hold()()
-	if err := s.hooks.Created(ctx, s.supervisor.thread); err != nil {
+	if err := s.hooks.Created(ctx, s.thread); err != nil {
 		return err
 	}
 	return context.Cause(s.life) // set if the shim is about to end
@@ -216,7 +225,7 @@ func (s *sandbox) makeNamespaces(spec *specs.Spec, set pod.Namespaces, sysctls [
 			return err
 		}
 	}
-	return s.supervisor.thread.Enter(set, func() error {
+	return s.thread.Enter(set, func() error {
 		if err := setNames(spec); err != nil {
 			return err
 		}
@@ -352,6 +361,9 @@ func (s *sandbox) end(status int) {
 		exit := Exit{Status: uint32(status), At: time.Now()}
 		joined := s.close()
 		<-s.made
+		if s.failed {
+			return // discard has done the rest; there is no exit to report
+		}
 		s.letGo()
 		if !joined {
 			s.free()
@@ -385,7 +397,7 @@ func (s *sandbox) free() {
 		if s.userns != nil {
 			s.userns.Close()
 		}
-		if err := s.supervisor.thread.Leave(); err != nil {
+		if err := s.thread.Leave(); err != nil {
 			log.L.WithError(err).WithField("id", s.task.ID).Error("cannot leave the pod's namespaces: they stay until this shim ends")
 		}
 	})
@@ -455,7 +467,7 @@ const removeTimeout = 10 * time.Second
 
 // discard undoes a create that failed. No container can have joined yet.
 func (s *sandbox) discard(ctx context.Context) error {
-	s.endOnce.Do(func() {}) // no exit is reported
+	s.failed = true
 	s.close()
 	s.letGo()
 	s.free()

@@ -18,8 +18,8 @@ import (
 // Supervisor creates tasks, and is the registry of all tasks in a shim process. Containers,
 // and sandboxes of either API, share one space of ids.
 type Supervisor struct {
-	namespace string // containerd's
-	thread    *pod.Thread
+	namespace string      // containerd's
+	thread    *pod.Thread // nil if each sandbox has a thread of its own
 	reaper    *reap.Reaper
 	events    Events
 
@@ -29,16 +29,23 @@ type Supervisor struct {
 
 // entry is what the registry holds for an id.
 type entry struct {
-	bundle string // path without symbolic links
+	bundle  string        // path without symbolic links
+	given   string        // the same as the client gave it
+	created chan struct{} // closed at the end of the create
 	// The fields below are guarded by Supervisor.mu.
 	task *Task    // nil while it is being created
 	pod  *sandbox // nil for a container; set before the sandbox is complete
 	// pidns is the PID namespace of a container that shares another's; zero for any other task.
 	pidns pod.NSID
+	// abort has the create of the task give up; nil before there is anything that takes time.
+	abort func()
+	// givenUp says that the create has to give up.
+	givenUp bool
 }
 
-// NewSupervisor returns a supervisor for the tasks of one containerd namespace. A sandbox
-// will live in the given thread.
+// NewSupervisor returns a supervisor for the tasks of one containerd namespace. With a thread,
+// that is where the sandbox lives, and there can be one sandbox at a time; without, each
+// sandbox gets a thread of its own.
 func NewSupervisor(namespace string, thread *pod.Thread, reaper *reap.Reaper, events Events) *Supervisor {
 	return &Supervisor{
 		namespace: namespace,
@@ -69,6 +76,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err 
 	if err != nil {
 		return nil, err
 	}
+	defer close(e.created)
 	defer func() {
 		if t == nil { // also after a panic
 			h.forget(r.ID)
@@ -87,7 +95,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err 
 		return nil, err
 	}
 	if !r.Sandbox && !oci.IsSandbox(s) {
-		t, err = h.newContainer(ctx, r, s)
+		t, err = h.newContainer(ctx, r, s, e)
 	} else if r.Checkpoint != "" {
 		return nil, fmt.Errorf("a sandbox has no process to restore: %w", errdefs.ErrNotImplemented)
 	} else {
@@ -110,8 +118,11 @@ func (h *Supervisor) ociRuntime(bundle string, o oci.Options) *oci.Runtime {
 // than releaseTimeout for containers that are joining: the namespaces go with the shim.
 func (h *Supervisor) Release() {
 	late := time.After(releaseTimeout)
-	for _, pod := range h.pods() {
+	pods := h.pods()
+	for _, pod := range pods {
 		go pod.end(reap.ExitSignalBase + int(unix.SIGKILL))
+	}
+	for _, pod := range pods {
 		select {
 		case <-pod.freed:
 		case <-late:

@@ -30,6 +30,10 @@ type Task struct {
 	// Pod is what the Sandbox API said about the sandbox; nil for any other task.
 	Pod *Pod
 
+	// sandboxID is the id of the sandbox that a container was created to join; empty for
+	// any other task.
+	sandboxID string
+
 	supervisor *Supervisor
 	init       *Process
 	body       body

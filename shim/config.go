@@ -40,13 +40,22 @@ type Config struct {
 	// error message begins with it.
 	Runtime string
 
+	// SharedRuntime is the runtime type under which pods share a shim process. The
+	// name of the program, argv[0], tells which is meant.
+	SharedRuntime string
+
 	// Version and Revision are shown by -v and -info.
 	Version, Revision string
 
 	// GroupAnnotations are the annotations of a container's spec, in order of
 	// precedence, that name its group. The members of a group share one shim
-	// process. A container without any of them gets a shim to itself.
+	// process.
 	GroupAnnotations []string
+
+	// PodAnnotation is the annotation that names the sandbox to which a container
+	// belongs. Without a group, the containers of a pod share one shim process, and a
+	// container without a pod gets one to itself, or else a seat in a shared one.
+	PodAnnotation string
 
 	// Serve registers the services of a new shim process on Instance.Server.
 	// It must not block. The returned stop is called once, when the process
@@ -81,10 +90,12 @@ type Config struct {
 
 // Instance is a shim process that serves.
 type Instance struct {
+	Runtime   string // runtime type
 	Namespace string // containerd namespace
 	ID        string // of the container or sandbox for which the process was started
-	Bundle    string // absolute path of the bundle of ID, which is the working directory
+	Bundle    string // absolute path of the bundle of ID; the working directory, unless the process is shared
 	Debug     bool   // whether debug messages are logged
+	Shared    bool   // whether the process serves pods that have nothing to do with each other
 
 	// Options are the runtime options with which the process was started; never nil.
 	Options *HandlerOptions
@@ -92,13 +103,31 @@ type Instance struct {
 	Server *ttrpc.Server // to register services on
 	Events *Publisher    // publishes events to containerd
 
-	// Shutdown asks the process to end. It returns at once, so that the RPC
-	// which calls it is still answered. It may be called many times.
+	// Expects says whether the process keeps room for a pod, or for a container without
+	// one, and since when: it was started for it, and neither Removed nor Forget has been
+	// called.
+	Expects func(id string) (since time.Time, ok bool)
+
+	// Forget gives that room back: nothing will come of it.
+	Forget func(id string)
+
+	// Shutdown asks the process to end, if nothing is left in it. A process that is shared
+	// goes on as long as it keeps room for any pod. Shutdown returns at once, so that the
+	// RPC which calls it is still answered. It may be called many times.
 	Shutdown func()
 
 	// Removed records that nothing is left of a container or sandbox, and how it
 	// ended, so that `delete` has nothing to do for it. bundle is an absolute path.
-	Removed func(bundle string, e Exit)
+	Removed func(id, bundle string, e Exit)
+
+	// GiveUp removes a container or sandbox, with all that is in it, that containerd will
+	// not ask for any more, and calls Forget. It does nothing if the id is another
+	// bundle's. [Config.Serve] sets it for a process that is shared.
+	GiveUp func(ctx context.Context, id, bundle string) error
+
+	// Idle calls Shutdown if nothing is left in the process. [Config.Serve] sets it for a
+	// process that is shared.
+	Idle func()
 }
 
 // DeleteRequest names the container or sandbox whose remains [Config.Delete] removes.
@@ -122,6 +151,7 @@ type Exit struct {
 // Run may be called on any goroutine; it locks no thread and handles no SIGCHLD.
 func Run(ctx context.Context, cfg *Config, args []string) int {
 	c := &call{config: cfg, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	c.shared = cfg.SharedRuntime != "" && filepath.Base(os.Args[0]) == programOf(cfg.SharedRuntime)
 	err := c.run(ctx, args)
 	var code exitCode
 	switch {
@@ -130,7 +160,7 @@ func Run(ctx context.Context, cfg *Config, args []string) int {
 	case errors.As(err, &code):
 		return int(code)
 	case err != nil:
-		fmt.Fprintln(os.Stderr, printable(fmt.Sprintf("%s: %s", cfg.Runtime, err)))
+		fmt.Fprintln(os.Stderr, printable(fmt.Sprintf("%s: %s", c.runtime(), err)))
 		return 1
 	}
 	return 0
@@ -156,9 +186,25 @@ func printable(text string) string {
 // call is one call of the binary.
 type call struct {
 	config *Config
+	shared bool // the program was called by the name of the shared runtime
 	flags
 	stdin          io.Reader
 	stdout, stderr io.Writer
+}
+
+// runtime returns the runtime type for which the program was called.
+func (c *call) runtime() string {
+	if c.shared {
+		return c.config.SharedRuntime
+	}
+	return c.config.Runtime
+}
+
+// programOf returns the name of the program for a runtime type, as containerd makes it
+// (BinaryName in pkg/shim/util.go): "containerd-shim-x-v2" for "io.containerd.x.v2".
+func programOf(runtime string) string {
+	parts := strings.Split(runtime, ".")
+	return "containerd-shim-" + strings.Join(parts[max(0, len(parts)-2):], "-")
 }
 
 // flags is the command line, which is the same from containerd 1.6

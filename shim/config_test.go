@@ -7,8 +7,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,6 +33,7 @@ const programEnv = "SHIM_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(programEnv) != "" {
+		setLimits()
 		os.Exit(Run(context.Background(), testConfig, os.Args[1:]))
 	}
 	// Servers are orphans once start has ended; only a subreaper can wait for them.
@@ -38,16 +43,38 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// These variables of the environment set time limits of the program.
+const (
+	seatLimitEnv = "SHIM_TEST_SEAT_LIMIT"
+	settleEnv    = "SHIM_TEST_SETTLE"
+)
+
+func setLimits() {
+	for name, limit := range map[string]*time.Duration{seatLimitEnv: &seatLimit, settleEnv: &settleInterval} {
+		if text := os.Getenv(name); text != "" {
+			var err error
+			if *limit, err = time.ParseDuration(text); err != nil {
+				panic(err)
+			}
+		}
+	}
+}
+
 // badText is not valid UTF-8, which gRPC demands, and too long.
 var badText = "\xff" + strings.Repeat("ü", 4096)
 
-const groupAnnotation = "org.example.group"
+const (
+	groupAnnotation = "org.example.group"
+	podAnnotation   = "org.example.pod"
+)
 
 var testConfig = &Config{
 	Runtime:          "io.containerd.test.v2",
 	Version:          "1.2.3",
 	Revision:         "abcdef",
+	SharedRuntime:    "io.containerd.test-shared.v2",
 	GroupAnnotations: []string{"org.example.first", groupAnnotation},
+	PodAnnotation:    podAnnotation,
 	Serve: func(_ context.Context, p *Instance) (func(), error) {
 		if os.Getenv(programEnv) == "fail" {
 			return nil, errors.New("serve fails on demand" + badText)
@@ -69,7 +96,18 @@ var testConfig = &Config{
 				return &emptypb.Empty{}, unmarshal(&taskapi.ShutdownRequest{})
 			},
 		}})
-		return func() { p.Events.Publish("/test/stop", &eventsapi.TaskStart{ContainerID: p.ID}) }, nil
+		p.GiveUp = func(_ context.Context, id, _ string) error {
+			givenUp.Lock()
+			givenUp.ids = append(givenUp.ids, id)
+			givenUp.Unlock()
+			p.Forget(id)
+			p.Shutdown()
+			return nil
+		}
+		return func() {
+			p.Events.Publish("/test/stop", &eventsapi.TaskStart{ContainerID: p.ID})
+			holdEnd.Lock()
+		}, nil
 	},
 	Intercept: func(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 		return method(ctx, unmarshal)
@@ -98,12 +136,66 @@ var testConfig = &Config{
 // servesNothing makes the server end when it is asked to shut down.
 var servesNothing atomic.Bool
 
+// givenUp are the ids that a shared server has given up.
+var givenUp struct {
+	sync.Mutex
+	ids []string
+}
+
+// holdEnd is locked while the server must not end.
+var holdEnd sync.Mutex
+
 // do runs a verb of the test service in the server.
 func do(p *Instance, verb string) string {
 	if bundle, ok := strings.CutPrefix(verb, "removed "); ok {
-		p.Removed(bundle, Exit{Pid: 8, Status: 2, At: time.Unix(1700000000, 7)})
+		p.Removed(filepath.Base(bundle), bundle, Exit{Pid: 8, Status: 2, At: time.Unix(1700000000, 7)})
+	}
+	if text, ok := strings.CutPrefix(verb, "log one "); ok {
+		log.L.Info(text)
+	}
+	if id, ok := strings.CutPrefix(verb, "forget "); ok {
+		p.Forget(id)
+	}
+	if id, ok := strings.CutPrefix(verb, "expects "); ok {
+		_, expected := p.Expects(id)
+		return fmt.Sprint(expected)
+	}
+	if id, ok := strings.CutPrefix(verb, "was asked for "); ok {
+		_, expected := p.Expects(id)
+		givenUp.Lock()
+		defer givenUp.Unlock()
+		return fmt.Sprint(expected || slices.Contains(givenUp.ids, id))
 	}
 	switch verb {
+	case "given up":
+		givenUp.Lock()
+		defer givenUp.Unlock()
+		return strings.Join(givenUp.ids, " ")
+	case "hold the end":
+		holdEnd.Lock()
+	case "let it end":
+		holdEnd.Unlock()
+	case "few files":
+		open, err := os.ReadDir("/proc/self/fd")
+		if err == nil {
+			limit := uint64(len(open) + spareFiles/2)
+			err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
+		}
+		if err != nil {
+			return err.Error()
+		}
+	case "directory":
+		dir, err := os.Getwd()
+		if err != nil {
+			return err.Error()
+		}
+		return dir
+	case "processors":
+		return fmt.Sprint(runtime.GOMAXPROCS(0))
+	case "processors wanted":
+		return fmt.Sprint(min(sharedProcs, runtime.NumCPU()))
+	case "runtime":
+		return p.Runtime
 	case "pid":
 		return fmt.Sprint(os.Getpid())
 	case "process":
@@ -125,7 +217,7 @@ func do(p *Instance, verb string) string {
 	case "publish":
 		p.Events.Publish("/test/publish", &eventsapi.TaskStart{ContainerID: p.ID, Pid: 7})
 	case "removed":
-		p.Removed(p.Bundle, Exit{Pid: 7, Status: 1, At: time.Unix(1700000000, 6)})
+		p.Removed(p.ID, p.Bundle, Exit{Pid: 7, Status: 1, At: time.Unix(1700000000, 6)})
 	case "serve nothing":
 		servesNothing.Store(true)
 	case "shutdown":

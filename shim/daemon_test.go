@@ -3,6 +3,7 @@ package shim
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -30,7 +31,13 @@ type daemonSide struct {
 	socketDir string
 	events    string
 	env       []string
+	program   string // by which the binary is called; "" for its path
+	exe       string // path of the binary; "" for the tests' own
+	ns        string // containerd namespace; "" for test
+	daemon    string // gRPC address; "" for the usual
 }
+
+func (d *daemonSide) namespace() string { return cmp.Or(d.ns, "test") }
 
 func newDaemonSide(t *testing.T) *daemonSide {
 	return &daemonSide{t: t, socketDir: filepath.Join(shortDir(t), "s"), env: []string{programEnv + "=1", noExitDelay}}
@@ -56,7 +63,8 @@ func (d *daemonSide) bundle(group string) string {
 // call runs the binary in a bundle.
 func (d *daemonSide) call(bundle string, stdin []byte, args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
-	cmd := exec.Command("/proc/self/exe", args...)
+	cmd := exec.Command(cmp.Or(d.exe, "/proc/self/exe"), args...)
+	cmd.Args[0] = cmp.Or(d.program, cmd.Args[0])
 	cmd.Dir = bundle
 	cmd.Env = append(os.Environ(), d.env...)
 	cmd.Stdin = bytes.NewReader(stdin)
@@ -69,8 +77,8 @@ func (d *daemonSide) call(bundle string, stdin []byte, args ...string) (stdout, 
 func (d *daemonSide) start(id, bundle string, o *options.Options) (*bootapi.BootstrapResult, error) {
 	params := &bootapi.BootstrapParams{
 		InstanceID:             id,
-		Namespace:              "test",
-		ContainerdGrpcAddress:  "/run/test/containerd.sock",
+		Namespace:              d.namespace(),
+		ContainerdGrpcAddress:  cmp.Or(d.daemon, "/run/test/containerd.sock"),
 		ContainerdTtrpcAddress: d.events,
 		SocketDir:              &d.socketDir,
 	}
@@ -79,7 +87,7 @@ func (d *daemonSide) start(id, bundle string, o *options.Options) (*bootapi.Boot
 			d.t.Fatal(err)
 		}
 	}
-	stdout, stderr, err := d.call(bundle, encode(d.t, params), "-namespace", "test", "-id", id, "start")
+	stdout, stderr, err := d.call(bundle, encode(d.t, params), "-namespace", d.namespace(), "-id", id, "start")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, stderr)
 	}

@@ -105,7 +105,7 @@ func (e Exit) encode() ([]byte, error) {
 // answers writes answers to `delete` into bundles, where package entry finds them. An
 // answer says that nothing is left in the bundle, so that `delete` need not look.
 type answers struct {
-	own string // the bundle of the process
+	own string // the bundle of the process; empty if the process is not that of one bundle
 
 	mu sync.Mutex
 	// last is the latest removal, beginning with the one of the task in the process's own
@@ -128,6 +128,10 @@ func (a *answers) removed(bundle string, e Exit) {
 	dir, err := os.Stat(bundle)
 	if err != nil {
 		return // `delete` has no bundle either.
+	}
+	if a.own == "" {
+		writeAnswer(bundle, e)
+		return
 	}
 	own, err := os.Stat(a.own)
 	if err == nil && os.SameFile(own, dir) {

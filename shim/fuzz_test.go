@@ -133,7 +133,7 @@ func FuzzGroup(f *testing.F) {
 		if err := os.WriteFile(path, spec, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		group, err := groupOf(path, []string{"group"})
+		group, err := groupIn(path, []string{"group"})
 		if err != nil || group == "" {
 			return
 		}

@@ -190,6 +190,9 @@ func askToEnd(ctx context.Context, bundle, id string) error {
 	}
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
+	if isShared(path) {
+		return askToGiveUp(ctx, client, bundle, id)
+	}
 	ctx, cancel := context.WithTimeout(ctx, shutdownLimit)
 	defer cancel()
 	_, err = taskapi.NewTTRPCTaskClient(client).Shutdown(ctx, &taskapi.ShutdownRequest{ID: id})
@@ -198,6 +201,21 @@ func askToEnd(ctx context.Context, bundle, id string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("cannot ask the shim at %s to end: %w", path, err)
+	}
+	return nil
+}
+
+// askToGiveUp asks a shared shim to remove what is in the bundle, since containerd will
+// not.
+func askToGiveUp(ctx context.Context, client *ttrpc.Client, bundle, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	err := callSeats(ctx, client, giveUpMethod, id, bundle)
+	if errors.Is(err, ttrpc.ErrClosed) {
+		return nil // The shim has ended.
+	}
+	if err != nil {
+		return fmt.Errorf("cannot ask the shared shim to give %s up: %w", id, err)
 	}
 	return nil
 }

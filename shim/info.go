@@ -24,7 +24,7 @@ func (c *call) printInfo(ctx context.Context) error {
 		return err
 	}
 	info := &types.RuntimeInfo{
-		Name:    c.config.Runtime,
+		Name:    c.runtime(),
 		Version: &types.RuntimeVersion{Version: c.config.Version, Revision: c.config.Revision},
 	}
 	if len(input) > 0 {
@@ -39,7 +39,7 @@ func (c *call) printInfo(ctx context.Context) error {
 	}
 	// An OCI runtime need not have the `features` command.
 	if f, err := c.config.Features(ctx, options.Runc.BinaryName); err != nil {
-		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: features are left out: %s", c.config.Runtime, err)))
+		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: features are left out: %s", c.runtime(), err)))
 	} else if info.Features, err = encodeFeatures(f); err != nil {
 		return err
 	}

@@ -1,10 +1,12 @@
 package shim
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"sync"
+	"time"
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
@@ -27,18 +29,8 @@ const logFile = "log"
 // Without a fifo the log stays on stderr, for a shim started by hand.
 func openLog(path string, debug bool) (*logWriter, error) {
 	w := &logWriter{fd: unix.Stderr}
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("cannot open log %s: %w", path, err)
-	default:
-		// No O_CLOEXEC: a standard stream stays open on exec.
-		err = unix.Dup3(fd, unix.Stderr, 0)
-		unix.Close(fd)
-		if err != nil {
-			return nil, fmt.Errorf("cannot use %s as standard error: %w", path, err)
-		}
+	if err := w.follow(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
 	if err := log.SetFormat(log.TextFormat); err != nil {
 		return nil, err
@@ -52,6 +44,20 @@ func openLog(path string, debug bool) (*logWriter, error) {
 	return w, nil
 }
 
+// follow makes the fifo at path the log and standard error, in place of what they were.
+func (w *logWriter) follow(path string) error {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot open log %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	// No O_CLOEXEC: a standard stream stays open on exec.
+	if err := unix.Dup3(fd, unix.Stderr, 0); err != nil {
+		return fmt.Errorf("cannot use %s as standard error: %w", path, err)
+	}
+	return nil
+}
+
 // logWriter writes to a file descriptor without ever waiting for it. An os.File
 // would wait in the poller while the pipe is full.
 type logWriter struct {
@@ -59,6 +65,7 @@ type logWriter struct {
 
 	mu   sync.Mutex // guards lost, and keeps messages whole
 	lost int        // messages lost since the last one that was written
+	torn bool       // the last of them was written in part; guarded by mu
 }
 
 // Write writes p, or drops it if it does not fit. It returns no error, because
@@ -68,11 +75,14 @@ func (w *logWriter) Write(p []byte) (int, error) {
 	defer w.mu.Unlock()
 	if w.lost > 0 {
 		note := fmt.Sprintf("level=warning msg=\"%d log messages were lost\"\n", w.lost)
+		if w.torn {
+			note = "\n" + note
+		}
 		if !w.write([]byte(note)) {
 			w.lost++
 			return len(p), nil
 		}
-		w.lost = 0
+		w.lost, w.torn = 0, false
 	}
 	if !w.write(p) {
 		w.lost++
@@ -81,17 +91,51 @@ func (w *logWriter) Write(p []byte) (int, error) {
 }
 
 // write says whether all of p was written. The kernel writes up to PIPE_BUF
-// (4096) bytes as a whole or not at all (pipe(7)).
+// (4096) bytes as a whole or not at all (pipe(7)); of more, what there is room for. The
+// caller holds mu.
 func (w *logWriter) write(p []byte) bool {
-	for len(p) > 0 {
+	for begun := false; len(p) > 0; begun = true {
 		n, err := unix.Write(w.fd, p)
-		if err == unix.EINTR {
-			continue
+		for err == unix.EINTR {
+			n, err = unix.Write(w.fd, p)
 		}
 		if err != nil {
+			w.torn = w.torn || begun
 			return false
 		}
 		p = p[n:]
 	}
 	return true
+}
+
+const (
+	// dumpLimit is how long a dump of all stacks may take: a shared shim's is longer than a
+	// pipe holds.
+	dumpLimit = 10 * time.Second
+
+	// dumpPause is how long a dump leaves containerd to read what is in the full pipe.
+	dumpPause = 5 * time.Millisecond
+)
+
+// writeAll writes a long text of many lines, and waits for the reader as long as limit. What
+// others log comes between the lines, and never has to wait.
+func (w *logWriter) writeAll(text []byte, limit time.Duration) {
+	const pipeBuf = 4096 // PIPE_BUF
+	for end := time.Now().Add(limit); len(text) > 0; {
+		part := text[:min(len(text), pipeBuf)]
+		if i := bytes.LastIndexByte(part, '\n'); i >= 0 {
+			part = part[:i+1]
+		}
+		w.mu.Lock()
+		written := w.write(part)
+		w.mu.Unlock()
+		switch {
+		case written:
+			text = text[len(part):]
+		case time.Now().After(end):
+			return
+		default:
+			time.Sleep(dumpPause)
+		}
+	}
 }

@@ -2,10 +2,13 @@ package shim
 
 import (
 	"bufio"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,6 +67,71 @@ func TestFullLogLosesMessagesInsteadOfBlocking(t *testing.T) {
 	}
 	if w.lost != 0 {
 		t.Errorf("%d messages still count as lost", w.lost)
+	}
+}
+
+// A message that is longer than PIPE_BUF may be cut. The next one begins a line of its own.
+func TestMessageAfterATornOneBeginsALine(t *testing.T) {
+	path, fd := openFifo(t)
+	w := &logWriter{fd: fd}
+	long := strings.Repeat("x", 100<<10) + "\n"
+	if n, err := w.Write([]byte(long)); n != len(long) || err != nil {
+		t.Fatalf("wrote %d bytes, error %v", n, err)
+	}
+	reader, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	fragment := make([]byte, 64<<10)
+	if _, err := io.ReadFull(reader, fragment); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("after\n")); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(reader)
+	for _, want := range []string{"\n", "level=warning msg=\"1 log messages were lost\"\n", "after\n"} {
+		if got, err := in.ReadString('\n'); err != nil || got != want {
+			t.Errorf("read %q, error %v, want %q", got, err, want)
+		}
+	}
+}
+
+// The stacks of a shared shim are longer than a pipe holds.
+func TestLongDumpWaitsForItsReader(t *testing.T) {
+	path, fd := openFifo(t)
+	w := &logWriter{fd: fd}
+	reader, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	var dump strings.Builder
+	for i := range 20_000 {
+		fmt.Fprintf(&dump, "line %d of a dump that is longer than a pipe\n", i)
+	}
+	written := make(chan struct{})
+	go func() {
+		w.writeAll([]byte(dump.String()), time.Minute)
+		close(written)
+	}()
+	got := make([]byte, dump.Len())
+	if _, err := io.ReadFull(reader, got); err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != dump.String() {
+		t.Error("something else has arrived")
+	}
+	<-written
+}
+
+func TestDumpThatNobodyReadsEnds(t *testing.T) {
+	_, fd := openFifo(t)
+	w := &logWriter{fd: fd}
+	w.writeAll([]byte(strings.Repeat("a line\n", 20_000)), time.Millisecond) // or the test does not end
+	if w.torn {
+		t.Error("a part of it was written in part")
 	}
 }
 

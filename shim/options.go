@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
@@ -33,6 +34,11 @@ type HandlerOptions struct {
 	// lower than the shim's own (proc_pid_oom_score_adj(5)). Default false.
 	RestrictOOMScoreAdj bool `toml:"restrict_oom_score_adj"`
 
+	// PodsPerShim is how many pods, or containers without one, a shared shim takes in. 0
+	// leaves it to the environment variable PAUSE_PODS_PER_SHIM, and without that to a
+	// default of 32.
+	PodsPerShim int
+
 	// AlwaysCallRuntime makes the shim call the OCI runtime even for work that the shim
 	// would otherwise do itself through system calls. Default false.
 	AlwaysCallRuntime bool `toml:"always_call_runtime"`
@@ -41,6 +47,33 @@ type HandlerOptions struct {
 // handlerOptions returns the options o of runc, and the defaults of all others.
 func handlerOptions(o *options.Options) *HandlerOptions {
 	return &HandlerOptions{Runc: o, EnableUnprivilegedPorts: true, EnableUnprivilegedICMP: true}
+}
+
+const (
+	podsPerShimEnv     = "PAUSE_PODS_PER_SHIM"
+	defaultPodsPerShim = 32
+
+	// maxPodsPerShim keeps what ends with one process, and its threads and files, within
+	// reason.
+	maxPodsPerShim = 1000
+)
+
+// podsPerShim returns how many pods a shared shim takes in.
+func (o *HandlerOptions) podsPerShim() (int, error) {
+	pods, source := o.PodsPerShim, "the option PodsPerShim"
+	if text := os.Getenv(podsPerShimEnv); pods == 0 && text != "" {
+		source = "$" + podsPerShimEnv
+		var err error
+		if pods, err = strconv.Atoi(text); err != nil {
+			return 0, fmt.Errorf("cannot use %s: %w", source, err)
+		}
+	} else if pods == 0 {
+		return defaultPodsPerShim, nil
+	}
+	if pods < 1 || pods > maxPodsPerShim {
+		return 0, fmt.Errorf("cannot use %s: %d is not between 1 and %d", source, pods, maxPodsPerShim)
+	}
+	return pods, nil
 }
 
 // DecodeOptions returns the runtime options in a, as clients of the Task API

@@ -31,7 +31,7 @@ const (
 )
 
 // Publisher sends events to containerd in the order in which they are
-// published. It loses none while containerd is away: the events wait in memory,
+// published. If containerd refuses one, events of other containers overtake it. It loses none while containerd is away: the events wait in memory,
 // where a shim's few small events take little room. An event may arrive twice if
 // the connection breaks before containerd replies. While the connection stands,
 // the Publisher waits for the reply and does not send the event again: containerd
@@ -51,17 +51,23 @@ type Publisher struct {
 	wake    chan struct{} // with a buffer of one: the queue has grown
 	closing chan struct{} // closed by Close
 
-	mu     sync.Mutex    // guards the fields below
-	queue  []queued      // the first event is being sent
-	ended  chan struct{} // closed when the delivering goroutine ends; nil if none runs
-	closed bool
-	warned bool // that there is no address
+	mu    sync.Mutex // guards the fields below
+	queue []*queued
+	// sending is the event of the queue that is being sent; nil if none is.
+	sending *queued
+	ended   chan struct{} // closed when the delivering goroutine ends; nil if none runs
+	closed  bool
+	warned  bool // that there is no address
 }
 
 // queued is an event that waits for its delivery.
 type queued struct {
 	*types.Envelope
-	key string // of PublishOnce; "" for Publish
+	key       string // of PublishOnce; "" for Publish
+	container string // whose event it is; "" if it is no container's
+
+	refusals  int       // how often containerd has refused it; for the delivering goroutine
+	notBefore time.Time // guarded by Publisher.mu: when it may be sent again
 }
 
 func newPublisher(address, namespace string) *Publisher {
@@ -94,7 +100,7 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 		log.L.WithError(err).WithField("topic", topic).Error("an event cannot be encoded and is dropped")
 		return
 	}
-	e := queued{key: key, Envelope: &types.Envelope{
+	e := &queued{key: key, container: containerOf(event), Envelope: &types.Envelope{
 		Timestamp: timestamppb.Now(),
 		Namespace: p.namespace,
 		Topic:     topic,
@@ -125,13 +131,20 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 	}
 }
 
-// waits says whether an event with the topic and key waits in the queue, apart from the
-// first event, which is being sent. The caller holds mu.
-func (p *Publisher) waits(topic, key string) bool {
-	if len(p.queue) == 0 {
-		return false
+// containerOf returns the id of the container that an event is about, empty if there is none.
+func containerOf(event proto.Message) string {
+	if e, ok := event.(interface{ GetContainerID() string }); ok {
+		return e.GetContainerID()
 	}
-	return slices.ContainsFunc(p.queue[1:], func(e queued) bool { return e.Topic == topic && e.key == key })
+	return ""
+}
+
+// waits says whether an event with the topic and key waits in the queue, apart from the one
+// that is being sent. The caller holds mu.
+func (p *Publisher) waits(topic, key string) bool {
+	return slices.ContainsFunc(p.queue, func(e *queued) bool {
+		return e != p.sending && e.Topic == topic && e.key == key
+	})
 }
 
 // Close waits until all events are delivered or ctx ends, and logs how many are
@@ -169,42 +182,74 @@ func (p *Publisher) run(ended chan struct{}) {
 	c := daemon{address: p.address, patience: p.patience}
 	defer c.close()
 	for {
-		if e := p.first(); e != nil {
+		e, wait := p.next(time.Now())
+		if e != nil {
 			if !p.deliver(&c, e) {
 				return
 			}
-			p.removeFirst()
 			continue
 		}
-		idle := time.NewTimer(linger)
+		closing := p.closing
+		if wait > 0 {
+			closing = nil // what has been refused is sent again first
+		} else {
+			wait = linger
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-p.wake:
-			idle.Stop()
+			timer.Stop()
 			continue
-		case <-idle.C:
-		case <-p.closing:
+		case <-timer.C:
+		case <-closing:
+		case <-p.ctx.Done():
 		}
-		idle.Stop()
-		if p.retire() {
+		timer.Stop()
+		if p.ctx.Err() != nil || p.retire() {
 			return
 		}
 	}
 }
 
-func (p *Publisher) first() *types.Envelope {
+// next returns the first event that may be sent now, and makes it the one that is being
+// sent. It returns nil if there is none; wait is then 0 for an empty queue, and otherwise how
+// long it takes until an event that was refused may be sent again. Later events of the same
+// container wait behind that; others do not.
+func (p *Publisher) next(now time.Time) (e *queued, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.queue) == 0 {
-		return nil
+	p.sending = nil
+	var behind map[string]bool // containers that wait
+	for _, e := range p.queue {
+		switch delay := e.notBefore.Sub(now); {
+		case behind[e.container]:
+		case delay > 0:
+			if behind == nil {
+				behind = make(map[string]bool)
+			}
+			behind[e.container] = true
+			if wait == 0 || delay < wait {
+				wait = delay
+			}
+		default:
+			p.sending = e
+			return e, 0
+		}
 	}
-	return p.queue[0].Envelope
+	return nil, wait
 }
 
-func (p *Publisher) removeFirst() {
+// remove takes an event out of the queue.
+func (p *Publisher) remove(e *queued) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue[0] = queued{}
-	if p.queue = p.queue[1:]; len(p.queue) == 0 {
+	if i := slices.Index(p.queue, e); i == 0 { // the usual case, without copying the queue
+		p.queue[0] = nil
+		p.queue = p.queue[1:]
+	} else if i > 0 {
+		p.queue = slices.Delete(p.queue, i, i+1)
+	}
+	if len(p.queue) == 0 {
 		p.queue = nil
 	}
 }
@@ -221,35 +266,34 @@ func (p *Publisher) retire() bool {
 	return true
 }
 
-// deliver tries until containerd takes e. It gives up on an event that cannot be encoded or
-// that containerd refuses maxRefusals times, since that must not hold up the events behind
-// it. deliver returns false if p.ctx has ended.
-func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
-	backoff, refusals := minBackoff, 0
+// deliver tries until containerd takes or refuses e. An event that was refused is sent again
+// after those of other containers, at most maxRefusals times; one that cannot be encoded is
+// dropped. deliver returns false if p.ctx has ended.
+func (p *Publisher) deliver(c *daemon, e *queued) bool {
+	backoff := minBackoff
 	for {
 		stale := c.client != nil // The connection may be older than a restart of containerd.
-		err := c.forward(p.ctx, e)
+		err := c.forward(p.ctx, e.Envelope)
 		if err == nil {
+			p.remove(e)
 			return true
 		}
 		if p.ctx.Err() != nil {
 			return false
 		}
 		entry := log.L.WithError(err).WithField("topic", e.Topic)
-		if errors.Is(err, proto.Error) {
+		switch {
+		case errors.Is(err, proto.Error):
 			entry.Error("an event cannot be encoded and is dropped")
+			p.remove(e)
+			return true
+		case isRefusal(err):
+			p.refused(e, entry)
 			return true
 		}
-		if isRefusal(err) {
-			if refusals++; refusals == maxRefusals {
-				entry.Error("an event is refused by containerd and is dropped")
-				return true
-			}
-		} else {
-			c.close()
-			if stale {
-				continue
-			}
+		c.close()
+		if stale {
+			continue
 		}
 		if backoff == minBackoff {
 			entry.Warn("cannot publish event; trying again")
@@ -259,6 +303,23 @@ func (p *Publisher) deliver(c *daemon, e *types.Envelope) bool {
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
+}
+
+// refused puts off an event, with those of the same container, or drops it if that has been
+// of no use.
+func (p *Publisher) refused(e *queued, entry *log.Entry) {
+	e.refusals++
+	if e.refusals == maxRefusals {
+		entry.Error("an event is refused by containerd and is dropped")
+		p.remove(e)
+		return
+	}
+	if e.refusals == 1 {
+		entry.Warn("cannot publish event; trying again")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.notBefore = time.Now().Add(min(minBackoff<<(e.refusals-1), maxBackoff))
 }
 
 // sleep returns false if ctx ends before d is over.

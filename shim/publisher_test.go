@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -151,7 +152,12 @@ func TestARestartBetweenEventsIsNotNoticed(t *testing.T) {
 	r.start()
 	p := newPublisher(r.path, "k8s.io")
 	p.Publish("/a", &eventsapi.TaskStart{})
-	for p.first() != nil { // Until the reply has arrived as well.
+	waits := func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.queue) > 0
+	}
+	for waits() { // Until the reply has arrived as well.
 		runtime.Gosched()
 	}
 	r.kill()
@@ -447,5 +453,186 @@ func TestPublisherAtRestHasNoGoroutine(t *testing.T) {
 	p.Close(context.Background())
 	if got := strings.Join(r.topics(), " "); got != "/a /b" {
 		t.Errorf("containerd was sent %s", got)
+	}
+}
+
+// idOf returns the container that an event is about.
+func idOf(e *types.Envelope) string {
+	var event eventsapi.TaskStart // the id has the same number in all events of tasks
+	if err := proto.Unmarshal(e.Event.Value, &event); err != nil {
+		return err.Error()
+	}
+	return event.ContainerID
+}
+
+// refusals decides which events containerd refuses, and keeps those that it does not.
+type refusals struct {
+	mu       sync.Mutex
+	refuse   func(topic string, times int) bool
+	times    map[string]int // how often containerd has been sent a topic
+	accepted []string       // containers and topics
+}
+
+func newRefusals(r *receiver, refuse func(topic string, times int) bool) *refusals {
+	f := &refusals{refuse: refuse, times: make(map[string]int)}
+	r.answer = func(_ *receiver, e *types.Envelope) error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.times[e.Topic]++
+		if f.refuse(e.Topic, f.times[e.Topic]) {
+			return status.Error(codes.Unknown, "no more bananas")
+		}
+		f.accepted = append(f.accepted, idOf(e)+e.Topic)
+		return nil
+	}
+	return f
+}
+
+func TestARefusedEventIsOvertakenByOtherContainersOnly(t *testing.T) {
+	captureLog(t)
+	r := newReceiver(t)
+	f := newRefusals(r, func(topic string, times int) bool { return topic == "/1" && times < maxRefusals })
+	p := newPublisher(r.path, "k8s.io")
+	for _, event := range []string{"a/1", "a/2", "b/3", "a/4", "c/5", "/6"} {
+		id, topic, _ := strings.Cut(event, "/")
+		p.Publish("/"+topic, &eventsapi.TaskStart{ContainerID: id})
+	}
+	r.start()
+	p.Close(t.Context())
+	if got := strings.Join(f.accepted, " "); got != "b/3 c/5 /6 a/1 a/2 a/4" {
+		t.Errorf("containerd has taken %s", got)
+	}
+}
+
+// An event that containerd has never taken does not hold up those of its container for ever.
+func TestEventsOfAContainerGoOnAfterOneThatIsDropped(t *testing.T) {
+	captureLog(t)
+	r := newReceiver(t)
+	f := newRefusals(r, func(topic string, _ int) bool { return topic == "/1" })
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	for _, topic := range []string{"/1", "/2", "/3"} {
+		p.Publish(topic, &eventsapi.TaskStart{ContainerID: "a"})
+	}
+	p.Close(t.Context())
+	if got := strings.Join(f.accepted, " "); got != "a/2 a/3" || f.times["/1"] != maxRefusals {
+		t.Errorf("containerd has taken %s, and was sent the first %d times", got, f.times["/1"])
+	}
+}
+
+// The event that is being sent is not always the first of the queue.
+func TestAnEventUnderWayBehindARefusedOneIsNotTakenForOneThatWaits(t *testing.T) {
+	captureLog(t)
+	r := newReceiver(t)
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	f := newRefusals(r, func(topic string, times int) bool {
+		if topic == "/oom" && times == 1 {
+			close(arrived)
+			<-answer
+		}
+		return topic == "/1" && times == 1
+	})
+	p := newPublisher(r.path, "k8s.io")
+	p.Publish("/1", &eventsapi.TaskStart{ContainerID: "a"})
+	p.PublishOnce("/oom", "b", &eventsapi.TaskOOM{ContainerID: "b"})
+	r.start()
+	<-arrived
+	p.mu.Lock()
+	first := p.queue[0].Topic
+	p.mu.Unlock()
+	if first != "/1" {
+		t.Errorf("the first in the queue is %s", first)
+	}
+	p.PublishOnce("/oom", "b", &eventsapi.TaskOOM{ContainerID: "b"}) // after the one under way
+	p.PublishOnce("/oom", "b", &eventsapi.TaskOOM{ContainerID: "b"}) // the same as that
+	close(answer)
+	p.Close(t.Context())
+	slices.Sort(f.accepted)
+	if got := strings.Join(f.accepted, " "); got != "a/1 b/oom b/oom" {
+		t.Errorf("containerd has taken %s", got)
+	}
+}
+
+func TestCloseDoesNotWaitForRefusedEventsLongerThanItMay(t *testing.T) {
+	logged := captureLog(t)
+	r := newReceiver(t)
+	refused := make(chan struct{}, 100)
+	newRefusals(r, func(string, int) bool {
+		refused <- struct{}{}
+		return true
+	})
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	p.Publish("/1", &eventsapi.TaskStart{ContainerID: "a"})
+	p.Publish("/2", &eventsapi.TaskStart{ContainerID: "a"})
+	<-refused
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p.Close(ctx)
+	if !strings.Contains(logged.String(), "events=2") {
+		t.Errorf("logged %q", logged)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) > 0 {
+		t.Error("there are still events")
+	}
+}
+
+// Whatever containerd refuses, and however often it is away, it takes each event once, and
+// those of a container in order.
+func TestNoEventIsLostOrDoubledByRefusals(t *testing.T) {
+	captureLog(t)
+	for seed := range uint64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			random := rand.New(rand.NewPCG(seed, 1))
+			const containers, events = 5, 100
+			refuse := make(map[string]int) // how often each is refused
+			r := newReceiver(t)
+			f := newRefusals(r, func(topic string, times int) bool { return times <= refuse[topic] })
+			p := newPublisher(r.path, "k8s.io")
+			want := make(map[string][]string)
+			type event struct{ id, topic string }
+			var list []event
+			for i := range events {
+				e := event{string(rune('a' + random.IntN(containers))), fmt.Sprintf("/%d", i)}
+				if random.IntN(10) == 0 {
+					refuse[e.topic] = 1 + random.IntN(2) // fewer than maxRefusals
+				}
+				list = append(list, e)
+				want[e.id] = append(want[e.id], e.topic)
+			}
+			begin := random.IntN(events) // when containerd comes up
+			var late sync.WaitGroup
+			for i, e := range list {
+				if i == begin {
+					late.Go(r.start)
+				}
+				if random.IntN(2) == 0 {
+					p.PublishOnce(e.topic, e.id, &eventsapi.TaskOOM{ContainerID: e.id})
+				} else {
+					p.Publish(e.topic, &eventsapi.TaskOOM{ContainerID: e.id})
+				}
+				if random.IntN(8) == 0 {
+					runtime.Gosched()
+				}
+			}
+			late.Wait()
+			p.Close(context.Background())
+			got := make(map[string][]string)
+			for _, line := range f.accepted {
+				id, topic, _ := strings.Cut(line, "/")
+				got[id] = append(got[id], "/"+topic)
+			}
+			for id, topics := range want {
+				if !slices.Equal(got[id], topics) {
+					t.Errorf("of %s containerd has taken %v, want %v", id, got[id], topics)
+				}
+			}
+			if len(f.accepted) != events {
+				t.Errorf("containerd has taken %d events, want %d", len(f.accepted), events)
+			}
+		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -32,7 +33,7 @@ const (
 // serve runs a shim process on a socket that it has claimed, until the process must end.
 // serve calls ready first; ready may give up what the process has inherited, such as its
 // standard streams.
-func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready func() error) error {
+func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, t tenancy, ready func() error) error {
 	// This comes first, so that every later return removes the socket.
 	defer socket.Close()
 	removed := sync.OnceValue(func() error {
@@ -45,10 +46,14 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 	defer func() { _ = removed() }()
 
 	restoreEnvironment()
+	bundle, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("cannot find the bundle: %w", err)
+	}
 	if err := ready(); err != nil {
 		return err
 	}
-	logs, err := openLog(logFile, b.debug)
+	logs, err := openLog(filepath.Join(bundle, logFile), b.debug)
 	if err != nil {
 		return err
 	}
@@ -61,53 +66,125 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, ready f
 		handleSignals(signaled, logs)
 		close(handled)
 	}()
-	peers := &connections{}
-	p, ended, finish, err := c.newInstance(b, peers, handled)
-	if err != nil {
-		return err
-	}
 	// The processes of a container outlive the process of the OCI runtime that starts them.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become child subreaper: %w", err)
 	}
-
+	s, err := c.newServerProcess(b, t, bundle, socket.Name(), handled)
+	if err == nil && t.shared {
+		s.seats.log = &sharedLog{logs, bundle}
+		err = prepareShared()
+	}
+	if err != nil {
+		return err
+	}
 	listener, err := net.FileListener(socket)
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w", socket.Name(), err)
 	}
 	defer listener.Close()
 	socket.Close() // FileListener has duplicated the descriptor.
-
-	stop, err := c.config.Serve(ctx, p)
+	stop, err := c.config.Serve(ctx, s.Instance)
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- p.Server.Serve(ctx, patientListener{listener, acceptPause}) }()
-	log.L.WithFields(log.Fields{"namespace": c.namespace, "id": c.id, "bundle": p.Bundle}).Debug("shim serves")
-
-	select {
-	case <-ended:
-	case <-end.Done():
-	case err = <-failed:
-		err = fmt.Errorf("cannot serve: %w", err)
+	if t.shared {
+		s.seats.giveUp, s.seats.idle = s.GiveUp, s.Idle
+		s.seats.register(s.Server)
 	}
+	err = s.run(ctx, end, listener)
 
 	// The order matters: refuse new connections; then publish the last events,
 	// before containerd sees the open connections end and cleans up itself.
+	s.seats.stop()
 	left := removed()
 	listener.Close()
 	if stop != nil {
 		stop()
 	}
 	if left == nil && err == nil && end.Err() == nil { // Otherwise there may be tasks left.
-		finish()
+		s.answers.finish()
 	}
-	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
-	defer cancel()
-	p.Events.Close(flush)
-	peers.awaitNone(replyLimit)
+	s.flush(ctx)
 	return err
+}
+
+// serverProcess is a shim process that serves.
+type serverProcess struct {
+	*Instance
+	seats   *seats
+	peers   *connections
+	answers *answers
+	ended   chan struct{} // closed when the process is asked to end, and may
+}
+
+// newServerProcess returns the server of a process that was started for what is in a bundle. RPCs
+// wait until ready is closed.
+func (c *call) newServerProcess(b *bootstrap, t tenancy, bundle, socket string, ready <-chan struct{}) (*serverProcess, error) {
+	seats, err := newSeats(t.seats, unixScheme+socket, c.id, bundle)
+	if err != nil {
+		return nil, err
+	}
+	s := &serverProcess{seats: seats, peers: &connections{}, answers: &answers{}, ended: make(chan struct{})}
+	rpcs, err := ttrpc.NewServer(
+		ttrpc.WithServerHandshaker(s.peers),
+		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.config.Intercept),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create ttrpc server: %w", err)
+	}
+	if err := os.Setenv(ttrpcAddressEnv, b.ttrpcAddress); err != nil {
+		return nil, fmt.Errorf("cannot set $%s: %w", ttrpcAddressEnv, err)
+	}
+	if !t.shared {
+		s.answers.own = bundle
+	}
+	end := sync.OnceFunc(func() { close(s.ended) })
+	s.Instance = &Instance{
+		Runtime:   c.runtime(),
+		Options:   b.options,
+		Namespace: c.namespace,
+		ID:        c.id,
+		Bundle:    bundle,
+		Debug:     b.debug,
+		Shared:    t.shared,
+		Server:    rpcs,
+		Events:    newPublisher(b.ttrpcAddress, c.namespace),
+		Expects:   seats.expects,
+		Forget:    seats.release,
+		Shutdown: func() {
+			if !t.shared || seats.close() {
+				end()
+			}
+		},
+		Removed: func(id, bundle string, e Exit) {
+			s.answers.removed(bundle, e)
+			seats.release(id)
+		},
+	}
+	return s, nil
+}
+
+// run serves until the process is asked to end, by an RPC or by end.
+func (s *serverProcess) run(ctx, end context.Context, listener net.Listener) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.Server.Serve(ctx, patientListener{listener, acceptPause}) }()
+	log.L.WithFields(log.Fields{"namespace": s.Namespace, "id": s.ID, "bundle": s.Bundle}).Debug("shim serves")
+	select {
+	case <-s.ended:
+	case <-end.Done():
+	case err := <-failed:
+		return fmt.Errorf("cannot serve: %w", err)
+	}
+	return nil
+}
+
+// flush gives containerd the time to take the last events and answers.
+func (s *serverProcess) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
+	defer cancel()
+	s.Events.Close(ctx)
+	s.peers.awaitNone(replyLimit)
 }
 
 // serveSocket serves on the socket that the flag -socket names, for tests and for trying
@@ -126,39 +203,20 @@ func (c *call) serveSocket(ctx context.Context) error {
 		return err
 	}
 	b := &bootstrap{ttrpcAddress: os.Getenv(ttrpcAddressEnv), debug: c.debug, options: handlerOptions(&options.Options{})}
-	return c.serve(ctx, b, socket, func() error { return nil })
+	return c.serve(ctx, b, socket, tenancy{seats: 1}, func() error { return nil })
 }
 
-// newInstance returns the instance to serve, a channel that is closed when the instance is
-// asked to end, and a function to call when nothing of the instance is left. RPCs wait
-// until ready is closed.
-func (c *call) newInstance(b *bootstrap, peers *connections, ready <-chan struct{}) (p *Instance, ended <-chan struct{}, finish func(), err error) {
-	bundle, err := os.Getwd()
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("cannot find the bundle: %w", err)
+// sharedProcs is how many processors a shared shim uses at most, see maxProcs: what it has
+// to do for one pod must not wait for what it does for another.
+const sharedProcs = 4
+
+// prepareShared makes a process that was started in a bundle one that outlives the bundle.
+func prepareShared() error {
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("cannot leave the bundle: %w", err)
 	}
-	server, err := ttrpc.NewServer(
-		ttrpc.WithServerHandshaker(peers),
-		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.config.Intercept),
-	)
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("cannot create ttrpc server: %w", err)
-	}
-	if err := os.Setenv(ttrpcAddressEnv, b.ttrpcAddress); err != nil {
-		return nil, nil, nil, fmt.Errorf("cannot set $%s: %w", ttrpcAddressEnv, err)
-	}
-	done, left := make(chan struct{}), &answers{own: bundle}
-	return &Instance{
-		Options:   b.options,
-		Namespace: c.namespace,
-		ID:        c.id,
-		Bundle:    bundle,
-		Debug:     b.debug,
-		Server:    server,
-		Events:    newPublisher(b.ttrpcAddress, c.namespace),
-		Shutdown:  sync.OnceFunc(func() { close(done) }),
-		Removed:   left.removed,
-	}, done, left.finish, nil
+	runtime.GOMAXPROCS(min(sharedProcs, runtime.NumCPU()))
+	return nil
 }
 
 // after returns an interceptor that waits for ready to be closed.
@@ -181,7 +239,7 @@ func handleSignals(end func(), logs *logWriter) {
 				log.L.WithField("signal", s).Debug("a signal asks the shim to end")
 				end()
 			case unix.SIGUSR1:
-				fmt.Fprintf(logs, "=== goroutine stacks ===\n%s\n=== end of stacks ===\n", stacks())
+				go logs.writeAll(fmt.Appendf(nil, "=== goroutine stacks ===\n%s\n=== end of stacks ===\n", stacks()), dumpLimit)
 			}
 		}
 	}()

@@ -38,9 +38,24 @@ func (c *call) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	group, err := groupOf(specFile, c.config.GroupAnnotations)
+	spec, err := readAnnotations(specFile)
 	if err != nil {
 		return err
+	}
+	group, err := spec.group(c.config.GroupAnnotations...)
+	if err != nil {
+		return err
+	}
+	pod, err := spec.group(c.config.PodAnnotation)
+	if err != nil {
+		return err
+	}
+	// A client that names a group wants a shim for just that.
+	if c.shared && group == "" && b.mayShare() {
+		return c.startShared(ctx, b, starter, pod)
+	}
+	if group == "" {
+		group = pod
 	}
 	if group == "" {
 		group = c.id
@@ -56,17 +71,32 @@ func (c *call) start(ctx context.Context) error {
 	if socket == nil {
 		return c.answer(b, address) // The starter ends with this process.
 	}
+	return c.become(ctx, b, socket, starter, tenancy{seats: 1, recorded: group == c.id})
+}
+
+// tenancy says for whom a shim process is.
+type tenancy struct {
+	seats int // how many pods, or containers without one, the shim takes in
+	// shared says that the pods have nothing to do with each other.
+	shared bool
+	// recorded says that the shim is for the task of its bundle alone, with the rest of the
+	// pod. Any other may outlive that, and must not be killed for it.
+	recorded bool
+}
+
+// become makes this process the shim that serves on the socket, and lets the starter end.
+func (c *call) become(ctx context.Context, b *bootstrap, socket *os.File, starter *starter, t tenancy) error {
 	starter.claimed(socket.Name())
-	return c.serve(ctx, b, socket, func() error {
-		if err := c.leave(b); err != nil {
+	return c.serve(ctx, b, socket, t, func() error {
+		if err := c.leave(b, t); err != nil {
 			return err
 		}
-		if group == c.id { // Any other group may outlive the task of this bundle.
+		if t.recorded {
 			if err := recordProcess("."); err != nil {
 				return err
 			}
 		}
-		if err := c.answer(b, address); err != nil {
+		if err := c.answer(b, unixScheme+socket.Name()); err != nil {
 			return err
 		}
 		if err := detach(); err != nil {
@@ -146,18 +176,21 @@ const specFile = "config.json"
 // maxGroup is the longest name of a file in bytes (NAME_MAX).
 const maxGroup = 255
 
-// groupOf returns the value of the first of annotations that the spec at path has. It
-// returns "" if the spec has none, or if there is no spec, which a sandbox of the Sandbox
-// API need not have (NewBundle in core/runtime/v2/bundle.go of containerd 2.4). A value
-// that cannot be the name of a bundle is refused: it would lead to the shim of another
-// containerd namespace.
-func groupOf(path string, annotations []string) (string, error) {
+// annotations are those of a container's spec.
+type annotations struct {
+	path   string // of the spec
+	values map[string]string
+}
+
+// readAnnotations reads the annotations of the spec at path. There is none for some sandboxes
+// of the Sandbox API (NewBundle in core/runtime/v2/bundle.go of containerd 2.4).
+func readAnnotations(path string) (*annotations, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return &annotations{path: path}, nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("cannot read spec: %w", err)
+		return nil, fmt.Errorf("cannot read spec: %w", err)
 	}
 	defer f.Close()
 
@@ -166,16 +199,23 @@ func groupOf(path string, annotations []string) (string, error) {
 		Annotations map[string]string `json:"annotations"`
 	}
 	if err := json.NewDecoder(f).Decode(&spec); err != nil {
-		return "", fmt.Errorf("cannot decode spec %s: %w", path, err)
+		return nil, fmt.Errorf("cannot decode spec %s: %w", path, err)
 	}
-	for _, name := range annotations {
-		group, ok := spec.Annotations[name]
+	return &annotations{path, spec.Annotations}, nil
+}
+
+// group returns the value of the first of the names that the spec has, or "" if it has none.
+// A value that cannot be the name of a bundle is refused: it would lead to the shim of
+// another containerd namespace.
+func (a *annotations) group(names ...string) (string, error) {
+	for _, name := range names {
+		group, ok := a.values[name]
 		if !ok {
 			continue
 		}
 		if group == "." || group == ".." || len(group) > maxGroup || strings.ContainsAny(group, "/\x00") {
 			return "", fmt.Errorf("cannot use annotation %s of %s as a group: %.*q is not a file name of at most %d bytes",
-				name, path, maxGroup, group, maxGroup)
+				name, a.path, maxGroup, group, maxGroup)
 		}
 		return group, nil
 	}

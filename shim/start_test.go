@@ -8,6 +8,15 @@ import (
 	"testing"
 )
 
+// groupIn returns the group that the first of the annotations names in the spec at path.
+func groupIn(path string, names []string) (string, error) {
+	a, err := readAnnotations(path)
+	if err != nil {
+		return "", err
+	}
+	return a.group(names...)
+}
+
 func TestGroupOfASpec(t *testing.T) {
 	annotations := []string{"first", "second"}
 	for _, tc := range []struct{ name, spec, want string }{
@@ -23,7 +32,7 @@ func TestGroupOfASpec(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tc.spec), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := groupOf(path, annotations); err != nil || got != tc.want {
+			if got, err := groupIn(path, annotations); err != nil || got != tc.want {
 				t.Errorf("got %q and error %v, want %q", got, err, tc.want)
 			}
 		})
@@ -41,7 +50,7 @@ func TestGroupOfASpec(t *testing.T) {
 			if err := os.WriteFile(path, spec, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			got, err := groupOf(path, annotations)
+			got, err := groupIn(path, annotations)
 			if err == nil || !strings.Contains(err.Error(), "annotation second of "+path) || len(err.Error()) > 512+len(path) {
 				t.Errorf("got %q and error %v, want one that names the annotation and the file", got, err)
 			}
@@ -57,14 +66,14 @@ func TestGroupOfASpec(t *testing.T) {
 			if err := os.WriteFile(path, spec, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := groupOf(path, annotations); err != nil || got != good {
+			if got, err := groupIn(path, annotations); err != nil || got != good {
 				t.Errorf("got %q and error %v, want %q", got, err, good)
 			}
 		})
 	}
 
 	t.Run("no spec", func(t *testing.T) {
-		if got, err := groupOf(filepath.Join(t.TempDir(), "config.json"), annotations); err != nil || got != "" {
+		if got, err := groupIn(filepath.Join(t.TempDir(), "config.json"), annotations); err != nil || got != "" {
 			t.Errorf("got %q and error %v, want neither", got, err)
 		}
 	})
@@ -74,7 +83,7 @@ func TestGroupOfASpec(t *testing.T) {
 			if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := groupOf(path, annotations); err == nil || !strings.Contains(err.Error(), path) {
+			if got, err := groupIn(path, annotations); err == nil || !strings.Contains(err.Error(), path) {
 				t.Errorf("got %q and error %v, want one that names the file", got, err)
 			}
 		})

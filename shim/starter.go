@@ -194,16 +194,19 @@ func restoreEnvironment() {
 	}
 }
 
+// schedCoreEnv is set by containerd to ask for a core scheduling group.
+const schedCoreEnv = "SCHED_CORE"
+
 // leave separates this process from containerd.
-func (c *call) leave(b *bootstrap) error {
+func (c *call) leave(b *bootstrap, t tenancy) error {
 	// A signal from a terminal to containerd's process group must not reach the shim.
 	if err := unix.Setpgid(0, 0); err != nil {
 		return fmt.Errorf("cannot leave the process group: %w", err)
 	}
-	// With SCHED_CORE containerd asks for a core scheduling group, so that no other workload
-	// runs on the same core at the same time. Child processes inherit the group
+	// In a core scheduling group of its own, no other workload runs on the same core at the
+	// same time. Child processes inherit the group
 	// (https://docs.kernel.org/admin-guide/hw-vuln/core-scheduling.html).
-	if os.Getenv("SCHED_CORE") != "" {
+	if os.Getenv(schedCoreEnv) != "" {
 		if err := schedcore.Create(schedcore.ThreadGroup); err != nil {
 			return fmt.Errorf("cannot create core scheduling group: %w", err)
 		}
@@ -212,6 +215,9 @@ func (c *call) leave(b *bootstrap) error {
 		if err := c.config.JoinCgroup(cgroup, os.Getpid()); err != nil {
 			return fmt.Errorf("cannot put the shim into cgroup %s: %w", cgroup, err)
 		}
+	}
+	if t.shared {
+		return nil // As many pods depend on it as on containerd, whose OOM score it has.
 	}
 	return adjustOOMScore()
 }

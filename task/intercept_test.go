@@ -62,11 +62,11 @@ func TestPanicOfAnRPC(t *testing.T) {
 	})
 	t.Run("shutdown", func(t *testing.T) {
 		n, ctx := newNode(t), proctest.Context(t)
-		shutdown := n.service.shutdown
-		n.service.shutdown = func() { panic("not now") }
+		shutdown := n.service.host.Shutdown
+		n.service.host.Shutdown = func() { panic("not now") }
 		_, err := n.Shutdown(ctx, &taskapi.ShutdownRequest{})
 		wantInternal(t, err)
-		n.service.shutdown = shutdown
+		n.service.host.Shutdown = shutdown
 		_, err = n.Shutdown(ctx, &taskapi.ShutdownRequest{}) // No lock is held.
 		proctest.Must(t, err)
 	})

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
@@ -156,11 +157,39 @@ type node struct {
 	shutdowns chan struct{}
 	sandboxes sandboxapi.TTRPCSandboxService
 
-	mu      sync.Mutex
-	removed []string // bundles, with pid and exit status; guarded by mu
+	born time.Time // when the shim was started
+
+	mu       sync.Mutex
+	expected bool // guarded by mu: there is room for the sandbox with ownID
+	// expectedIDs are those for which a shared process has room. Guarded by mu.
+	expectedIDs []string
+	removed     []string // bundles, with pid and exit status; guarded by mu
 }
 
-func (n *node) noteRemoved(bundle string, st process.Status) {
+// host is the shim process of the node, which was started for ownID.
+func (n *node) host() Host {
+	return Host{
+		Runtime: "io.containerd.test.v2",
+		ID:      ownID,
+		Expects: func(id string) (time.Time, bool) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.born, n.expected && id == ownID
+		},
+		Forget:   n.forget,
+		Removed:  n.noteRemoved,
+		Shutdown: func() { n.shutdowns <- struct{}{} },
+	}
+}
+
+func (n *node) forget(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.expected = n.expected && id != ownID
+}
+
+func (n *node) noteRemoved(id, bundle string, st process.Status) {
+	n.forget(id)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.removed = append(n.removed, fmt.Sprintf("%s %d %d", bundle, st.Pid, st.Exit.Status))
@@ -193,6 +222,12 @@ const ownID = "pod"
 
 func newNode(t *testing.T) *node {
 	t.Helper()
+	return startNode(t, func(n *node) (Host, bool) { return n.host(), false })
+}
+
+// startNode returns a node with a host. If that is shared, each sandbox has a thread of its own.
+func startNode(t *testing.T, hostOf func(*node) (host Host, shared bool)) *node {
+	t.Helper()
 	control := t.TempDir()
 	n := &node{
 		t:         t,
@@ -200,6 +235,8 @@ func newNode(t *testing.T) *node {
 		control:   control,
 		options:   &options.Options{BinaryName: filepath.Join(control, "runtime.sh"), Root: filepath.Join(control, "root")},
 		shutdowns: make(chan struct{}, 100),
+		born:      time.Now(),
+		expected:  true,
 	}
 	script, err := filepath.Abs("../process/testdata/runtime.sh")
 	proctest.Must(t, err)
@@ -208,8 +245,13 @@ func newNode(t *testing.T) *node {
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(Intercept))
 	proctest.Must(t, err)
 	events := NewEvents(n.events)
-	supervisor := process.NewSupervisor("test", thread, reaper, events)
-	service := NewService(supervisor, events, decodeOptions, ownID, defaultOptions(n.options), func() { n.shutdowns <- struct{}{} }, n.noteRemoved)
+	host, shared := hostOf(n)
+	podThread := thread
+	if shared {
+		podThread = nil
+	}
+	supervisor := process.NewSupervisor("test", podThread, reaper, events)
+	service := NewService(supervisor, events, decodeOptions, defaultOptions(n.options), host)
 	n.service = service
 	service.Register(server)
 

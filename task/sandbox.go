@@ -18,6 +18,7 @@ import (
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -172,11 +173,13 @@ func (s *Service) sandbox(id string) (*process.Task, error) {
 	return t, nil
 }
 
-// expects reports whether the shim was started for this sandbox, and it has neither been
-// created nor shut down.
-func (s *Service) expects(id string) bool {
-	_, err := s.supervisor.Task(id)
-	return err != nil && id == s.own && !s.gone.Load()
+// expects reports whether the shim was started for this sandbox, which has neither been
+// created nor shut down, and when.
+func (s *Service) expects(id string) (since time.Time, ok bool) {
+	if _, err := s.supervisor.Task(id); err == nil {
+		return since, false
+	}
+	return s.host.Expects(id)
 }
 
 // StartSandbox implements [sandboxapi.TTRPCSandboxService].
@@ -281,12 +284,12 @@ func (s *Service) WaitSandbox(ctx context.Context, r *sandboxapi.WaitSandboxRequ
 // found" for the end.
 func (s *Service) SandboxStatus(_ context.Context, r *sandboxapi.SandboxStatusRequest) (*sandboxapi.SandboxStatusResponse, error) {
 	sb, err := s.sandbox(r.SandboxID)
-	if err != nil && s.expects(r.SandboxID) {
-		return &sandboxapi.SandboxStatusResponse{
-			SandboxID: r.SandboxID, State: sandboxNotReady, CreatedAt: timestamppb.New(s.born),
-		}, nil
-	}
 	if err != nil {
+		if since, ok := s.expects(r.SandboxID); ok {
+			return &sandboxapi.SandboxStatusResponse{
+				SandboxID: r.SandboxID, State: sandboxNotReady, CreatedAt: timestamppb.New(since),
+			}, nil
+		}
 		return nil, err
 	}
 	st, started := initOf(sb).Status(), initOf(sb).StartedAt()
@@ -323,7 +326,7 @@ func (s *Service) sandboxInfo(pod *process.Pod, st process.Status) (map[string]s
 		Config         json.RawMessage `json:"config"`
 		RuntimeSpec    *specs.Spec     `json:"runtimeSpec"`
 	}{
-		Pid: st.Pid, Status: st.State.String(), RuntimeType: runtimeType, RuntimeOptions: s.options.Runc, Config: pod.Config, RuntimeSpec: pod.Spec,
+		Pid: st.Pid, Status: st.State.String(), RuntimeType: s.host.Runtime, RuntimeOptions: s.options.Runc, Config: pod.Config, RuntimeSpec: pod.Spec,
 	}
 	if pod.NetNS != "" {
 		_, err := os.Stat(pod.NetNS)
@@ -336,9 +339,6 @@ func (s *Service) sandboxInfo(pod *process.Pod, st process.Status) (map[string]s
 	return map[string]string{"info": string(data)}, nil
 }
 
-// runtimeType is the runtime type of this shim.
-const runtimeType = "io.containerd.pause.v2"
-
 // PingSandbox implements [sandboxapi.TTRPCSandboxService].
 func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sandboxapi.PingResponse, error) {
 	if _, err := s.sandbox(r.SandboxID); err != nil {
@@ -347,20 +347,19 @@ func (s *Service) PingSandbox(_ context.Context, r *sandboxapi.PingRequest) (*sa
 	return &sandboxapi.PingResponse{}, nil
 }
 
-// ShutdownSandbox removes the sandbox, with everything left in it, and ends the shim.
-// containerd also calls it for a sandbox that could not be created, and again if it got
-// no answer: then only the shim is left to end.
+// ShutdownSandbox removes the sandbox, with everything left in it, and ends the shim, unless
+// it is shared and has others. containerd also calls it for a sandbox that could not be
+// created, and again if it got no answer: then only the shim is left to end.
 func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSandboxRequest) (*sandboxapi.ShutdownSandboxResponse, error) {
+	if s.host.Shared { // It goes on, so that a create under way would make a sandbox that nobody knows.
+		if _, err := s.supervisor.Settled(ctx, r.SandboxID, ""); err != nil && !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("cannot shut down sandbox %s: %w", r.SandboxID, err)
+		}
+	}
 	sb, err := s.sandbox(r.SandboxID)
 	switch {
 	case err == nil:
-		err = s.removeTasks(ctx)
-		if err == nil {
-			err = s.remove(ctx, sb)
-		}
-		if errdefs.IsNotFound(err) {
-			err = nil
-		}
+		err = s.removeAll(ctx, sb)
 	case s.serves(r.SandboxID):
 		err = nil
 	}
@@ -371,44 +370,91 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 	return &sandboxapi.ShutdownSandboxResponse{}, nil
 }
 
-// serves reports whether the shim was started for the id, and has neither task nor
-// sandbox.
+// serves reports whether the shim was started for a sandbox of which there is nothing, so
+// that only room is left to give back. A shim that is not shared must have nothing else.
 func (s *Service) serves(id string) bool {
+	if s.host.Shared {
+		_, ok := s.expects(id)
+		return ok
+	}
 	_, err := s.supervisor.Task(id)
-	return err != nil && id == s.own && !s.supervisor.HasOthers(id)
+	return err != nil && id == s.host.ID && !s.supervisor.HasOthers(id)
 }
 
-// end ends the shim after its sandbox.
+// end ends the shim after a sandbox. One that is shared goes on if it has other tasks.
 func (s *Service) end(id string) {
-	if id == s.own {
-		s.gone.Store(true)
+	s.host.Forget(id)
+	if s.host.Shared {
+		s.Idle()
+		return
 	}
-	s.shutdown()
+	s.host.Shutdown()
 }
 
-// removeTasks removes the containers that the client has left in the pod.
-func (s *Service) removeTasks(ctx context.Context) error {
-	for _, t := range s.supervisor.Tasks() {
-		if t.Pod != nil {
-			continue
-		}
-		if err := s.remove(ctx, t); err != nil && !errdefs.IsFailedPrecondition(err) { // a failed precondition: deleted meanwhile
-			return err
-		}
+// GiveUp removes a task or sandbox, with everything left in it, that containerd takes for
+// removed. One that is still being created is not. It does nothing if the id is in use by
+// another bundle's.
+func (s *Service) GiveUp(ctx context.Context, id, bundle string) error {
+	t, err := s.supervisor.Settled(ctx, id, bundle)
+	switch {
+	case err == nil:
+		err = s.removeAll(ctx, t)
+	case !errdefs.IsNotFound(err):
+	case s.supervisor.Has(id):
+		return nil
+	default:
+		err = nil
 	}
+	if err != nil {
+		return fmt.Errorf("cannot remove %s, which containerd has given up: %w", id, err)
+	}
+	s.end(id)
 	return nil
 }
 
-// remove ends a task and deletes it.
+// removeAll removes a sandbox with the containers that the client has left in it, or a
+// container. A shim that is not shared ends with its sandbox, so it must leave no container
+// at all.
+func (s *Service) removeAll(ctx context.Context, t *process.Task) error {
+	members := s.supervisor.Members(t.ID)
+	if !s.host.Shared {
+		members = slices.DeleteFunc(s.supervisor.Tasks(), func(t *process.Task) bool { return t.Pod != nil })
+	}
+	for _, m := range members {
+		if err := s.remove(ctx, m); err != nil {
+			return err
+		}
+	}
+	return s.remove(ctx, t)
+}
+
+// removeForgotten removes the containers of a sandbox that has been deleted, if containerd has
+// forgotten them. When it starts, it may find a container's bundle damaged and remove that,
+// without a word to the shim. The shim would never end.
+func (s *Service) removeForgotten(ctx context.Context, sandboxID string) {
+	for _, m := range s.supervisor.Members(sandboxID) {
+		if _, err := os.Stat(m.Bundle); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := s.remove(ctx, m); err != nil {
+			log.G(ctx).WithError(err).WithField("id", m.ID).Warn("cannot remove all of a container whose bundle is gone")
+		}
+	}
+}
+
+// remove ends a task and deletes it, unless another request has deleted it.
 func (s *Service) remove(ctx context.Context, t *process.Task) error {
 	if err := endTask(ctx, t); err != nil {
 		return err
 	}
 	st, err := t.Delete(ctx, "")
+	if err != nil && initOf(t).Status().State == process.Deleted {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	s.removed(t.Bundle, st)
+	s.host.Removed(t.ID, t.Bundle, st)
 	return nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"containerd-shim-pause-v2/process"
@@ -32,34 +31,31 @@ type Service struct {
 	events     *Events
 	decode     DecodeOptions
 	options    *HandlerOptions // for sandboxes, whose requests carry none
-	own        string          // the id that the shim was started for
-	born       time.Time       // when the service was made
-	shutdown   func()
-	removed    Removed
-
-	// gone says that the sandbox with the shim's own id was shut down.
-	gone atomic.Bool
+	host       Host
 }
 
-// Removed is called when nothing is left of the task or sandbox in a bundle. st says how
-// it ended.
-type Removed func(bundle string, st process.Status)
+// Host is what the service knows of the shim process, and tells it.
+type Host struct {
+	Runtime string // runtime type
+	ID      string // of the container or sandbox that the process was started for
+	// Shared says that the process serves pods that have nothing to do with each other.
+	Shared bool
+	// Expects says whether the process keeps room for a sandbox or container, because
+	// it was started for it, and since when.
+	Expects func(id string) (since time.Time, ok bool)
+	// Forget gives the room back for one that will not be created.
+	Forget func(id string)
+	// Removed gives the room back for one of which nothing is left, if there was any.
+	Removed func(id, bundle string, st process.Status)
+	// Shutdown ends the process; one that is shared only if it keeps room for nothing.
+	Shutdown func()
+}
 
 // NewService returns a service for the tasks of the supervisor, which must report to the
-// same events. id is the container or sandbox that the shim was started for, and o are
-// the runtime options it was started with. The service calls shutdown when it is asked to
-// shut down and has neither task nor sandbox.
-func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, id string, o *HandlerOptions, shutdown func(), removed Removed) *Service {
-	return &Service{
-		supervisor: supervisor,
-		events:     events,
-		decode:     decode,
-		options:    o,
-		own:        id,
-		born:       time.Now(),
-		shutdown:   shutdown,
-		removed:    removed,
-	}
+// same events. o are the runtime options that the shim was started with. The service asks
+// the host to shut down when it is asked to, and has neither task nor sandbox.
+func NewService(supervisor *process.Supervisor, events *Events, decode DecodeOptions, o *HandlerOptions, host Host) *Service {
+	return &Service{supervisor: supervisor, events: events, decode: decode, options: o, host: host}
 }
 
 var empty = &emptypb.Empty{}
@@ -143,7 +139,8 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 		return nil, err
 	}
 	if r.ExecID == "" {
-		s.removed(t.Bundle, st)
+		s.removeForgotten(ctx, r.ID)
+		s.host.Removed(t.ID, t.Bundle, st)
 		s.events.deleted(r.ID, st)
 	}
 	return &taskapi.DeleteResponse{
@@ -368,12 +365,20 @@ func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskap
 }
 
 // Shutdown ends the shim unless it has a task or a sandbox: containerd calls it after
-// every delete of a task.
-func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
-	if !s.supervisor.HasOthers("") {
-		s.shutdown()
+// every delete of a task, and after a create that has failed.
+func (s *Service) Shutdown(_ context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	if !s.supervisor.Has(r.ID) {
+		s.host.Forget(r.ID)
 	}
+	s.Idle()
 	return empty, nil
+}
+
+// Idle ends the shim if it has neither task nor sandbox.
+func (s *Service) Idle() {
+	if !s.supervisor.HasOthers("") {
+		s.host.Shutdown()
+	}
 }
 
 func rootfsMounts(r *taskapi.CreateTaskRequest) []mount.Mount {

@@ -33,42 +33,69 @@ func init() { runtime.LockOSThread() }
 func main() {
 	thread := pod.NewMainThread()
 	config := &shim.Config{
-		Runtime:  "io.containerd.pause.v2",
-		Version:  version,
-		Revision: revision,
+		Runtime:       "io.containerd.pause.v2",
+		SharedRuntime: "io.containerd.pause-shared.v2",
+		Version:       version,
+		Revision:      revision,
 		// Ours first, then those by which the stock shim groups.
 		GroupAnnotations: []string{
 			"io.containerd.pause.v2.group",
 			"io.containerd.runc.v2.group",
-			"io.kubernetes.cri.sandbox-id",
 		},
-		SandboxImage: writeSandboxImage,
-		Serve:        func(ctx context.Context, p *shim.Instance) (func(), error) { return serve(ctx, p, thread), nil },
-		Intercept:    task.Intercept,
-		Delete:       deleteTask,
-		JoinCgroup:   joinCgroup,
-		Features:     oci.Features,
+		PodAnnotation: oci.SandboxIDAnnotation,
+		SandboxImage:  writeSandboxImage,
+		Serve:         func(ctx context.Context, p *shim.Instance) (func(), error) { return serve(ctx, p, thread), nil },
+		Intercept:     task.Intercept,
+		Delete:        deleteTask,
+		JoinCgroup:    joinCgroup,
+		Features:      oci.Features,
 	}
 	go func() { os.Exit(shim.Run(context.Background(), config, os.Args[1:])) }()
 	thread.Serve()
 }
 
 // serve registers the services of a shim process. stop must be called when the process ends.
-func serve(ctx context.Context, p *shim.Instance, thread *pod.Thread) (stop func()) {
+// The sandbox of a process that is not shared lives in the main thread.
+func serve(ctx context.Context, p *shim.Instance, mainThread *pod.Thread) (stop func()) {
 	events := task.NewEvents(p.Events)
+	thread := mainThread
+	if p.Shared {
+		thread = nil
+	}
 	supervisor := process.NewSupervisor(p.Namespace, thread, reap.NewReaper(ctx), events)
-	removed := func(bundle string, st process.Status) { p.Removed(bundle, exitOf(st)) }
-	service := task.NewService(supervisor, events, decodeOptions, p.ID, (*task.HandlerOptions)(p.Options), p.Shutdown, removed)
+	service := task.NewService(supervisor, events, decodeOptions, taskOptions(p.Options), task.Host{
+		Runtime:  p.Runtime,
+		ID:       p.ID,
+		Shared:   p.Shared,
+		Expects:  p.Expects,
+		Forget:   p.Forget,
+		Removed:  func(id, bundle string, st process.Status) { p.Removed(id, bundle, exitOf(st)) },
+		Shutdown: p.Shutdown,
+	})
 	service.Register(p.Server)
+	p.GiveUp, p.Idle = service.GiveUp, service.Idle
 	go cgroups.Prepare() // while containerd connects
 	return supervisor.Release
 }
 
-// decodeOptions gives package task the options that package shim decodes. Neither package
-// knows the other, so each has its own type with the same fields.
+// decodeOptions gives package task the options that package shim decodes.
 func decodeOptions(a *anypb.Any) (*task.HandlerOptions, error) {
 	o, err := shim.DecodeOptions(a)
-	return (*task.HandlerOptions)(o), err
+	if err != nil {
+		return nil, err
+	}
+	return taskOptions(o), nil
+}
+
+// taskOptions are the options that concern package task. Neither package knows the other.
+func taskOptions(o *shim.HandlerOptions) *task.HandlerOptions {
+	return &task.HandlerOptions{
+		Runc:                    o.Runc,
+		EnableUnprivilegedPorts: o.EnableUnprivilegedPorts,
+		EnableUnprivilegedICMP:  o.EnableUnprivilegedICMP,
+		RestrictOOMScoreAdj:     o.RestrictOOMScoreAdj,
+		AlwaysCallRuntime:       o.AlwaysCallRuntime,
+	}
 }
 
 // deleteTask removes what a dead shim has left of a task.
