@@ -19,13 +19,33 @@ import (
 
 // The handlers of the private node, as they are called in the results.
 const (
-	stock      = "stock shim"
-	podsandbox = "podsandbox"
-	sandboxAPI = "Sandbox API"
+	stock            = "stock shim"
+	podsandbox       = "podsandbox"
+	sandboxAPI       = "Sandbox API"
+	shared           = "shared"
+	sharedSandboxAPI = "shared, Sandbox API"
 )
 
-// sandboxHandler is the handler by which containerd leaves the sandbox to the shim.
-const sandboxHandler = "pause-sandbox"
+// Handlers by which containerd leaves the sandbox to the shim.
+const (
+	sandboxHandler       = "pause-sandbox"
+	sharedSandboxHandler = "pause-shared-sandbox"
+)
+
+// podsPerShim is how many pods a shared shim takes in, unless it is told otherwise.
+const podsPerShim = 32
+
+// handlers are those that the node has not got by itself.
+func handlers(ociRuntime string) []node.Handler {
+	return []node.Handler{
+		{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"},
+		{
+			Name: sharedSandboxHandler, Type: node.SharedType, OCIRuntime: ociRuntime, Sandboxer: "shim",
+			// The default, said aloud: pods of handlers with the same options would be in the same shims.
+			Options: fmt.Sprintf("  PodsPerShim = %d\n", podsPerShim),
+		},
+	}
+}
 
 // engine is one way to run pods: a socket of CRI, and a handler there.
 type engine struct {
@@ -41,6 +61,9 @@ type engine struct {
 
 	shim string // runtime type for plain containers; "" if there are none
 	conn *grpc.ClientConn
+
+	// shimOf finds the shim of a pod where pods share shims; it is nil where each has its own.
+	shimOf func(pod string) (pid int, err error)
 }
 
 func (e *engine) cri() runtime.RuntimeServiceClient { return runtime.NewRuntimeServiceClient(e.conn) }
@@ -78,10 +101,13 @@ func (b *bench) findEngines() error {
 	if err := os.WriteFile(filepath.Join(daemon, "cgroup.procs"), []byte(pid), 0); err != nil {
 		return fmt.Errorf("cannot put containerd into a cgroup: %w", err)
 	}
+	shimOf := func(pod string) (int, error) { return b.node.ShimPid(node.CRINamespace, pod) }
 	for _, e := range []*engine{
 		{name: stock, handler: "runc", shim: node.StockType},
 		{name: podsandbox, handler: "pause", shim: node.PauseType},
 		{name: sandboxAPI, handler: sandboxHandler},
+		{name: shared, handler: "pause-shared", shim: node.SharedType, shimOf: shimOf},
+		{name: sharedSandboxAPI, handler: sharedSandboxHandler, shimOf: shimOf},
 	} {
 		e.image, e.parent, e.cgroups = b.node.BusyboxImage, "/"+b.node.ID, []string{all}
 		if err := b.addEngine(e, b.node.Socket()); err != nil {
@@ -146,6 +172,28 @@ func (b *bench) each(turn int, f func(*engine) error) error {
 		}
 	}
 	return nil
+}
+
+// besideOthers returns f with a pod beside those that it makes, for each engine whose pods
+// share shims: as on a node, it is another pod that has started the shim, and that keeps it.
+func (b *bench) besideOthers(f func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var others []*pod
+		for _, e := range b.engines {
+			if e.shimOf == nil {
+				continue
+			}
+			p, err := e.runPodWithContainer(ctx)
+			if err != nil {
+				return fmt.Errorf("%s: %w", e.name, err)
+			}
+			others = append(others, p)
+		}
+		if err := f(ctx); err != nil {
+			return err
+		}
+		return removePods(ctx, others)
+	}
 }
 
 // accountingRoot is where the hierarchy of cgroups is mounted that counts CPU time:

@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +20,7 @@ const (
 	memoryPSS       = "PSS: shared text divided by its users"
 	memoryKernel    = "kernel: page tables, and stacks of threads"
 	memoryProcesses = "processes"
+	memoryTogether  = "processes together"
 	memoryThreads   = "threads"
 )
 
@@ -35,7 +38,7 @@ func plural(n int, noun string) string {
 // usage is what processes take; memory in kB.
 type usage struct {
 	private, pss, kernel float64
-	processes, threads   int
+	processes, threads   float64 // parts of them, where pods share a process
 }
 
 // memory reads the memory of idle pods, while more and more of them run, and what containers
@@ -113,43 +116,36 @@ func (b *bench) memoryOf(ctx context.Context, containers int) error {
 		if err := b.pause(ctx); err != nil {
 			return err
 		}
-		all := node.Processes()
 		err := b.each(0, func(e *engine) error {
-			for _, p := range pods[e] {
-				u, err := p.usage(ctx, all)
-				if err != nil {
-					return err
-				}
-				of := fmt.Sprintf("%s, of %s", "%s", plural(number, "pod"))
-				b.result.add(group, fmt.Sprintf(of, memoryPrivate), "kB", e.name, u.private)
-				b.result.add(group, fmt.Sprintf(of, memoryPSS), "kB", e.name, u.pss)
-				b.result.add(group, fmt.Sprintf(of, memoryKernel), "kB", e.name, u.kernel)
-				b.result.add(group, fmt.Sprintf(of, memoryProcesses), "", e.name, float64(u.processes))
-				b.result.add(group, fmt.Sprintf(of, memoryThreads), "", e.name, float64(u.threads))
+			each, processes, err := e.usages(ctx, pods[e], node.Processes())
+			if err != nil {
+				return err
 			}
+			add := func(name, unit string, value float64) {
+				b.result.add(group, fmt.Sprintf("%s, of %s", name, plural(number, "pod")), unit, e.name, value)
+			}
+			for _, u := range each {
+				add(memoryPrivate, "kB", u.private)
+				add(memoryPSS, "kB", u.pss)
+				add(memoryKernel, "kB", u.kernel)
+				add(memoryProcesses, "", u.processes)
+				add(memoryThreads, "", u.threads)
+			}
+			add(memoryTogether, "", float64(processes))
 			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	return b.each(0, func(e *engine) error {
-		for _, p := range pods[e] {
-			if err := p.remove(ctx); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return b.each(0, func(e *engine) error { return removePods(ctx, pods[e]) })
 }
 
 // runPods runs a pod of one container with each engine.
 func (b *bench) runPods(ctx context.Context) (map[*engine]*pod, error) {
 	pods := map[*engine]*pod{}
 	return pods, b.each(0, func(e *engine) (err error) {
-		if pods[e], err = e.runPod(ctx, hostNetwork); err == nil {
-			err = pods[e].addContainer(ctx, sleep...)
-		}
+		pods[e], err = e.runPodWithContainer(ctx)
 		return err
 	})
 }
@@ -160,9 +156,12 @@ func (b *bench) readIdle(ctx context.Context, pods map[*engine]*pod, record func
 		return err
 	}
 	return b.each(0, func(e *engine) error {
-		u, err := pods[e].usage(ctx, node.Processes())
-		record(e, u)
-		return err
+		each, _, err := e.usages(ctx, []*pod{pods[e]}, node.Processes())
+		if err != nil {
+			return err
+		}
+		record(e, each[0])
+		return nil
 	})
 }
 
@@ -176,27 +175,66 @@ func (b *bench) pause(ctx context.Context) error {
 	}
 }
 
-// usage is what the processes take that are there for the pod.
-func (p *pod) usage(ctx context.Context, all []node.Process) (u usage, err error) {
-	processes, err := p.overhead(ctx, all)
-	if err != nil {
-		return u, err
+// usages are what the processes take that are there for each of the engine's pods, and how
+// many processes that are together. Pods that share shims have one usage, the mean: all
+// there is, divided by the number of pods.
+func (e *engine) usages(ctx context.Context, pods []*pod, all []node.Process) (each []usage, processes int, err error) {
+	if e.shimOf != nil {
+		pids, err := processesOf(ctx, pods, all)
+		if err != nil {
+			return nil, 0, err
+		}
+		u, err := usageOf(pids, len(pods))
+		return []usage{u}, len(pids), err
 	}
-	for _, process := range processes {
-		rollup, err := readFields(fmt.Sprintf("/proc/%d/smaps_rollup", process.Pid), "Anonymous", "Pss")
+	for _, p := range pods {
+		pids, err := processesOf(ctx, []*pod{p}, all)
+		if err != nil {
+			return nil, 0, err
+		}
+		u, err := usageOf(pids, 1)
+		if err != nil {
+			return nil, 0, err
+		}
+		each = append(each, u)
+		processes += len(pids)
+	}
+	return each, processes, nil
+}
+
+// processesOf are the pids of what is there for any of the pods beside their containers.
+func processesOf(ctx context.Context, pods []*pod, all []node.Process) ([]int, error) {
+	pids := map[int]bool{}
+	for _, p := range pods {
+		found, err := p.overhead(ctx, all)
+		if err != nil {
+			return nil, err
+		}
+		for _, process := range found {
+			pids[process.Pid] = true
+		}
+	}
+	return slices.Collect(maps.Keys(pids)), nil
+}
+
+// usageOf is the part of each of some pods in what processes take.
+func usageOf(pids []int, pods int) (u usage, err error) {
+	for _, pid := range pids {
+		rollup, err := readFields(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Anonymous", "Pss")
 		if err != nil {
 			return u, err
 		}
-		status, err := readFields(fmt.Sprintf("/proc/%d/status", process.Pid), "VmPTE", "Threads")
+		status, err := readFields(fmt.Sprintf("/proc/%d/status", pid), "VmPTE", "Threads")
 		if err != nil {
 			return u, err
 		}
-		u.private += rollup["Anonymous"]
-		u.pss += rollup["Pss"]
-		u.kernel += status["VmPTE"] + kernelStack*status["Threads"]
-		u.threads += int(status["Threads"])
+		part := 1 / float64(pods)
+		u.private += part * rollup["Anonymous"]
+		u.pss += part * rollup["Pss"]
+		u.kernel += part * (status["VmPTE"] + kernelStack*status["Threads"])
+		u.threads += part * status["Threads"]
+		u.processes += part
 	}
-	u.processes = len(processes)
 	return u, nil
 }
 

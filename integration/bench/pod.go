@@ -30,6 +30,7 @@ type pod struct {
 	id         string
 	config     *runtime.PodSandboxConfig
 	containers []string // ids
+	shim       int      // pid of a shared shim, once it is known
 }
 
 // podPrefix begins the uid of all pods.
@@ -60,6 +61,24 @@ func (e *engine) runPod(ctx context.Context, n network) (*pod, error) {
 	}
 	p.id = r.PodSandboxId
 	return p, nil
+}
+
+// runPodWithContainer runs a pod with a container that does nothing.
+func (e *engine) runPodWithContainer(ctx context.Context) (*pod, error) {
+	p, err := e.runPod(ctx, hostNetwork)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.addContainer(ctx, sleep...)
+}
+
+func removePods(ctx context.Context, pods []*pod) error {
+	for _, p := range pods {
+		if err := p.remove(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sleep is what a container runs that does nothing.
@@ -129,9 +148,10 @@ func (p *pod) remove(ctx context.Context) error {
 
 // overhead returns, of all processes of the machine, those that are there for the
 // pod beside its containers' own: whose command line has the id of the sandbox (shims)
-// or of a container (monitors), and the one that CRI says is the sandbox's.
+// or of a container (monitors), and the one that CRI says is the sandbox's. A shared shim
+// is there for other pods as well.
 func (p *pod) overhead(ctx context.Context, all []node.Process) ([]node.Process, error) {
-	sandbox, err := p.sandboxPid(ctx)
+	sandbox, err := p.sandboxProcess(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +169,18 @@ func (p *pod) overhead(ctx context.Context, all []node.Process) ([]node.Process,
 		return nil, fmt.Errorf("cannot find the processes of pod %s", p.id)
 	}
 	return found, nil
+}
+
+// sandboxProcess is the pid of the process that is, or holds, the sandbox. In a shared shim,
+// what CRI says is the id of a thread.
+func (p *pod) sandboxProcess(ctx context.Context) (_ int, err error) {
+	if p.engine.shimOf == nil {
+		return p.sandboxPid(ctx)
+	}
+	if p.shim == 0 {
+		p.shim, err = p.engine.shimOf(p.id)
+	}
+	return p.shim, err
 }
 
 // sandboxPid is the pid that the engine reports for the sandbox, 0 if it has none.

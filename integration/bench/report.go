@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -23,13 +25,22 @@ func (r *Result) writeGroups(b *strings.Builder) {
 	}
 }
 
-// table has a line for each figure: the value of each engine, and its ratio to the
-// first.
+// table has a line for each figure: the value of each engine that has any of them, and its
+// ratio to the first.
 func (r *Result) table(figures []*Figure) string {
+	measured := func(engine string) bool {
+		return slices.ContainsFunc(figures, func(f *Figure) bool { return len(f.Samples[engine]) > 0 })
+	}
+	base := r.Engines[0]
+	var engines []string
 	header := []string{""}
-	for i, e := range r.Engines {
+	for _, e := range r.Engines {
+		if !measured(e) {
+			continue
+		}
+		engines = append(engines, e)
 		header = append(header, e)
-		if i > 0 {
+		if e != base && measured(base) {
 			header = append(header, "ratio")
 		}
 	}
@@ -39,10 +50,10 @@ func (r *Result) table(figures []*Figure) string {
 		if f.Unit != "" {
 			row[0] += ", " + f.Unit
 		}
-		for i, e := range r.Engines {
+		for _, e := range engines {
 			row = append(row, f.value(e))
-			if i > 0 {
-				row = append(row, ratioText(f.ratio(e, r.Engines[0])))
+			if e != base && measured(base) {
+				row = append(row, ratioText(f.ratio(e, base)))
 			}
 		}
 		rows = append(rows, row)
@@ -56,10 +67,13 @@ func (f *Figure) value(engine string) string {
 	const some, many = 4, 20
 	n := len(f.Samples[engine])
 	number := func(x float64) string {
-		if x < 100 && x > -100 && x != float64(int(x)) {
-			return fmt.Sprintf("%.1f", x)
+		switch size := math.Abs(x); {
+		case size >= 100 || x == math.Trunc(x):
+			return fmt.Sprintf("%.0f", x)
+		case size < 1:
+			return fmt.Sprintf("%.2f", x)
 		}
-		return fmt.Sprintf("%.0f", x)
+		return fmt.Sprintf("%.1f", x)
 	}
 	if n == 0 {
 		return "-"
@@ -142,6 +156,29 @@ func aims() (all []aim) {
 	all[len(all)-1].more, all[len(all)-2].more = true, true
 	each("growth by execs, in kB", execGrowth, "after ", 512, 512)
 	all[len(all)-1].absolute, all[len(all)-2].absolute = true, true
+	return append(all, sharedAims()...)
+}
+
+// sharedAims are those for pods that share shims. Their parts in a shim depend on how many
+// they are.
+func sharedAims() (all []aim) {
+	host, memory := latencyGroup(hostNetwork, 1), memoryGroup(1)
+	all = []aim{
+		{label: "RunPodSandbox, host network", group: host, name: stepSandbox, engine: shared, limit: 0.20},
+		{label: "RunPodSandbox, host network", group: host, name: stepSandbox, engine: sharedSandboxAPI, limit: 0.12},
+	}
+	const of = ", of 100 pods"
+	for _, a := range []aim{
+		{label: "private memory of each of 100 pods, idle", name: memoryPrivate + of, limit: 0.03},
+		{label: "private memory of each of 100 pods, idle, in kB", name: memoryPrivate + of, limit: 150, absolute: true},
+		{label: "PSS of each of 100 pods, idle, in kB", name: memoryPSS + of, limit: 350, absolute: true},
+		{label: "processes of 100 pods", name: memoryTogether + of, limit: 4, absolute: true},
+	} {
+		for _, engine := range []string{shared, sharedSandboxAPI} {
+			a.group, a.engine = memory, engine
+			all = append(all, a)
+		}
+	}
 	return all
 }
 
@@ -168,8 +205,11 @@ func aimsTable(r *Result) string {
 	rows := [][]string{{"ratio to the stock shim, medians", "", "aim", "measured"}}
 	for _, a := range aims() {
 		format, relation := "%.2f", "≤ "
-		if a.absolute {
+		switch {
+		case a.absolute:
 			format = "%.0f"
+		case a.limit < 0.1:
+			format = "%.3f"
 		}
 		if a.more {
 			relation = "≥ "

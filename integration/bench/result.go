@@ -111,7 +111,7 @@ func (b *bench) newResult(ctx context.Context) (*Result, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot use engine %s: %w", e.name, err)
 		}
-		if e.name == stock || !slices.Contains([]string{podsandbox, sandboxAPI}, e.name) {
+		if e.name == stock || !slices.Contains([]string{podsandbox, sandboxAPI, shared, sharedSandboxAPI}, e.name) {
 			r.Machine = append(r.Machine, fmt.Sprintf("%s: %s %s", e.name, v.RuntimeName, v.RuntimeVersion))
 		}
 	}

@@ -3,21 +3,29 @@ package main
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // example is a run in which the stock shim takes 100 ms, in the median, podsandbox 28 and
 // the Sandbox API 15: that is more than it may.
 func example() *Result {
-	r := &Result{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Command: "make bench", Machine: []string{"a machine"}, Engines: []string{stock, podsandbox, sandboxAPI}}
+	r := &Result{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Command: "make bench", Machine: []string{"a machine"}, Engines: []string{stock, podsandbox, sandboxAPI, shared, sharedSandboxAPI}}
 	for engine, samples := range map[string][]float64{stock: {300, 100, 90, 110, 80}, podsandbox: {28}, sandboxAPI: {14, 16}} {
 		for _, s := range samples {
 			r.add(latencyGroup(hostNetwork, 1), stepSandbox, "ms", engine, s)
 		}
 	}
+	r.add(memoryGroup(1), memoryPrivate+", of 20 pods", "kB", shared, 250)
+	r.add(memoryGroup(1), memoryPrivate+", of 100 pods", "kB", shared, 151)
+	r.add(memoryGroup(1), memoryPrivate+", of 100 pods", "kB", sharedSandboxAPI, 149)
+	r.add(memoryGroup(1), memoryTogether+", of 100 pods", "", shared, 4)
+	r.add(memoryGroup(1), memoryTogether+", of 20 pods", "", sharedSandboxAPI, 1)
 	r.add(execGrowth, growthAfter(1, "exec"), "kB", podsandbox, 10)
 	r.add(execGrowth, growthAfter(100, "exec"), "kB", podsandbox, 300)
 	r.add(execGrowth, growthAfter(100, "exec"), "kB", stock, 50)
@@ -50,6 +58,10 @@ func TestAims(t *testing.T) {
 		{"growth by execs, in kB", podsandbox, "| ≤ 512 | 300 |"},
 		{"growth by execs, in kB", sandboxAPI, "| ≤ 512 | - |"},
 		{"throughput of output", podsandbox, "| ≥ 1.00 | - |"},
+		{"private memory of each of 100 pods, idle, in kB", shared, "| ≤ 150 | 151 ✗ |"},
+		{"private memory of each of 100 pods, idle, in kB", sharedSandboxAPI, "| ≤ 150 | 149 |"},
+		{"processes of 100 pods", shared, "| ≤ 4 | 4 |"},
+		{"processes of 100 pods", sharedSandboxAPI, "| ≤ 4 | - |"}, // of 20 pods is not of 100
 	} {
 		found := false
 		for line := range strings.Lines(table) {
@@ -60,6 +72,52 @@ func TestAims(t *testing.T) {
 		if !found {
 			t.Errorf("%s of %s: want %s in\n%s", want.label, want.engine, want.cells, table)
 		}
+	}
+}
+
+// A table has the engines that were measured, with ratios if there is something to compare
+// them with.
+func TestTableLeavesOutEnginesThatWereNotMeasured(t *testing.T) {
+	r := example()
+	for group, want := range map[string]string{
+		latencyGroup(hostNetwork, 1): "| stock shim | podsandbox | ratio | Sandbox API | ratio |",
+		memoryGroup(1):               "| shared | shared, Sandbox API |",
+	} {
+		header, _, _ := strings.Cut(r.table(r.group(group)), "\n")
+		if got := strings.TrimPrefix(strings.Join(strings.Fields(header), " "), "| "); got != want {
+			t.Errorf("%s: the header is %q, want %q", group, got, want)
+		}
+	}
+}
+
+// The memory is that of a real process, which is stopped so that it does not change.
+func TestPodsThatShareAProcessHaveEqualPartsOfIt(t *testing.T) {
+	cmd := exec.Command("sleep", "1000000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(cmd.Process.Pid, nil, unix.WUNTRACED, nil); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := usageOf([]int{cmd.Process.Pid}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if whole.processes != 1 || whole.threads != 1 || whole.private <= 0 || whole.kernel <= kernelStack {
+		t.Errorf("a process is %+v", whole)
+	}
+	part, err := usageOf([]int{cmd.Process.Pid}, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part.pss = whole.pss / 4 // other users of the text come and go
+	if want := (usage{whole.private / 4, whole.pss / 4, whole.kernel / 4, 0.25, 0.25}); part != want {
+		t.Errorf("a fourth of %+v is %+v", whole, part)
 	}
 }
 
@@ -100,7 +158,7 @@ func TestResultOfAnEarlierRunIsAdded(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "result.json")
-	r := &Result{Engines: []string{stock, podsandbox, sandboxAPI}}
+	r := &Result{Engines: []string{stock, podsandbox, sandboxAPI, shared, sharedSandboxAPI}}
 	if err := r.addFrom(path); err != nil {
 		t.Fatal(err)
 	}
