@@ -33,6 +33,7 @@ type container struct {
 	errOut output
 	exited <-chan containerd.ExitStatus
 	held   []*os.File // see detached
+	beside *neighbour // nil if there is none in the shim
 }
 
 // config says what container a test wants.
@@ -48,6 +49,9 @@ func sh(script string) config { return config{args: []string{"sh", "-c", script}
 func newContainer(t *testing.T, shim string, cfg config) *container {
 	t.Helper()
 	c := &container{t: t, ctx: testContext(t), shim: shim}
+	if cfg.options == nil { // with others it has another shim
+		c.beside = moveInTask(t, shim)
+	}
 	image, err := theNode.Client().GetImage(c.ctx, theNode.BusyboxImage)
 	must(t, err)
 	id := fmt.Sprintf("c%d", containerNumber.Add(1))
@@ -107,6 +111,7 @@ func startContainer(t *testing.T, shim string, cfg config) *container {
 	t.Helper()
 	c := newContainer(t, shim, cfg)
 	c.run(c.streams(nil))
+	c.beside.expectShared(t, func() (int, error) { return theNode.ShimPid(theNode.ID, c.ID()) })
 	return c
 }
 

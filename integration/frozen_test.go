@@ -13,23 +13,13 @@ import (
 	"containerd-shim-pause-v2/integration/node"
 )
 
-// On cgroup v1 a frozen process does not die of a SIGKILL.
-
-// eachPodOfPause runs a test with pods of the shim under test, made in both ways. The stock
-// shim thaws no more than a container's own cgroup.
-func eachPodOfPause(t *testing.T, test func(t *testing.T, handler string)) {
-	t.Helper()
-	withPause(t, func(t *testing.T) { test(t, "pause") })
-	t.Run(sandboxHandler, func(t *testing.T) {
-		t.Cleanup(func() { checkLeftovers(t, sandboxHandler) })
-		test(t, sandboxHandler)
-	})
-}
+// On cgroup v1 a frozen process does not die of a SIGKILL. The stock shim thaws no more than
+// a container's own cgroup.
 
 // Docker in a container pauses one of its own: a cgroup below that of the container is
 // frozen, with a process of the container in it.
 func TestKillOfContainerWithFrozenCgroupBelow(t *testing.T) {
-	eachPodOfPause(t, func(t *testing.T, handler string) {
+	eachPauseHandler(t, func(t *testing.T, handler string) {
 		p := runPod(t, handler, nil)
 		id := p.start("c", "sleep 1001 & exec sleep 1000")
 		pid := childOf(t, p.containerPid(id))
@@ -45,7 +35,7 @@ func TestKillOfContainerWithFrozenCgroupBelow(t *testing.T) {
 // The init of a PID namespace ends only after all processes in it, those of a paused
 // container among them.
 func TestPodWithFrozenContainerIsKilled(t *testing.T) {
-	eachPodOfPause(t, func(t *testing.T, handler string) {
+	eachPauseHandler(t, func(t *testing.T, handler string) {
 		p := runPod(t, handler, mode{pid: modePod}.apply)
 		paused, other := p.start("paused", "exec sleep 1000"), p.start("other", "exec sleep 1000")
 		p.pause(paused)
@@ -58,7 +48,7 @@ func TestPodWithFrozenContainerIsKilled(t *testing.T) {
 
 // So does the target of a container, such as one for debugging.
 func TestTargetOfFrozenContainerIsKilled(t *testing.T) {
-	eachPodOfPause(t, func(t *testing.T, handler string) {
+	eachPauseHandler(t, func(t *testing.T, handler string) {
 		m := mode{pid: modeContainer}
 		p := runPod(t, handler, m.apply)
 		target := p.start("target", "exec sleep 1000")
@@ -72,7 +62,7 @@ func TestTargetOfFrozenContainerIsKilled(t *testing.T) {
 
 // A container that is in the host's PID namespace does not die with others, and stays paused.
 func TestKillThawsNoOtherContainer(t *testing.T) {
-	eachPodOfPause(t, func(t *testing.T, handler string) {
+	eachPauseHandler(t, func(t *testing.T, handler string) {
 		p := runPod(t, handler, mode{pid: modeNode}.apply)
 		paused, other := p.start("paused", "exec sleep 1000"), p.start("other", "exec sleep 1000")
 		p.pause(paused)
@@ -101,7 +91,7 @@ func (p *pod) pause(id string) {
 // killSandbox ends the sandbox without ending its containers first, as CRI would.
 func (p *pod) killSandbox() {
 	p.t.Helper()
-	if p.Handler != sandboxHandler {
+	if !isSandboxAPI(p.Handler) {
 		ctx, task := p.sandboxTask()
 		must(p.t, task.Kill(ctx, unix.SIGKILL))
 		return

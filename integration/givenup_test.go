@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -106,4 +107,27 @@ func expectNoMember(t *testing.T, namespaces []string) {
 			}
 		}
 	}
+}
+
+// containerd may give up one container of a pod that it keeps. The end of the pod is that
+// of the shim all the same.
+func TestContainerThatContainerdHasGivenUpEndsWithItsPod(t *testing.T) {
+	eachPauseHandler(t, func(t *testing.T, handler string) {
+		p := runPod(t, handler, nil)
+		lost, kept := p.start("lost", "exec sleep 1000"), p.start("kept", "exec sleep 1000")
+		shim, err := p.ShimPid()
+		must(t, err)
+		init := p.containerPid(lost)
+		must(t, theNode.Kill())
+		must(t, os.Remove(filepath.Join(theNode.Bundle(node.CRINamespace, lost), "bootstrap.json")))
+		must(t, theNode.Restart(p.ctx))
+		p.expectExited(lost, exitOfKilledShim)
+		expectEnded(t, init)
+		expectEqual(t, "exec", p.exec(kept, "echo goes on"), "goes on")
+		must(t, p.Stop(p.ctx))
+		must(t, p.Remove(p.ctx))
+		if !isShared(handler) {
+			expectEnded(t, shim)
+		}
+	})
 }

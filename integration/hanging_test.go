@@ -31,6 +31,8 @@ exec %[3]s "$@"
 	return []node.Handler{
 		{Name: "pause-hanging", Type: node.PauseType, OCIRuntime: hanging.path},
 		{Name: "pause-sandbox-hanging", Type: node.PauseType, OCIRuntime: hanging.path, Sandboxer: "shim"},
+		{Name: "pause-shared-hanging", Type: node.SharedType, OCIRuntime: hanging.path},
+		{Name: "pause-shared-sandbox-hanging", Type: node.SharedType, OCIRuntime: hanging.path, Sandboxer: "shim"},
 	}, os.WriteFile(hanging.path, script, 0o755)
 }
 

@@ -14,7 +14,7 @@
 #   -j DIR   keep results as JSON there, in HOST.RUNTIME.json, for the tables of `make matrix`
 #
 # The output is shown if a test fails; otherwise there is a line a minute, and one that says how many passed.
-# PAUSE_TEST_SHIMS says which shims are tested, by default this project's only.
+# PAUSE_TEST_SHIMS says which shims are tested, by default this project's only, by both of its names.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 top=$PWD bin=$PWD/bin results='' limit=3600 packages=()
@@ -48,7 +48,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 log=$tmp/log
 : >"$log"
-export PAUSE_TEST_SHIMS=${PAUSE_TEST_SHIMS:-pause} PAUSE_TEST_RUNTIME=$runtime
+export PAUSE_TEST_SHIMS=${PAUSE_TEST_SHIMS:-pause,pause-shared} PAUSE_TEST_RUNTIME=$runtime
 
 # commands TOP BIN ARG...: shell commands that run the tests of all packages, each from its directory.
 commands() {
@@ -99,7 +99,8 @@ stage() {
 	local p
 	mkdir -p "$tmp/payload/bin/tools" "$tmp/payload/tests"
 	cp -a README.md go.mod "$tmp/payload"
-	cp -a "$bin/containerd-shim-pause-v2" "$tmp/payload/bin"
+	# The second is a link to the first.
+	cp -a "$bin"/containerd-shim-pause{,-shared}-v2 "$tmp/payload/bin"
 	for p in "${packages[@]}"; do
 		mkdir -p "$tmp/payload/$p"
 		cp -a "$bin/tests/${p##*/}.test" "$tmp/payload/tests"

@@ -5,7 +5,7 @@
 // `make test` runs it; it sets these variables, of which only the first is needed:
 //
 //	PAUSE_TEST_PATH     directories of containerd, its tools and the shims, as in $PATH
-//	PAUSE_TEST_SHIMS    which shims to test: "runc,pause"
+//	PAUSE_TEST_SHIMS    which shims to test: "runc,pause,pause-shared"
 //	PAUSE_TEST_RUNTIME  the OCI runtime: "runc"
 //	PAUSE_TEST_CGROUPS  who makes cgroups: "cgroupfs", or "systemd"
 //	PAUSE_TEST_PATIENCE by how much the machine may be slower than usual: 1
@@ -59,7 +59,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "These tests need a set-up of their own: run `make test`.")
 		return 1
 	}
-	shims = []string{"runc", "pause"}
+	shims = []string{"runc", "pause", sharedShim}
 	if s := os.Getenv("PAUSE_TEST_SHIMS"); s != "" {
 		shims = strings.Split(s, ",")
 	}
@@ -127,8 +127,11 @@ func nodeOptions(path []string, handlers []node.Handler) node.Options {
 
 // handlers are those that the node has beside one for each shim.
 func handlers() []node.Handler {
-	list := append(brokenHandlers(), currentHandlers()...)
-	return append(list, node.Handler{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"})
+	list := slices.Concat(brokenHandlers(), currentHandlers(), boundedHandlers())
+	return append(list,
+		node.Handler{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"},
+		node.Handler{Name: sharedSandboxHandler, Type: node.SharedType, OCIRuntime: ociRuntime, Sandboxer: "shim"},
+	)
 }
 
 // eachShim runs a test once with each shim, and fails it if something is left
@@ -156,29 +159,66 @@ func withPause(t *testing.T, test func(t *testing.T)) {
 	})
 }
 
-// sandboxHandler is the handler by which the shim under test makes pods through
-// the Sandbox API.
-const sandboxHandler = "pause-sandbox"
+// sharedShim is the shim under test by the name under which pods share one.
+const sharedShim = "pause-shared"
+
+// The handlers by which the shim under test makes pods through the Sandbox API.
+const (
+	sandboxHandler       = "pause-sandbox"
+	sharedSandboxHandler = "pause-shared-sandbox"
+)
+
+// sandboxHandlers are those of the Sandbox API, by the shim.
+var sandboxHandlers = map[string]string{"pause": sandboxHandler, sharedShim: sharedSandboxHandler}
+
+// isSandboxAPI says whether a handler makes pods through the Sandbox API.
+func isSandboxAPI(handler string) bool {
+	return handler == sandboxHandler || handler == sharedSandboxHandler
+}
+
+// isShared says whether pods of a handler share a shim.
+func isShared(handler string) bool { return strings.HasPrefix(handler, sharedShim) }
 
 // eachHandler is eachShim for tests of pods: those of the shim under test are made
 // in both ways that containerd has.
 func eachHandler(t *testing.T, test func(t *testing.T, handler string)) {
 	t.Helper()
 	eachShim(t, test)
-	if slices.Contains(shims, "pause") {
-		t.Run(sandboxHandler, func(t *testing.T) {
-			t.Cleanup(func() { checkLeftovers(t, sandboxHandler) })
-			test(t, sandboxHandler)
-		})
+	for _, shim := range shims {
+		if handler, ok := sandboxHandlers[shim]; ok {
+			t.Run(handler, func(t *testing.T) {
+				t.Cleanup(func() { checkLeftovers(t, handler) })
+				test(t, handler)
+			})
+		}
+	}
+}
+
+// eachPauseHandler is eachHandler without the stock shim, where that differs.
+func eachPauseHandler(t *testing.T, test func(t *testing.T, handler string)) {
+	t.Helper()
+	for _, shim := range shims {
+		for _, handler := range []string{shim, sandboxHandlers[shim]} {
+			if shim == "runc" {
+				continue
+			}
+			t.Run(handler, func(t *testing.T) {
+				t.Cleanup(func() { checkLeftovers(t, handler) })
+				test(t, handler)
+			})
+		}
 	}
 }
 
 // runtimeType is the runtime type of a handler.
 func runtimeType(shim string) string {
-	if shim == "pause" {
-		return node.PauseType
+	switch shim {
+	case "runc":
+		return node.StockType
+	case sharedShim:
+		return node.SharedType
 	}
-	return node.StockType
+	return node.PauseType
 }
 
 // checkLeftovers is the last clean-up of a test.

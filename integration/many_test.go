@@ -85,19 +85,10 @@ func TestManyContainersOfAPodWhoseShimIsKilled(t *testing.T) {
 		}
 		shim, err := p.ShimPid()
 		must(t, err)
+		p.neighbourEndsWithShim()
 		must(t, unix.Kill(shim, unix.SIGKILL))
 		expectNothingOf(t, ids, pids)
 		p.removeInTheEnd()
-	})
-}
-
-// eachPauseHandler is eachHandler without the stock shim, which leaves containers running.
-func eachPauseHandler(t *testing.T, test func(t *testing.T, handler string)) {
-	t.Helper()
-	withPause(t, func(t *testing.T) { test(t, "pause") })
-	t.Run(sandboxHandler, func(t *testing.T) {
-		t.Cleanup(func() { checkLeftovers(t, sandboxHandler) })
-		test(t, sandboxHandler)
 	})
 }
 

@@ -35,7 +35,7 @@ if [ $# = 0 ]; then
 fi
 
 # A failure is in the results.
-run() { integration/hosts.sh -b "$bin" -j "$results" -t 10000 "${1%%.*}" "${1#*.}" "${@:2}" 2>"$results/$1.log" || :; }
+run() { integration/hosts.sh -b "$bin" -j "$results" -t 20000 "${1%%.*}" "${1#*.}" "${@:2}" 2>"$results/$1.log" || :; }
 for cell; do
 	case $cell in
 	v1.*) run "$cell" ;;
@@ -68,4 +68,5 @@ for host in v1 v2 v2-systemd; do
 	done
 done
 "$go" -C integration run ./matrix -into ../docs/hosts.md -by "$by" -head 'host; OCI runtime' \
-	-column 'podsandbox, and plain containers=/pause(/|$)' -column 'Sandbox API=/pause-sandbox(/|$)' "${rows[@]}"
+	-column 'podsandbox, and plain containers=/pause(/|$)' -column 'Sandbox API=/pause-sandbox(/|$)' \
+	-column 'shared shim, all of these=/pause-shared(-sandbox)?(/|$)' "${rows[@]}"

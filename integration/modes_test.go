@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +23,7 @@ func currentHandlers() []node.Handler {
 	return []node.Handler{
 		{Name: "runc-current", Type: node.StockType, OCIRuntime: currentRuntime},
 		{Name: "pause-current", Type: node.StockType, Shim: "containerd-shim-pause-v2", OCIRuntime: currentRuntime},
+		{Name: "pause-shared-current", Type: node.StockType, Shim: "containerd-shim-pause-shared-v2", OCIRuntime: currentRuntime},
 	}
 }
 
@@ -165,6 +167,7 @@ func TestModes(t *testing.T) {
 func expectRefused(t *testing.T, m mode, handler string) {
 	t.Helper()
 	ctx := testContext(t)
+	moveIn(t, handler)
 	p, err := theNode.RunPod(ctx, handler, m.apply)
 	if err != nil {
 		return
@@ -262,15 +265,13 @@ func checkSharing(t *testing.T, p *pod, m mode, a, b string) {
 // containers: there is none but the init of a shared PID namespace.
 func checkProcesses(t *testing.T, p *pod, m mode, containers ...string) {
 	t.Helper()
-	shim, err := p.ShimPid()
-	must(t, err)
 	known := make(map[int]bool)
 	for _, id := range containers {
 		known[p.containerPid(id)] = true
 	}
 	var others []string
-	for _, process := range node.Processes() {
-		if process.Parent == shim && !known[process.Pid] {
+	for _, process := range p.children() {
+		if !known[process.Pid] {
 			others = append(others, strings.Join(process.Args, " "))
 		}
 	}
@@ -279,4 +280,46 @@ func checkProcesses(t *testing.T, p *pod, m mode, containers ...string) {
 		want = "/pause"
 	}
 	expectEqual(t, "other processes of the pod", strings.Join(others, ", "), want)
+}
+
+// children are those of the pod's shim, but for what is in a cgroup of another pod in it.
+func (p *pod) children() (children []node.Process) {
+	p.t.Helper()
+	shim, err := p.ShimPid()
+	must(p.t, err)
+	others := p.cgroupsOfOthers()
+	for _, process := range node.Processes() {
+		if process.Parent != shim {
+			continue
+		}
+		cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", process.Pid))
+		if err != nil {
+			continue // it has ended
+		}
+		if !slices.ContainsFunc(others, func(id string) bool { return strings.Contains(string(cgroup), id) }) {
+			children = append(children, process)
+		}
+	}
+	return children
+}
+
+// cgroupsOfOthers are what the cgroups of all other pods are named by: the ids of the
+// sandboxes and their containers.
+func (p *pod) cgroupsOfOthers() (ids []string) {
+	p.t.Helper()
+	pods, err := theNode.CRI().ListPodSandbox(p.ctx, &runtime.ListPodSandboxRequest{})
+	must(p.t, err)
+	for _, other := range pods.Items {
+		if other.Id != p.ID {
+			ids = append(ids, other.Id)
+		}
+	}
+	containers, err := theNode.CRI().ListContainers(p.ctx, &runtime.ListContainersRequest{})
+	must(p.t, err)
+	for _, c := range containers.Containers {
+		if c.PodSandboxId != p.ID {
+			ids = append(ids, c.Id)
+		}
+	}
+	return ids
 }

@@ -57,6 +57,7 @@ func TestPodsThatPodsandboxRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachHandler(t, func(t *testing.T, handler string) {
+				moveIn(t, handler)
 				p, err := theNode.RunPod(testContext(t), handler, func(c *runtime.PodSandboxConfig) {
 					tc.change(c, c.Linux.SecurityContext)
 				})
@@ -64,7 +65,7 @@ func TestPodsThatPodsandboxRefuses(t *testing.T) {
 					atEnd(t, p.Remove)
 					t.Fatal("no error")
 				}
-				if handler == sandboxHandler && !strings.Contains(err.Error(), tc.want) {
+				if isSandboxAPI(handler) && !strings.Contains(err.Error(), tc.want) {
 					t.Errorf("the error is without %s: %v", tc.want, err)
 				}
 			})

@@ -17,7 +17,7 @@ import (
 // exitWhileAway is what becomes of an exit code 9 that comes when containerd is
 // dead. On its start, containerd 2.4 takes a shim whose task has no process for
 // one that has leaked, and removes it; it then reports 255 for the container.
-var exitWhileAway = map[string]int32{"runc": 255, "pause": 9, sandboxHandler: 9}
+var exitWhileAway = map[string]int32{"runc": 255, "pause": 9, sandboxHandler: 9, sharedShim: 9, sharedSandboxHandler: 9}
 
 func TestContainerdIsKilledWhilePodsRun(t *testing.T) {
 	eachKind(t, func(t *testing.T, shim string, m mode) {
@@ -134,6 +134,7 @@ func TestShimOfPodIsKilled(t *testing.T) {
 		id := p.start("c", "sleep 1000")
 		pid, err := p.ShimPid()
 		must(t, err)
+		p.neighbourEndsWithShim()
 		must(t, unix.Kill(pid, unix.SIGKILL))
 		p.expectNotReady()
 		p.expectExited(id, exitOfKilledShim)
@@ -147,6 +148,7 @@ func TestShimOfEmptyPodIsKilled(t *testing.T) {
 		p := runPod(t, shim, nil)
 		pid, err := p.ShimPid()
 		must(t, err)
+		p.neighbourEndsWithShim()
 		must(t, unix.Kill(pid, unix.SIGKILL))
 		p.expectNotReady()
 		p.removeInTheEnd()
@@ -161,6 +163,7 @@ func TestShimOfTaskIsKilled(t *testing.T) {
 		c.run(c.streams(nil))
 		pid, err := theNode.ShimPid(theNode.ID, c.ID())
 		must(t, err)
+		c.neighbourEndsWithShim()
 		must(t, unix.Kill(pid, unix.SIGKILL))
 		events.expectAll("create", "start", "exit", "delete")
 		forgiveSocket(t, shim)
@@ -176,6 +179,7 @@ func TestShimAndContainerdAreKilled(t *testing.T) {
 		pid, err := p.ShimPid()
 		must(t, err)
 		must(t, theNode.Kill())
+		p.neighbourEndsWithShim()
 		must(t, unix.Kill(pid, unix.SIGKILL))
 		must(t, theNode.Restart(p.ctx))
 		p.expectNotReady()
@@ -188,7 +192,7 @@ func TestShimAndContainerdAreKilled(t *testing.T) {
 }
 
 // podsInSequence says how many pods come and go.
-var podsInSequence = map[string]int{"runc": 10, "pause": 200, sandboxHandler: 50}
+var podsInSequence = map[string]int{"runc": 10, "pause": 200, sandboxHandler: 50, sharedShim: 50, sharedSandboxHandler: 50}
 
 // Pods that come and go leave no file open in the daemon, and nothing else. Its
 // memory is shown only: when Go's runtime gives it back is its own business.
@@ -293,7 +297,7 @@ func TestContainerdIsKilledAtEachStep(t *testing.T) {
 		case "sandbox run":
 			p.exec(p.start("new", "sleep 1000"), "true")
 		case "container created":
-			if handler == sandboxHandler {
+			if isSandboxAPI(handler) {
 				// When it starts, CRI removes the files that the container was to
 				// have; the next one finds them again.
 				id = p.start("again", "sleep 1000")
@@ -317,6 +321,7 @@ func TestShimIsKilledAtEachStep(t *testing.T) {
 		pid, err := p.ShimPid()
 		must(t, err)
 		live(t, p, step)
+		p.neighbourEndsWithShim()
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && (err != unix.ESRCH || step != "sandbox stopped") {
 			t.Fatal(err)
 		}

@@ -77,6 +77,7 @@ func brokenHandlers() []node.Handler {
 	return []node.Handler{
 		{Name: "runc-broken", Type: node.StockType, OCIRuntime: "/no/such/runtime"},
 		{Name: "pause-broken", Type: node.PauseType, OCIRuntime: "/no/such/runtime"},
+		{Name: "pause-shared-broken", Type: node.SharedType, OCIRuntime: "/no/such/runtime"},
 	}
 }
 

@@ -211,6 +211,7 @@ func TestMissingBundle(t *testing.T) {
 func TestMissingRootfs(t *testing.T) {
 	eachShim(t, func(t *testing.T, shim string) {
 		ctx := testContext(t)
+		moveInTask(t, shim)
 		c, err := theNode.Client().NewContainer(ctx, "no-rootfs",
 			containerd.WithNewSpec(oci.WithProcessArgs("true"), oci.WithRootFSPath("/no/such/rootfs"), oci.WithCgroup(theNode.CgroupsPath("no-rootfs"))),
 			containerd.WithRuntime(runtimeType(shim), runtimeOptions(nil)))

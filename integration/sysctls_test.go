@@ -68,6 +68,7 @@ func TestSysctlsThatAreNotThePodsAreRefused(t *testing.T) {
 	} {
 		t.Run(key, func(t *testing.T) {
 			m.eachHandler(t, func(t *testing.T, shim string) {
+				moveIn(t, m.handler(shim))
 				p, err := theNode.RunPod(testContext(t), m.handler(shim), func(c *runtime.PodSandboxConfig) {
 					m.apply(c)
 					c.Linux.Sysctls = map[string]string{key: hostSysctl(t, key)}

@@ -33,8 +33,13 @@ import (
 // theNode is where all tests run, one after the other.
 var theNode *node.Node
 
-// sandboxHandler is the handler by which the shim makes pods through the Sandbox API.
-const sandboxHandler = "pause-sandbox"
+// The handler by which pods share a shim, and those by which the shim makes pods through the
+// Sandbox API.
+const (
+	sharedShim           = "pause-shared"
+	sandboxHandler       = "pause-sandbox"
+	sharedSandboxHandler = "pause-shared-sandbox"
+)
 
 const (
 	// A stuck test should fail, with the daemon's log, long before the whole run does.
@@ -63,7 +68,10 @@ func run(m *testing.M) int {
 	theNode, err = node.Start(ctx, node.Options{
 		Path:       filepath.SplitList(path),
 		OCIRuntime: ociRuntime,
-		Handlers:   []node.Handler{{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"}},
+		Handlers: []node.Handler{
+			{Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim"},
+			{Name: sharedSandboxHandler, Type: node.SharedType, OCIRuntime: ociRuntime, Sandboxer: "shim"},
+		},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

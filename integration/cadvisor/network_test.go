@@ -8,16 +8,36 @@ import (
 	"github.com/google/cadvisor/lib/model"
 )
 
-// handlers are all ways to make a pod. By the Sandbox API there is a sandbox in
-// containerd, but no container, and containers are all that cAdvisor asks it for:
-// it finds a cgroup and does not know whose.
-var handlers = []struct {
-	name  string
-	found bool // by cAdvisor, as a pod's sandbox
-}{
-	{"runc", true}, // the stock shim, with a pause container, shows that the test is right
-	{"pause", true},
-	{sandboxHandler, false},
+// handler is a way to make a pod.
+type handler struct {
+	name   string
+	found  bool // by cAdvisor, as a pod's sandbox
+	shared bool // pods share a shim
+}
+
+// handlers are all ways. By the Sandbox API there is a sandbox in containerd, but no
+// container, and containers are all that cAdvisor asks it for: it finds a cgroup and does
+// not know whose.
+var handlers = []handler{
+	{name: "runc", found: true}, // the stock shim, with a pause container, shows that the test is right
+	{name: "pause", found: true},
+	{name: sharedShim, found: true, shared: true},
+	{name: sandboxHandler},
+	{name: sharedSandboxHandler, shared: true},
+}
+
+// run runs a pod. One that shares its shim has a neighbour there, with counters of its own,
+// so that both sandboxes are threads of one process.
+func (h handler) run(t *testing.T) *pod {
+	t.Helper()
+	if !h.shared {
+		return runPod(t, h.name)
+	}
+	neighbour := runPod(t, h.name)
+	neighbour.exchange()
+	p := runPod(t, h.name)
+	expectEqual(t, "shim", p.shimPid(), neighbour.shimPid())
+	return p
 }
 
 // Either kubelet is there when a pod starts, and cAdvisor sees its cgroup appear;
@@ -34,7 +54,7 @@ func TestCAdvisorFindsNetworkOfPod(t *testing.T) {
 	for _, o := range orders {
 		for _, h := range handlers {
 			t.Run(o.name+"/"+h.name, func(t *testing.T) {
-				c, p := startBoth(t, h.name, o.podFirst)
+				c, p := startBoth(t, h, o.podFirst)
 				eventually(t, "cAdvisor knows "+p.cgroup(), func() bool { return c.Exists(p.cgroup()) })
 				if h.found {
 					c.expectSandbox(t, p)
@@ -56,21 +76,21 @@ func TestCAdvisorFindsNetworkOfPod(t *testing.T) {
 func TestCRIReportsNetworkOfPod(t *testing.T) {
 	for _, h := range handlers {
 		t.Run(h.name, func(t *testing.T) {
-			p := runPod(t, h.name)
+			p := h.run(t)
 			p.expectCounters("PodSandboxStats", p.criStats)
 			p.expectCounters("ListPodSandboxMetrics", p.criMetrics)
 		})
 	}
 }
 
-func startBoth(t *testing.T, handler string, podFirst bool) (*cAdvisor, *pod) {
+func startBoth(t *testing.T, h handler, podFirst bool) (*cAdvisor, *pod) {
 	t.Helper()
 	if podFirst {
-		p := runPod(t, handler)
+		p := h.run(t)
 		return startCAdvisor(t), p
 	}
 	c := startCAdvisor(t)
-	return c, runPod(t, handler)
+	return c, h.run(t)
 }
 
 // expectSandbox checks that cAdvisor knows the pod's sandbox for what it is, and

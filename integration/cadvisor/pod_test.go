@@ -65,6 +65,13 @@ func runPod(t *testing.T, handler string) *pod {
 // cgroup is the name of the sandbox's cgroup in its hierarchies.
 func (p *pod) cgroup() string { return p.Config.Linux.CgroupParent + "/" + p.ID }
 
+func (p *pod) shimPid() int {
+	p.t.Helper()
+	pid, err := p.ShimPid()
+	must(p.t, err)
+	return pid
+}
+
 // inside returns the counters as the container sees them.
 func (p *pod) inside() interfaces {
 	p.t.Helper()

@@ -1,7 +1,8 @@
 // Command demo runs the same pod of two containers on a private containerd: with
-// the stock shim and a pause process, with this project's shim, and with that by
-// the Sandbox API; and shows side by side what there is of each. `make demo` runs it. It needs root,
-// leaves the host's own containerd alone, and removes all that it made.
+// the stock shim and a pause process, with this project's shim, with that by the
+// Sandbox API, and with that shared by many pods; and shows side by side what there is of
+// each. `make demo` runs it. It needs root, leaves the host's own containerd alone, and
+// removes all that it made.
 package main
 
 import (
@@ -95,14 +96,19 @@ func (d *demo) examine(ctx context.Context) (*report, error) {
 		return nil, err
 	}
 	for _, c := range columns {
-		d.progress.step("running the pod with %s", c.runtime)
+		d.progress.step("running %s with %s", c.howMany(), c.runtime)
 		f := finding{column: c}
-		if f.pod, err = runSandbox(ctx, d.node, c, nil); err != nil {
-			return nil, err
+		for range c.pods {
+			p, err := runSandbox(ctx, d.node, c, nil)
+			if err != nil {
+				return nil, err
+			}
+			if err := p.startApp(ctx); err != nil {
+				return nil, err
+			}
+			f.pods = append(f.pods, p)
 		}
-		if err := f.pod.startApp(ctx); err != nil {
-			return nil, err
-		}
+		f.pod = f.pods[c.pods-1] // not the one for which a shared shim was started
 		f.fromHost, f.fromB = f.pod.fromHost(ctx), f.pod.fromB(ctx)
 		r.findings = append(r.findings, f)
 	}
@@ -120,7 +126,7 @@ func (d *demo) examine(ctx context.Context) (*report, error) {
 	for i := range r.findings {
 		f := &r.findings[i]
 		f.times = results[i]
-		if f.anatomy, err = dissect(ctx, f.pod, r.host); err != nil {
+		if f.anatomy, err = dissect(ctx, f.pod, f.pods, r.host); err != nil {
 			return nil, err
 		}
 	}
@@ -150,7 +156,7 @@ func (d *demo) title(ctx context.Context) text {
 			runc = strings.Replace(first, " version", "", 1)
 		}
 	}
-	return join(styled(bold, "The same pod in three ways"),
+	return join(styled(bold, "The same pod in four ways"),
 		styled(dim, "  two containers; %s, %s, %s, %d CPUs", containerd, runc, kernel(), goruntime.NumCPU()))
 }
 

@@ -19,12 +19,21 @@ type column struct {
 	title   string
 	handler string // of CRI
 	runtime string // type
+	pods    int    // how many pods run; with more than one, all in one shim
 }
 
 var columns = []column{
-	{title: "stock shim and pause", handler: "runc", runtime: node.StockType},
-	{title: "no pause process", handler: "pause", runtime: node.PauseType},
-	{title: "nor pause image", handler: sandboxHandler, runtime: node.PauseType + ", Sandbox API"},
+	{title: "stock shim and pause", handler: "runc", runtime: node.StockType, pods: 1},
+	{title: "no pause process", handler: "pause", runtime: node.PauseType, pods: 1},
+	{title: "nor pause image", handler: sandboxHandler, runtime: node.PauseType + ", Sandbox API", pods: 1},
+	{title: "16 pods in one shim", handler: "pause-shared", runtime: node.SharedType, pods: 16},
+}
+
+func (c column) howMany() string {
+	if c.pods == 1 {
+		return "the pod"
+	}
+	return fmt.Sprintf("%d pods", c.pods)
 }
 
 // sandboxHandler is the handler by which containerd leaves the sandbox to the shim.

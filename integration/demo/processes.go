@@ -40,29 +40,28 @@ type thread struct {
 // anatomy is what a running pod consists of.
 type anatomy struct {
 	shim   int
-	holder thread   // of the pod's namespaces: pause, or the main thread of the shim
+	pause  bool     // there is a pause process
+	holder thread   // of the pod's namespaces: pause, or a thread of the shim
 	other  thread   // another thread of the shim, or the shim if it is not the holder
 	apps   []thread // the containers' inits, in the order of app
 
-	tree    []node.Process // the shim and all below it
-	strays  int            // threads of the shim, beside the holder, that are not in the host's namespaces
+	tree    []node.Process // the shim and all below it, but for the containers of other pods
+	strays  int            // threads of the shim, beside the holders, that are not in the host's namespaces
 	threads map[int]int    // number, by pid
 	memory  map[int]int64  // anonymous, in bytes, by pid
 	mounts  []string       // on the host, for the sandbox: what they are
 }
 
-// paused tells whether there is a pause process.
-func (a *anatomy) paused() bool { return a.holder.id != a.shim }
-
-// overhead are the processes that are there for the pod only.
+// overhead are the processes that are there for the pod, or for all pods of the shim.
 func (a *anatomy) overhead() []node.Process {
 	return slices.DeleteFunc(slices.Clone(a.tree), func(p node.Process) bool {
 		return slices.ContainsFunc(a.apps, func(t thread) bool { return t.id == p.Pid })
 	})
 }
 
-// dissect looks at a running pod. host are the namespaces of the host.
-func dissect(ctx context.Context, p *pod, host namespaces) (*anatomy, error) {
+// dissect looks at a running pod. all are the pods of its shim, host are the namespaces of
+// the host.
+func dissect(ctx context.Context, p *pod, all []*pod, host namespaces) (*anatomy, error) {
 	a := &anatomy{}
 	var err error
 	if a.shim, err = p.ShimPid(); err != nil {
@@ -72,7 +71,11 @@ func dissect(ctx context.Context, p *pod, host namespaces) (*anatomy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.findThreads(sandbox, host); err != nil {
+	holders, others, err := neighbours(ctx, p, all, a.shim)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.findThreads(sandbox, holders, host); err != nil {
 		return nil, err
 	}
 	for i, id := range p.containers {
@@ -86,16 +89,41 @@ func dissect(ctx context.Context, p *pod, host namespaces) (*anatomy, error) {
 		}
 		a.apps = append(a.apps, t)
 	}
-	if err := a.findTree(); err != nil {
+	if err := a.findTree(others); err != nil {
 		return nil, err
 	}
 	a.mounts, err = sandboxMounts(p, a.holder.in["net"])
 	return a, err
 }
 
-// findTree fills in the processes, with what they take.
-func (a *anatomy) findTree() error {
-	a.tree = descendants(a.shim)
+// neighbours finds what the other pods of a shim have in it: the threads that hold their
+// namespaces, and the inits of their containers.
+func neighbours(ctx context.Context, p *pod, all []*pod, shim int) (holders, inits []int, err error) {
+	for _, other := range all {
+		if other == p {
+			continue
+		}
+		if pid, err := other.ShimPid(); err != nil || pid != shim {
+			return nil, nil, fmt.Errorf("pod %s is not in shim %d: %d, %w", other.ID, shim, pid, err)
+		}
+		pid, err := other.SandboxPid(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		holders = append(holders, pid)
+		for _, id := range other.containers {
+			if pid, err = other.ContainerPid(ctx, id); err != nil {
+				return nil, nil, err
+			}
+			inits = append(inits, pid)
+		}
+	}
+	return holders, inits, nil
+}
+
+// findTree fills in the processes but for others, with what they take.
+func (a *anatomy) findTree(others []int) error {
+	a.tree = slices.DeleteFunc(descendants(a.shim), func(p node.Process) bool { return slices.Contains(others, p.Pid) })
 	if len(a.tree) == 0 {
 		return fmt.Errorf("shim %d has ended", a.shim)
 	}
@@ -128,21 +156,25 @@ func (a *anatomy) rank(pid int) int {
 }
 
 // findThreads fills in who holds the pod's namespaces, and where the shim's other
-// threads are.
-func (a *anatomy) findThreads(sandbox int, host namespaces) (err error) {
-	name := "main"
-	if sandbox != a.shim {
-		name = "pause"
-	}
-	if a.holder, err = readThread(name, sandbox, sandbox); err != nil {
-		return err
-	}
+// threads are, but for those that hold other pods'.
+func (a *anatomy) findThreads(sandbox int, holders []int, host namespaces) (err error) {
 	ids, err := threadIDs(a.shim)
 	if err != nil {
 		return err
 	}
+	a.pause = !slices.Contains(ids, sandbox)
+	name := "pod's"
+	switch {
+	case a.pause:
+		name = "pause"
+	case sandbox == a.shim:
+		name = "main"
+	}
+	if a.holder, err = readThread(name, sandbox, sandbox); err != nil {
+		return err
+	}
 	for _, id := range ids {
-		if id == sandbox {
+		if id == sandbox || slices.Contains(holders, id) {
 			continue
 		}
 		t, err := readThread("other", a.shim, id)
@@ -159,8 +191,11 @@ func (a *anatomy) findThreads(sandbox int, host namespaces) (err error) {
 			a.strays++
 		}
 	}
-	if a.paused() {
+	switch {
+	case a.pause:
 		a.other.name = "shim"
+	case a.other.id == a.shim:
+		a.other.name = "main"
 	}
 	return nil
 }
@@ -207,6 +242,12 @@ func threadIDs(pid int) ([]int, error) {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
+	// Numbers begin anew when they have reached their limit.
+	main := slices.Index(ids, pid)
+	if main < 0 {
+		return nil, fmt.Errorf("process %d has no main thread", pid)
+	}
+	ids = slices.Insert(slices.Delete(ids, main, main+1), 0, pid)
 	return ids, nil
 }
 

@@ -13,7 +13,8 @@ import (
 // finding is all that is known of one column.
 type finding struct {
 	column
-	pod      *pod
+	pods     []*pod // all that run
+	pod      *pod   // the one that is looked at
 	anatomy  *anatomy
 	fromB    reply
 	fromHost reply
@@ -66,7 +67,7 @@ func (r *report) processes() {
 	var branches [][]text
 	longest := 0
 	for _, f := range r.findings {
-		b := branchTexts(f.anatomy)
+		b := branchTexts(f.anatomy, f.column)
 		branches = append(branches, b)
 		longest = max(longest, len(b))
 	}
@@ -85,10 +86,14 @@ func (r *report) processes() {
 
 // branchTexts are the processes below the shim. The place of pause is kept, so
 // that its absence shows.
-func branchTexts(a *anatomy) []text {
+func branchTexts(a *anatomy, c column) []text {
 	var lines []text
-	if !a.paused() {
-		lines = append(lines, join(styled(dim, "│"), styled(green, "  no pause process")))
+	if !a.pause {
+		said := join(styled(dim, "│"), styled(green, "  no pause process"))
+		if c.pods > 1 {
+			said = join(said, styled(dim, ", and %d more pods", c.pods-1))
+		}
+		lines = append(lines, said)
 	}
 	for i, p := range a.tree[1:] {
 		branch := "├─ "
@@ -112,11 +117,11 @@ func processText(branch string, p node.Process, a *anatomy) text {
 	line := join(styled(dim, "%s", branch), styled(plain, "%d ", p.Pid))
 	for _, t := range a.apps {
 		if t.id == p.Pid {
-			return join(line, styled(plain, "%s  ", args), styled(dim, "container %s", t.name))
+			return join(line, styled(plain, "%s  ", args), styled(dim, "(%s)", t.name))
 		}
 	}
 	s := bold
-	if a.paused() && p.Pid == a.holder.id {
+	if a.pause && p.Pid == a.holder.id {
 		s = red
 	}
 	return join(line, styled(s, "%s", args), styled(dim, "  %s", megabytes(a.memory[p.Pid])))
@@ -125,7 +130,10 @@ func processText(branch string, p node.Process, a *anatomy) text {
 // A cell of this section has a column for each of these threads.
 func (a *anatomy) cast() []thread { return append([]thread{a.other, a.holder}, a.apps...) }
 
-const inodeWidth = len("4026531840") + 1
+const inodeWidth = len("30000") + 3
+
+// short is the end of an inode's number: the beginning is the same for all namespaces.
+func short(inode string) string { return "…" + inode[max(0, len(inode)-5):] }
 
 func (r *report) namespaces() {
 	line := func(f finding, cell func(thread) text) text {
@@ -142,7 +150,7 @@ func (r *report) namespaces() {
 		return line(f, func(t thread) text { return styled(plain, "%d", t.id) })
 	})...)
 	for _, kind := range kinds {
-		r.add(fmt.Sprintf("  %s  host %s", kind, r.host[kind]), r.each(func(f finding) text {
+		r.add(fmt.Sprintf("  %s  host %s", kind, short(r.host[kind])), r.each(func(f finding) text {
 			return line(f, func(t thread) text { return r.inode(kind, t.in[kind], f.anatomy.holder.in[kind]) })
 		})...)
 	}
@@ -155,16 +163,19 @@ func (r *report) inode(kind, inode, held string) text {
 	case inode == r.host[kind]:
 		return styled(dim, "host's")
 	case inode == held && slices.Contains(podKinds, kind):
-		return styled(green, "%s", inode)
+		return styled(green, "%s", short(inode))
 	}
-	return styled(blue, "%s", inode)
+	return styled(blue, "%s", short(inode))
 }
 
 func (r *report) heldBy(f finding) text {
 	a := f.anatomy
 	who := "the pause process"
-	if !a.paused() {
-		who = fmt.Sprintf("the shim's main thread, not its other %d", a.threads[a.shim]-1)
+	switch {
+	case a.holder.id == a.shim:
+		who = fmt.Sprintf("the main thread, not the other %d", a.threads[a.shim]-1)
+	case !a.pause:
+		who = "a thread of the shim for each pod"
 	}
 	return join(r.check(a.strays == 0 && distinct(a.holder.in, r.host, podKinds)), styled(plain, "%s", who))
 }
@@ -182,7 +193,7 @@ func (r *report) shared(f finding) text {
 
 func (r *report) network() {
 	line := func(f finding, reply reply) text {
-		said := styled(plain, "%s: %s", reply.url, reply.body)
+		said := styled(plain, "%s: %s", strings.TrimPrefix(reply.url, "http://"), reply.body)
 		if reply.err != nil {
 			said = styled(red, "%s: %v", reply.url, reply.err)
 		}
@@ -195,12 +206,12 @@ func (r *report) network() {
 
 func (r *report) overhead(idle time.Duration) {
 	r.section("BESIDE THE APP", fmt.Sprintf("memory: Anonymous in smaps_rollup, after %.0f s idle but for containerd's statistics", idle.Seconds()))
-	r.add("  private memory", bars(r, megabytes, func(f finding) int64 {
+	r.add("  private memory a pod", bars(r, megabytes, func(f finding) int64 {
 		var sum int64
 		for _, p := range f.anatomy.overhead() {
 			sum += f.anatomy.memory[p.Pid]
 		}
-		return sum
+		return sum / int64(f.column.pods)
 	})...)
 	r.add("  processes", r.each(func(f finding) text {
 		threads := 0
@@ -208,7 +219,11 @@ func (r *report) overhead(idle time.Duration) {
 		for _, p := range processes {
 			threads += f.anatomy.threads[p.Pid]
 		}
-		return number(len(processes), fmt.Sprintf("with %d threads", threads))
+		note := fmt.Sprintf("with %d threads", threads)
+		if f.column.pods > 1 {
+			note += fmt.Sprintf(", for %d pods", f.column.pods)
+		}
+		return number(len(processes), note)
 	})...)
 	r.add("  mounts on the host", r.each(func(f finding) text {
 		return number(len(f.anatomy.mounts), strings.Join(f.anatomy.mounts, ", "))
@@ -232,7 +247,7 @@ func (r *report) time(rounds int) {
 
 const (
 	valueWidth = len("0.00 MB")
-	barWidth   = 20
+	barWidth   = 12
 )
 
 func megabytes(bytes int64) string { return fmt.Sprintf("%.2f MB", float64(bytes)/1e6) }

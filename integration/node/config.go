@@ -46,6 +46,7 @@ func (n *Node) handlers() ([]Handler, error) {
 	handlers := append([]Handler{
 		{Name: "runc", Type: StockType, OCIRuntime: n.options.OCIRuntime},
 		{Name: "pause", Type: PauseType, OCIRuntime: n.options.OCIRuntime},
+		{Name: "pause-shared", Type: SharedType, OCIRuntime: n.options.OCIRuntime},
 	}, n.options.Handlers...)
 	for i, h := range handlers {
 		if h.Shim == "" {

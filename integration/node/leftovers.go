@@ -21,12 +21,15 @@ const leftoverDeadline = 20 * time.Second
 
 // Leftovers returns what there is on the machine beside the daemon itself: what
 // is left if all pods and containers are said to be gone. It waits for what is
-// about to vanish. What it has returned once, it does not return again.
-func (n *Node) Leftovers(ctx context.Context) []string {
+// about to vanish. What it has returned once, it does not return again, nor what
+// is expected: some of what Present has returned.
+func (n *Node) Leftovers(ctx context.Context, expected ...string) []string {
 	ctx, cancel := context.WithTimeout(ctx, n.options.Patience*leftoverDeadline)
 	defer cancel()
 	for {
-		left := n.leftovers()
+		left := slices.DeleteFunc(n.leftovers(), func(l string) bool {
+			return slices.ContainsFunc(expected, func(e string) bool { return identity(e) == identity(l) })
+		})
 		if len(left) == 0 || ctx.Err() != nil {
 			for _, l := range left {
 				n.reported[l] = true
@@ -35,6 +38,15 @@ func (n *Node) Leftovers(ctx context.Context) []string {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// Present returns what Leftovers would return now, without waiting.
+func (n *Node) Present() []string { return n.leftovers() }
+
+// identity leaves out what changes in the description of a process that goes on.
+func identity(left string) string {
+	before, _, _ := strings.Cut(left, " (parent ")
+	return before
 }
 
 func (n *Node) leftovers() (left []string) {

@@ -25,8 +25,9 @@ import (
 
 // Runtime types of the handlers that every node has.
 const (
-	StockType = "io.containerd.runc.v2"
-	PauseType = "io.containerd.pause.v2"
+	StockType  = "io.containerd.runc.v2"
+	PauseType  = "io.containerd.pause.v2"
+	SharedType = "io.containerd.pause-shared.v2"
 )
 
 // CRINamespace is the containerd namespace of the pods.
@@ -46,11 +47,11 @@ type Options struct {
 	// not one of Path. Those before 2.3 need a program that is isolated (Isolate).
 	Containerd string
 
-	// OCIRuntime is the BinaryName of the handlers "runc" and "pause"; "runc"
+	// OCIRuntime is the BinaryName of the handlers "runc", "pause" and "pause-shared"; "runc"
 	// by default.
 	OCIRuntime string
 
-	// Handlers are runtime handlers beside "runc" and "pause".
+	// Handlers are runtime handlers beside "runc", "pause" and "pause-shared".
 	Handlers []Handler
 
 	// Env is added to the daemon's environment, as "NAME=value".
@@ -217,6 +218,12 @@ func (n *Node) mountRun() error {
 	return nil
 }
 
+// InNamespaces runs a program of the host in the network, UTS and IPC namespaces of a
+// process, and returns what it prints.
+func (n *Node) InNamespaces(ctx context.Context, pid int, args ...string) (string, error) {
+	return n.run(ctx, nil, "nsenter", append([]string{"-t", fmt.Sprint(pid), "-n", "-u", "-i"}, args...)...)
+}
+
 // Socket is the path of containerd's and CRI's socket.
 func (n *Node) Socket() string { return filepath.Join(n.Dir, "containerd.sock") }
 
@@ -230,6 +237,11 @@ func (n *Node) FIFODir() string { return filepath.Join(n.Dir, "fifo") }
 // Bundle is the path of the bundle of a task.
 func (n *Node) Bundle(namespace, id string) string {
 	return filepath.Join(n.Dir, "state", "io.containerd.runtime.v2.task", namespace, id)
+}
+
+// sandboxBundle is the bundle of a sandbox of the Sandbox API.
+func (n *Node) sandboxBundle(namespace, id string) string {
+	return filepath.Join(n.Dir, "state", "io.containerd.sandbox.controller.v1.shim", namespace, id)
 }
 
 // Client is a client whose default namespace is ID.

@@ -2,7 +2,9 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -67,7 +69,7 @@ func readProcess(dir string) (p Process, ok bool) {
 }
 
 // ShimPid is the pid of the shim process that was started for a container, or for
-// the pod that is its group.
+// the pod that is its group, or that has taken it in.
 func (n *Node) ShimPid(namespace, id string) (int, error) {
 	for _, p := range Processes() {
 		if isShim(p) && flag(p.Args, "-namespace") == namespace && flag(p.Args, "-id") == id &&
@@ -75,7 +77,34 @@ func (n *Node) ShimPid(namespace, id string) (int, error) {
 			return p.Pid, nil
 		}
 	}
+	for _, bundle := range []string{n.Bundle(namespace, id), n.sandboxBundle(namespace, id)} {
+		if address, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil {
+			return listenerOf(strings.TrimPrefix(string(address), "unix://"))
+		}
+	}
 	return 0, fmt.Errorf("no shim process for %s in namespace %s", id, namespace)
+}
+
+// listenerOf returns the pid of the process that listens on a socket.
+func listenerOf(path string) (int, error) {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return 0, fmt.Errorf("no shim process: %w", err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var credentials *unix.Ucred
+	var sysErr error
+	err = raw.Control(func(fd uintptr) {
+		credentials, sysErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err := errors.Join(err, sysErr); err != nil {
+		return 0, fmt.Errorf("no shim process: %w", err)
+	}
+	return int(credentials.Pid), nil
 }
 
 // isShim tells a shim that serves from the short-lived calls of the same binary.

@@ -37,11 +37,31 @@ import (
 	"containerd-shim-pause-v2/integration/nodetest"
 )
 
-// sandboxHandler is the handler that makes pods through the Sandbox API.
-const sandboxHandler = "pause-sandbox"
+// sharedShim is the handler of the shim that takes in many pods.
+const sharedShim = "pause-shared"
 
-// shimProgram is the name of the program under test.
-const shimProgram = "containerd-shim-pause-v2"
+// onePodHandler is a handler of the same, by whose options each shim takes in one pod.
+const onePodHandler = "pause-shared-one"
+
+// The handlers that make pods through the Sandbox API.
+const (
+	sandboxHandler       = "pause-sandbox"
+	sharedSandboxHandler = "pause-shared-sandbox"
+)
+
+// isSandboxAPI says whether a handler makes pods through the Sandbox API.
+func isSandboxAPI(handler string) bool {
+	return handler == sandboxHandler || handler == sharedSandboxHandler
+}
+
+// isShared says whether pods of a handler share a shim.
+func isShared(handler string) bool { return handler == sharedShim || handler == sharedSandboxHandler }
+
+// The names of the program under test: the second is a link to the first.
+const (
+	shimProgram   = "containerd-shim-pause-v2"
+	sharedProgram = "containerd-shim-pause-shared-v2"
+)
 
 var (
 	// theNode is where all tests of one release run, one after the other.
@@ -149,7 +169,11 @@ func TestContainerd(t *testing.T) {
 		t.Run(release, func(t *testing.T) {
 			programs := startNode(t, release)
 			t.Run("ctr run", testCtrRun)
-			t.Run("podsandbox", func(t *testing.T) { testPods(t, "runc", "pause") })
+			t.Run("podsandbox", func(t *testing.T) {
+				testPods(t, "runc", "pause", sharedShim)
+				testManyPods(t, sharedShim)
+				runCases(t, []testCase{{"one pod a shim", testOnePodAShim}}, onePodHandler)
+			})
 			if theNode.Version.AtLeast(2, 0) {
 				t.Run("Sandbox API", testPodsBySandboxAPI)
 			}
@@ -167,6 +191,7 @@ func startNode(t *testing.T, release string) (programs string) {
 	t.Helper()
 	programs = t.TempDir()
 	copyProgram(t, findProgram(t, shimProgram), filepath.Join(programs, shimProgram))
+	must(t, os.Symlink(shimProgram, filepath.Join(programs, sharedProgram)))
 	var err error
 	theNode, err = node.Start(t.Context(), node.Options{
 		Path:          append([]string{programs}, searchPath...),
@@ -174,7 +199,11 @@ func startNode(t *testing.T, release string) (programs string) {
 		OCIRuntime:    ociRuntime,
 		SystemdCgroup: systemdCgroup,
 		Patience:      patience,
-		Handlers:      []node.Handler{sandboxAPI(release)},
+		Handlers: []node.Handler{
+			sandboxAPI(release, sandboxHandler, node.PauseType),
+			sandboxAPI(release, sharedSandboxHandler, node.SharedType),
+			{Name: onePodHandler, Type: node.SharedType, OCIRuntime: ociRuntime, Options: "  PodsPerShim = 1\n"},
+		},
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, theNode.Close()) })
@@ -183,12 +212,12 @@ func startNode(t *testing.T, release string) (programs string) {
 	return programs
 }
 
-// sandboxAPI is the handler that makes pods through the Sandbox API. Up to 2.2,
+// sandboxAPI is a handler that makes pods through the Sandbox API. Up to 2.2,
 // containerd then writes into the options of a container, and can do so only with
 // those of the stock shim's type (WithTaskAPIEndpoint in client/task_opts_unix.go).
-func sandboxAPI(release string) node.Handler {
+func sandboxAPI(release, name, runtimeType string) node.Handler {
 	return node.Handler{
-		Name: sandboxHandler, Type: node.PauseType, OCIRuntime: ociRuntime, Sandboxer: "shim",
+		Name: name, Type: runtimeType, OCIRuntime: ociRuntime, Sandboxer: "shim",
 		NoOptions: slices.Compare(numbers(release), []int{2, 3}) < 0,
 	}
 }

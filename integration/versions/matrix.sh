@@ -40,8 +40,9 @@ runc=$(runc --version | awk 'NR == 1 { print $3 }')
 "$go" -C integration run ./matrix -into ../docs/containerd-versions.md -by 'make matrix' -with "runc $runc" -head containerd \
 	-column 'ctr run=/ctr_run/[^/]*/pause$' \
 	-column 'podsandbox pod=/podsandbox/[^/]*/pause$' \
-	-column 'Sandbox API pod=/Sandbox_API/' \
+	-column 'Sandbox API pod=/Sandbox_API/[^/]*/pause-sandbox$' \
 	-column 'upgrade in place=/upgrade/.*/pause$' \
-	-column 'shim replaced=/shim_replaced/' \
+	-column 'shim replaced=/shim_replaced/[^/]*/pause(-sandbox)?$' \
+	-column 'shared shim, all of these=/pause-shared(-sandbox|-one)?$' \
 	-column 'stock shim, the same tests=/runc$' \
 	"${rows[@]}"

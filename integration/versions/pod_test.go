@@ -2,6 +2,7 @@ package versions
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,6 +104,15 @@ func (p *pod) expectExited(id string, code int32) {
 	expectEqual(p.t, "exit code", s.ExitCode, code)
 }
 
+// expectEnded waits until CRI knows that a container has ended, somehow.
+func (p *pod) expectEnded(id string) {
+	p.t.Helper()
+	eventually(p.t, "container has exited", func() bool {
+		s, err := theNode.ContainerStatus(p.ctx, id)
+		return err == nil && s.State == runtime.ContainerState_CONTAINER_EXITED
+	})
+}
+
 func (p *pod) expectNotReady() {
 	p.t.Helper()
 	eventually(p.t, "pod is not ready", func() bool {
@@ -162,6 +172,16 @@ func (p *pod) containerPid(id string) int {
 	pid, err := p.ContainerPid(p.ctx, id)
 	must(p.t, err)
 	return pid
+}
+
+// expectSandboxIn checks that a sandbox is a thread of its shim: the main thread, or one of
+// those of a shim that has many pods.
+func expectSandboxIn(t *testing.T, sandbox, shim int, handler string) {
+	t.Helper()
+	expectEqual(t, "sandbox is the shim's main thread", sandbox == shim, !isShared(handler))
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", shim, sandbox)); err != nil {
+		t.Errorf("the sandbox is no thread of the shim: %v", err)
+	}
 }
 
 func (p *pod) shimPid() int {

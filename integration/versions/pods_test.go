@@ -32,8 +32,9 @@ func testPods(t *testing.T, handlers ...string) {
 
 // testPodsBySandboxAPI runs the tests of pods, and those of what only this way has.
 func testPodsBySandboxAPI(t *testing.T) {
-	testPods(t, sandboxHandler)
-	runCases(t, []testCase{{"no pause image", testNoPauseImage}}, sandboxHandler)
+	testPods(t, sandboxHandler, sharedSandboxHandler)
+	testManyPods(t, sharedSandboxHandler)
+	runCases(t, []testCase{{"no pause image", testNoPauseImage}}, sandboxHandler, sharedSandboxHandler)
 }
 
 func testTwoContainers(t *testing.T, handler string) {
@@ -44,7 +45,7 @@ func testTwoContainers(t *testing.T, handler string) {
 	p.expectJoined(a)
 	p.expectJoined(b)
 	if handler != "runc" {
-		expectEqual(t, "sandbox's pid", p.sandboxPid(), p.shimPid())
+		expectSandboxIn(t, p.sandboxPid(), p.shimPid(), handler)
 	}
 	// By the pod's loopback, from the other container, and from the host.
 	eventually(t, "server answers", func() bool {
@@ -168,7 +169,7 @@ func sharedPid(c *runtime.PodSandboxConfig) {
 }
 
 func testHostNetwork(t *testing.T, handler string) {
-	if handler == sandboxHandler && !theNode.Version.AtLeast(2, 3) {
+	if isSandboxAPI(handler) && !theNode.Version.AtLeast(2, 3) {
 		t.Skip("containerd 2.0 to 2.2 panic: they store the network namespace of a pod, and read the pod's empty spec with " +
 			"it; without one the spec is nil, and used (NewBundle in core/runtime/v2/bundle.go)")
 	}
@@ -193,10 +194,7 @@ func testShimKilled(t *testing.T, handler string) {
 	must(t, unix.Kill(p.shimPid(), unix.SIGKILL))
 	p.expectNotReady()
 	eventually(t, "init has ended", func() bool { return unix.Kill(init, 0) == unix.ESRCH })
-	eventually(t, "container has exited", func() bool {
-		s, err := theNode.ContainerStatus(p.ctx, id)
-		return err == nil && s.State == runtime.ContainerState_CONTAINER_EXITED
-	})
+	p.expectEnded(id)
 	p.removeInTheEnd()
 	forgiveSocket(t, handler)
 }
@@ -204,7 +202,7 @@ func testShimKilled(t *testing.T, handler string) {
 // needsRestart skips a test of pods that containerd does not find again.
 func needsRestart(t *testing.T, handler string) {
 	t.Helper()
-	if handler == sandboxHandler && theNode.Version.String() == "2.0" {
+	if isSandboxAPI(handler) && theNode.Version.String() == "2.0" {
 		t.Skip("containerd 2.0 looks for pods of the Sandbox API in the wrong directory when it starts: LoadExistingShims in " +
 			"plugins/sandbox/controller.go is called with root and state exchanged")
 	}

@@ -14,9 +14,9 @@ import (
 // testReplacedShim replaces the program of the shim under pods and containers that
 // run, as an update of its package does. programs is its directory.
 func testReplacedShim(t *testing.T, programs string) {
-	handlers := []string{"pause"}
+	handlers := []string{"pause", sharedShim}
 	if theNode.Version.AtLeast(2, 0) {
-		handlers = append(handlers, sandboxHandler)
+		handlers = append(handlers, sandboxHandler, sharedSandboxHandler)
 	}
 	version := 0
 	replaced := func(test func(t *testing.T, handler string, replace func())) func(*testing.T, string) {
@@ -30,7 +30,7 @@ func testReplacedShim(t *testing.T, programs string) {
 		{"shim is killed", replaced(testReplacedAndKilled)},
 		{"containerd is killed", replaced(testReplacedAndRestarted)},
 	}, handlers...)
-	runCases(t, []testCase{{"pod by hand", replaced(testReplacedUnderPodByHand)}}, "pause")
+	runCases(t, []testCase{{"pod by hand", replaced(testReplacedUnderPodByHand)}}, "pause", sharedShim)
 }
 
 // replaceShim builds the shim with another version and puts it in the place of the
@@ -42,7 +42,9 @@ func replaceShim(t *testing.T, programs, version string) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("cannot build: %v\n%s", err, out)
 	}
-	must(t, os.Rename(filepath.Join(dir, shimProgram), program))
+	for _, name := range []string{shimProgram, sharedProgram} {
+		must(t, os.Rename(filepath.Join(dir, name), filepath.Join(programs, name)))
+	}
 	must(t, os.Remove(dir))
 	out, err := exec.Command(program, "-v").Output()
 	must(t, err)
@@ -74,12 +76,12 @@ func testReplacedUnderPod(t *testing.T, handler string, replace func()) {
 	must(t, theNode.StopContainer(p.ctx, old, 60))
 	p.expectExited(old, 9)
 	must(t, theNode.RemoveContainer(p.ctx, old))
-	p.remove()
-	// A pod that is started now is served by the new program.
+	// A pod that is started now is served by the new program, even if the old shim has room.
 	next := runPod(t, handler, nil)
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", next.shimPid()))
 	must(t, err)
 	expectEqual(t, "program", filepath.Base(exe), shimProgram)
+	p.remove()
 	next.remove()
 }
 
