@@ -74,8 +74,10 @@ type pace struct {
 }
 
 const (
-	pipeSize  = 64 << 10 // pipe(7), "Pipe capacity"
-	largeSize = 256 << 10
+	pipeSize = 64 << 10 // pipe(7), "Pipe capacity"
+
+	// largeSize is the kernel's limit for users without privileges (/proc/sys/fs/pipe-max-size).
+	largeSize = 1 << 20
 
 	// shortestNap is the shortest sleep of an idle Go program.
 	shortestNap = time.Millisecond
