@@ -370,15 +370,15 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 	return &sandboxapi.ShutdownSandboxResponse{}, nil
 }
 
-// serves reports whether the shim was started for a sandbox of which there is nothing, so
-// that only room is left to give back. A shim that is not shared must have nothing else.
+// serves reports whether there is nothing of a sandbox but room to give back, so that a
+// shutdown of it has succeeded. A shim that is not shared must have been started for it, and
+// have nothing else. For a shared shim it is any sandbox that it does not know: a containerd
+// that was killed after the shim had removed a sandbox asks again, and if it heard "not
+// found", it would keep the bundle (controllerLocal.Shutdown in plugins/sandbox/controller.go
+// of 2.4).
 func (s *Service) serves(id string) bool {
-	if s.host.Shared {
-		_, ok := s.expects(id)
-		return ok
-	}
 	_, err := s.supervisor.Task(id)
-	return err != nil && id == s.host.ID && !s.supervisor.HasOthers(id)
+	return err != nil && (s.host.Shared || id == s.host.ID && !s.supervisor.HasOthers(id))
 }
 
 // end ends the shim after a sandbox. One that is shared goes on if it has other tasks.

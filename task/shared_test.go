@@ -124,7 +124,7 @@ func TestShutdownOfASandboxLeavesTheOthers(t *testing.T) {
 		t.Errorf("removed were %q", n.removed)
 	}
 	n.mu.Unlock()
-	wantKind(t, n.shutDown("a"), errdefs.IsNotFound, "not found")
+	proctest.Must(t, n.shutDown("a")) // again, by a containerd that was killed before it heard
 
 	proctest.Must(t, n.shutDown("b"))
 	n.wantTasks("alone")
@@ -257,7 +257,7 @@ func TestCreateThatFailedLeavesRoomUntilItIsShutDown(t *testing.T) {
 	proctest.Must(t, n.shutDown("pod"))
 	_, err = status("pod")
 	wantKind(t, err, errdefs.IsNotFound, "not found")
-	wantKind(t, n.shutDown("pod"), errdefs.IsNotFound, "not found")
+	proctest.Must(t, n.shutDown("pod"))
 	n.wantExpected()
 }
 
