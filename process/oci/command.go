@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RunToEnd runs an OCI runtime and waits for it; when ctx ends, it kills the runtime.
+// RunToEnd runs an OCI runtime and waits for it; when ctx ends, it kills the runtime, and
+// what that has started. Processes of containers are in sessions of their own, and live on.
 // A nil file in stdio stands for /dev/null. If there is neither standard output nor
 // standard error, it returns the beginning of what the runtime has written to them.
 // It calls started, if not nil, once the runtime has started.
@@ -53,7 +54,7 @@ func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started fun
 		Files: files,
 		// The kernel sends the signal when the thread that has forked ends (prctl(2)). No
 		// thread that runs this ends before the shim does.
-		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true},
 	})
 	if err != nil {
 		return "", &os.PathError{Op: "fork/exec", Path: path, Err: err}
@@ -90,12 +91,14 @@ func wasKilled(err error) bool {
 	return errors.As(err, &killed)
 }
 
-// await waits for a child that nobody else reaps, and kills it if ctx ends first.
+// await waits for a child that nobody else reaps, and kills it with its process group if ctx
+// ends first: runc for instance makes user namespaces in a child that is stopped until runc
+// kills it.
 func await(ctx context.Context, pid int) (status unix.WaitStatus, err error) {
 	killed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(killed)
-		_ = unix.Kill(pid, unix.SIGKILL) // the pid is the child's: wait4 comes after this
+		_ = unix.Kill(-pid, unix.SIGKILL) // the number is the child's: wait4 comes after this
 	})
 	_ = reap.AwaitExit(pid) // it fails only if there is no such child, and so does wait4
 	if !stop() {

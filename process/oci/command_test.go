@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"containerd-shim-pause-v2/process/proctest"
+
+	"golang.org/x/sys/unix"
 )
 
 func sh(ctx context.Context, t *testing.T, command string, stdio [3]*os.File) (string, error) {
@@ -71,6 +75,39 @@ func TestRunToEndIsKilledWithItsContext(t *testing.T) {
 	_, err := sh(ctx, t, "exec sleep 1000", [3]*os.File{})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What a runtime that is killed has started would stay for ever, if it waits for the runtime.
+// A process of a container is in a session of its own.
+func TestWhatAKilledRuntimeHasStartedIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(proctest.Context(t))
+	defer cancel()
+	pidIn := func(name string) (pid int) {
+		proctest.Eventually(t, name+" runs", func() bool {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err == nil {
+				pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+			}
+			return err == nil
+		})
+		return pid
+	}
+	done := make(chan error)
+	go func() {
+		_, err := sh(ctx, t, "cd "+dir+`; sh -c 'kill -STOP $$' & echo $! >helper
+			setsid sh -c 'echo $$ >container; exec sleep 1000' & wait`, [3]*os.File{})
+		done <- err
+	}()
+	helper, container := pidIn("helper"), pidIn("container")
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	proctest.Eventually(t, "the helper has ended", func() bool { return errors.Is(unix.Kill(helper, 0), unix.ESRCH) })
+	if err := unix.Kill(container, unix.SIGKILL); err != nil {
+		t.Errorf("the container's process: %v", err)
 	}
 }
 
