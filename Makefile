@@ -34,6 +34,9 @@ FUZZTIME ?= 1m
 # How long random RPCs are sent to shims.
 CAMPAIGN ?= 5m
 
+# How many pods come and go in shared shims.
+WAVE ?= 1000
+
 # More arguments of go test for the integration tests. Which shims and which OCI
 # runtime they use is said by the environment, see integration/main_test.go.
 ARGS ?=
@@ -140,6 +143,11 @@ fuzz: ## run each fuzz target for FUZZTIME=1m; make test runs their seeds
 campaign: setup build ## send random RPCs to shims with the race detector for CAMPAIGN=5m, see TestCampaign (root)
 	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_CAMPAIGN=$(CAMPAIGN) \
 		$(GO) test -v -count=1 -timeout 0 -run '^TestCampaign$$' $(ARGS) .
+
+.PHONY: wave
+wave: setup build ## have WAVE=1000 pods come and go in shared shims, see TestWaveOfPodsInSharedShims (root)
+	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_WAVE=$(WAVE) \
+		$(GO) test -v -count=1 -timeout 0 -run '^TestWaveOfPodsInSharedShims$$' $(ARGS) .
 
 .PHONY: vulncheck
 vulncheck: build ## look the program and its sources up in Go's vulnerability database, which must be reachable

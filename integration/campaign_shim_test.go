@@ -215,7 +215,12 @@ func (s *handShim) stacks() (text string, byCreator map[string]int) {
 	eventually(s.t, "shim "+s.id+" shows its stacks", func() bool { return strings.Count(s.logged(), stacksEnd) > before })
 	log := s.logged()
 	text = log[strings.LastIndex(log, stacksBegin):strings.LastIndex(log, stacksEnd)]
-	byCreator = make(map[string]int)
+	return text, countByCreator(text)
+}
+
+// countByCreator counts the goroutines whose stacks are in a text.
+func countByCreator(text string) map[string]int {
+	byCreator := make(map[string]int)
 	for _, stack := range strings.Split(text, "\n\n") {
 		creator := "nobody"
 		if m := createdBy.FindStringSubmatch(stack); m != nil {
@@ -223,7 +228,7 @@ func (s *handShim) stacks() (text string, byCreator map[string]int) {
 		}
 		byCreator[creator]++
 	}
-	return text, byCreator
+	return byCreator
 }
 
 var createdBy = regexp.MustCompile(`(?m)^created by (\S+)`)

@@ -89,18 +89,21 @@ func (m mode) handler(shim string) string {
 	return shim
 }
 
-// eachKind runs a test with pods that differ in what the sandbox is made of.
+// kinds are pods that differ in what the sandbox is made of.
+var kinds = map[string]mode{
+	"usual":                          {pid: modeContainer},
+	"shared PID":                     {pid: modePod},
+	"host's PID":                     {pid: modeNode},
+	"host's network":                 {pid: modeContainer, net: modeNode},
+	"user namespace":                 {pid: modeContainer, user: true},
+	"user namespace, shared PID":     {pid: modePod, user: true},
+	"user namespace, host's network": {pid: modeContainer, net: modeNode, user: true},
+}
+
+// eachKind runs a test with pods of each kind.
 func eachKind(t *testing.T, test func(t *testing.T, shim string, m mode)) {
 	t.Helper()
-	for name, m := range map[string]mode{
-		"usual":                          {pid: modeContainer},
-		"shared PID":                     {pid: modePod},
-		"host's PID":                     {pid: modeNode},
-		"host's network":                 {pid: modeContainer, net: modeNode},
-		"user namespace":                 {pid: modeContainer, user: true},
-		"user namespace, shared PID":     {pid: modePod, user: true},
-		"user namespace, host's network": {pid: modeContainer, net: modeNode, user: true},
-	} {
+	for name, m := range kinds {
 		t.Run(name, func(t *testing.T) {
 			m.eachHandler(t, func(t *testing.T, shim string) { test(t, shim, m) })
 		})

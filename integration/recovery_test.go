@@ -229,14 +229,20 @@ func TestPodsLeaveNoFilesOpen(t *testing.T) {
 	})
 }
 
-// daemonMemory is the daemon's private memory, as proc_pid_status(5) has it.
+// daemonMemory is the daemon's private memory.
 func daemonMemory(t *testing.T) string {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", theNode.DaemonPid()))
+	return fmt.Sprintf("%d kB", anonymousMemory(t, theNode.DaemonPid()))
+}
+
+// anonymousMemory is the private memory of a process in kB, as proc_pid_status(5) has it.
+func anonymousMemory(t *testing.T, pid int) (kB int) {
+	t.Helper()
+	status := readFile(t, fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(status, "RssAnon:")
+	_, err := fmt.Sscan(rest, &kB)
 	must(t, err)
-	_, rest, _ := strings.Cut(string(status), "RssAnon:")
-	anon, _, _ := strings.Cut(rest, "\n")
-	return strings.TrimSpace(anon)
+	return kB
 }
 
 func total(files map[string]int) (n int) {

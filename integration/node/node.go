@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -81,7 +82,7 @@ type Handler struct {
 }
 
 // Node is a running node. Its methods may be called from many goroutines, but
-// for those that start and stop things.
+// for those that start and stop things; CRI, and what calls it, also beside those.
 type Node struct {
 	// Dir holds all files of the node. Its base name is the ID.
 	Dir string
@@ -309,9 +310,11 @@ func (n *Node) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	n.conn, err = grpc.NewClient("unix://"+n.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
+	if n.conn == nil {
+		n.conn, err = grpc.NewClient("unix://"+n.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(reconnect))
+		if err != nil {
+			return err
+		}
 	}
 	for {
 		_, err = n.CRI().Version(ctx, &runtime.VersionRequest{}, grpc.WaitForReady(true))
@@ -322,20 +325,28 @@ func (n *Node) connect(ctx context.Context) (err error) {
 	}
 }
 
+// reconnect is how soon CRI's connection is there again after the start of the daemon.
+var reconnect = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.6, MaxDelay: 100 * time.Millisecond},
+	MinConnectTimeout: time.Second,
+}
+
+// disconnect leaves CRI's connection alone. Like kubelet's, it outlives the daemon: who calls while
+// there is none gets an error, and may call again.
 func (n *Node) disconnect() {
 	if n.client != nil {
 		n.client.Close()
 	}
-	if n.conn != nil {
-		n.conn.Close()
-	}
-	n.client, n.conn = nil, nil
+	n.client = nil
 }
 
 // Close stops the daemon and removes the node with all that there is of it,
 // pods that run included. To know what a test left, call Leftovers before.
 func (n *Node) Close() error {
 	err := n.Stop()
+	if n.conn != nil {
+		n.conn.Close()
+	}
 	err = errors.Join(err, purge(n.Dir))
 	if err == nil {
 		n.guard.dismiss()
