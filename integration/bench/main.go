@@ -152,7 +152,7 @@ var (
 		members:  podsPerShim,
 		idle:     30,
 		megabyte: 512, outputs: 5,
-		execs:    []int{1, 100, 1000, 3000},
+		execs:    []int{1, 100, 1000, 10000},
 		restarts: []int{1, 100, 300, 1000},
 	}
 	few = amount{
