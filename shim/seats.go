@@ -58,7 +58,7 @@ type seats struct {
 	closed  bool            // guarded by mu: the process is about to end
 }
 
-// settleInterval is how often a shim looks whether the `start` that has taken a seat uses it.
+// settleInterval is how often a shared shim looks whether a seat is still used.
 // It is a variable for the tests.
 var settleInterval = 10 * time.Second
 
@@ -115,20 +115,18 @@ func (s *seats) checkLater(id string, taken seat) {
 	time.AfterFunc(s.settle, func() { s.check(id, taken) })
 }
 
-// check gives a seat back if it turns out that the `start` which has taken it was killed, or
-// has gone to another shim, or that its pod has been given up. Nobody else may come to ask
-// this one to end.
+// check gives a seat back once nobody uses it: the `start` which has taken it was killed, or
+// has gone to another shim, or its pod has been given up while this shim could not be
+// reached. Nobody else may come to ask the shim to end. It goes on for as long as the seat
+// is taken.
 func (s *seats) check(id string, taken seat) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.taken[id] != taken {
-		return
-	}
-	if path, err := readAddress(taken.bundle); err == nil && unixScheme+path == s.address {
-		return
-	}
-	s.sweep()
-	if s.taken[id] == taken {
+	switch {
+	case s.taken[id] != taken:
+	case s.isUnused(taken):
+		s.evict(id, taken)
+	default:
 		s.checkLater(id, taken)
 	}
 }
@@ -202,15 +200,21 @@ func (s *seats) stop() {
 }
 
 // sweep gives back seats that nobody will use, which a `start` or a containerd that was
-// killed has left. If there is a pod, it has been given up. The caller holds mu.
+// killed has left. The caller holds mu.
 func (s *seats) sweep() {
 	for id, taken := range s.taken {
 		if s.isUnused(taken) {
-			s.leave(id)
-			s.leaving[id]++
-			go s.abandon(id, taken)
+			s.evict(id, taken)
 		}
 	}
+}
+
+// evict gives back a seat that nobody uses. If there is a pod, it has been given up. The
+// caller holds mu.
+func (s *seats) evict(id string, taken seat) {
+	s.leave(id)
+	s.leaving[id]++
+	go s.abandon(id, taken)
 }
 
 // isUnused says whether containerd knows a seat's bundle no longer, or has another shim for
@@ -253,8 +257,13 @@ func (s *seats) abandoned(id string) {
 	}
 }
 
-// register serves the RPCs of a shared shim.
+// register serves the RPCs of a shared shim, and begins to check the seat of the first pod.
 func (s *seats) register(server *ttrpc.Server) {
+	s.mu.Lock()
+	for id, first := range s.taken {
+		s.checkLater(id, first)
+	}
+	s.mu.Unlock()
 	method := func(f func(ctx context.Context, id, bundle string) error) ttrpc.Method {
 		return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 			var r sandboxapi.CreateSandboxRequest

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
 )
 
 const ownAddress = unixScheme + "/run/test/pool-x-0"
@@ -164,6 +165,36 @@ func TestSeatOfAStartThatWasKilledIsGivenBack(t *testing.T) {
 	wantSeat(t, s, "settled", true)
 	wantSeat(t, s, "killed", false)
 	wantSeat(t, s, "elsewhere", false)
+}
+
+// A containerd that could not reach the shim has removed the bundle, and nobody asks this
+// shim for a seat again. That can be long after the pod was started.
+func TestPodOfWhichTheBundleGoesLaterIsGivenUp(t *testing.T) {
+	for name, begin := range map[string]func(s *seats, bundle string){
+		"the first": func(s *seats, _ string) {
+			server, err := ttrpc.NewServer()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.register(server)
+		},
+		"another": func(s *seats, bundle string) { mustTake(t, s, "first", bundle) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, givenUp := newTestSeats(t)
+			s.settle = time.Millisecond
+			bundle := s.taken["first"].bundle
+			begin(s, bundle)
+			time.Sleep(20 * s.settle) // it has been looked at often
+			wantSeat(t, s, "first", true)
+			if err := os.RemoveAll(bundle); err != nil {
+				t.Fatal(err)
+			}
+			if got := <-givenUp; got != "first "+bundle {
+				t.Errorf("given up is %s", got)
+			}
+		})
+	}
 }
 
 // What is given up late must not be the next of the same name.

@@ -428,10 +428,17 @@ func (s *Service) removeAll(ctx context.Context, t *process.Task) error {
 	return s.remove(ctx, t)
 }
 
+// forgottenLimit bounds how long the deletion of a sandbox may wait for containers that
+// containerd has forgotten.
+const forgottenLimit = 5 * time.Second
+
 // removeForgotten removes the containers of a sandbox that has been deleted, if containerd has
 // forgotten them. When it starts, it may find a container's bundle damaged and remove that,
-// without a word to the shim. The shim would never end.
+// without a word to the shim. The shim would never end. What takes too long is left: the
+// sandbox has been deleted, and the client waits to hear that.
 func (s *Service) removeForgotten(ctx context.Context, sandboxID string) {
+	ctx, cancel := context.WithTimeout(ctx, forgottenLimit)
+	defer cancel()
 	for _, m := range s.supervisor.Members(sandboxID) {
 		if _, err := os.Stat(m.Bundle); !errors.Is(err, fs.ErrNotExist) {
 			continue
