@@ -16,6 +16,9 @@ import (
 // with a user namespace need and Debian 12's runc cannot.
 const currentRuntime = "runc-current"
 
+// genericHandler has options of the type that CRI sends to all shims but the stock one.
+const genericHandler = "pause-generic"
+
 // currentHandlers are handlers with that one. containerd gives options to a task
 // in a user namespace only if the runtime type is the stock shim's, so that this
 // project's shim is selected by its path here (see the README).
@@ -24,6 +27,7 @@ func currentHandlers() []node.Handler {
 		{Name: "runc-current", Type: node.StockType, OCIRuntime: currentRuntime},
 		{Name: "pause-current", Type: node.StockType, Shim: "containerd-shim-pause-v2", OCIRuntime: currentRuntime},
 		{Name: "pause-shared-current", Type: node.StockType, Shim: "containerd-shim-pause-shared-v2", OCIRuntime: currentRuntime},
+		{Name: genericHandler, Type: node.PauseType, OCIRuntime: currentRuntime},
 	}
 }
 

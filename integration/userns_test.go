@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,31 @@ func eachUserMode(t *testing.T, test func(t *testing.T, shim string, m mode)) {
 			m.eachHandler(t, func(t *testing.T, shim string) { test(t, shim, m) })
 		})
 	}
+}
+
+// kubelet runs no pod with a user namespace by a handler for which CRI does not announce them.
+func TestUserNamespacesAreAnnouncedWhereContainersCanHaveThem(t *testing.T) {
+	withPause(t, func(t *testing.T) {
+		ctx := testContext(t)
+		status, err := theNode.CRI().Status(ctx, &runtime.StatusRequest{})
+		must(t, err)
+		announced := make(map[string]bool)
+		for _, h := range status.RuntimeHandlers {
+			announced[h.Name] = h.Features.GetUserNamespaces()
+		}
+		for _, handler := range []string{"runc-current", "pause-current", "pause-shared-current", genericHandler} {
+			p := runPod(t, handler, mode{user: true}.apply)
+			id, err := p.CreateContainer(ctx, "c", []string{"sleep", "1000"}, nil)
+			must(t, err)
+			err = theNode.StartContainer(ctx, id)
+			expectEqual(t, "whether user namespaces are announced for "+handler, announced[handler], err == nil)
+			if handler == genericHandler {
+				expectEqual(t, "whether containerd could not add to the options", strings.Contains(fmt.Sprint(err), "runtimeoptions.v1.Options"), true)
+			} else {
+				must(t, err)
+			}
+		}
+	})
 }
 
 // volume mounts a directory of the host, with the mappings of the pod if mapped.

@@ -129,7 +129,11 @@ var testConfig = &Config{
 		if binary == "/no/features" {
 			return nil, errors.New("no such command" + badText)
 		}
-		return &features.Features{OCIVersionMin: "1.0.0", Annotations: map[string]string{"binary": binary}}, nil
+		return &features.Features{
+			OCIVersionMin: "1.0.0",
+			Annotations:   map[string]string{"binary": binary},
+			Linux:         &features.Linux{Namespaces: []string{"ipc", "user", "uts"}},
+		}, nil
 	},
 }
 

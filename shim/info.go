@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -40,8 +42,13 @@ func (c *call) printInfo(ctx context.Context) error {
 	// An OCI runtime need not have the `features` command.
 	if f, err := c.config.Features(ctx, options.Runc.BinaryName); err != nil {
 		fmt.Fprintln(c.stderr, printable(fmt.Sprintf("%s: features are left out: %s", c.runtime(), err)))
-	} else if info.Features, err = encodeFeatures(f); err != nil {
-		return err
+	} else {
+		if isGeneric(info.Options) {
+			leaveOutUserNamespaces(f)
+		}
+		if info.Features, err = encodeFeatures(f); err != nil {
+			return err
+		}
 	}
 
 	answer, err := proto.Marshal(info)
@@ -52,6 +59,20 @@ func (c *call) printInfo(ctx context.Context) error {
 		return fmt.Errorf("cannot write answer to containerd: %w", err)
 	}
 	return nil
+}
+
+// leaveOutUserNamespaces keeps CRI from announcing user namespaces for a handler whose options
+// are generic, and so kubelet from running pods that need them: the first container of such a
+// pod would fail. containerd adds the owner of a container's streams to the handler's options,
+// and can do so only if these are runc's, or if there are none (WithUIDOwner in
+// client/task_opts_unix.go of containerd 2.4.2). Nothing that the shim answers changes that,
+// because containerd fails before it calls the shim.
+func leaveOutUserNamespaces(f *features.Features) {
+	if f != nil && f.Linux != nil {
+		f.Linux.Namespaces = slices.DeleteFunc(f.Linux.Namespaces, func(name string) bool {
+			return name == string(specs.UserNamespace)
+		})
+	}
 }
 
 func encodeFeatures(f *features.Features) (*anypb.Any, error) {

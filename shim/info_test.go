@@ -3,12 +3,14 @@ package shim
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -23,9 +25,15 @@ func TestInfo(t *testing.T) {
 		options    *anypb.Any
 		noFeatures bool
 		binary     string
+		namespaces []string
 	}{
-		{name: "no options"},
-		{name: "runc options", options: runc("/usr/bin/crun"), binary: "/usr/bin/crun"},
+		{name: "no options", namespaces: []string{"ipc", "user", "uts"}},
+		{name: "runc options", options: runc("/usr/bin/crun"), binary: "/usr/bin/crun", namespaces: []string{"ipc", "user", "uts"}},
+		{
+			name:    "generic options, with which containers in user namespaces fail",
+			options: generic(t, &runtimeoptions.Options{ConfigBody: []byte("BinaryName = '/usr/bin/crun'")}),
+			binary:  "/usr/bin/crun", namespaces: []string{"ipc", "uts"},
+		},
 		{name: "a runtime without features", options: runc("/no/features"), noFeatures: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -61,6 +69,9 @@ func TestInfo(t *testing.T) {
 			var f features.Features
 			if err := json.Unmarshal(info.Features.Value, &f); err != nil || f.Annotations["binary"] != tc.binary {
 				t.Errorf("features are %s, error %v", info.Features.Value, err)
+			}
+			if !slices.Equal(f.Linux.Namespaces, tc.namespaces) {
+				t.Errorf("namespaces are %v, want %v", f.Linux.Namespaces, tc.namespaces)
 			}
 		})
 	}

@@ -105,8 +105,12 @@ func DecodeOptions(a *anypb.Any) (*HandlerOptions, error) {
 }
 
 func isOptions(a *anypb.Any) bool {
-	return a.MessageIs((*options.Options)(nil)) || a.MessageIs((*runtimeoptions.Options)(nil))
+	return a.MessageIs((*options.Options)(nil)) || isGeneric(a)
 }
+
+// isGeneric says whether the options are those that CRI sends for any runtime type but that
+// of the stock shim.
+func isGeneric(a *anypb.Any) bool { return a.MessageIs((*runtimeoptions.Options)(nil)) }
 
 // fromTOML decodes the config_body of generic options, or else the file at config_path.
 // It ignores unknown keys, as containerd does.
