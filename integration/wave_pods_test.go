@@ -157,7 +157,7 @@ func (w *wave) runPod(plan wavePod) (*node.Pod, error) {
 			kinds[plan.kind].apply(c)
 			c.Labels = map[string]string{waveLabel: number}
 		})
-		if err == nil || !w.hasPassed(era) {
+		if err == nil || !w.hasPassed(era) && !metLostSnapshot(err) {
 			return p, err
 		}
 		w.count("RunPodSandbox")
@@ -204,7 +204,7 @@ func (w *wave) start(p *node.Pod, c waveContainer) (*waveTask, error) {
 		if err == nil {
 			return &waveTask{waveContainer: c, id: id, era: era}, nil
 		}
-		if !w.hasPassed(era) {
+		if !w.hasPassed(era) && !metLostSnapshot(err) {
 			return nil, err
 		}
 		w.count("CreateContainer and StartContainer")
@@ -322,6 +322,13 @@ func (w *wave) hasForgotten(c *waveTask, s *runtime.ContainerStatus) bool {
 		}
 	}
 	return false
+}
+
+// metLostSnapshot says whether a call failed since a containerd that was killed had made the directory of a snapshot,
+// and not yet written it down. The next snapshot gets the same number, finds the directory, fails, and removes it
+// (createSnapshot in plugins/snapshots/overlay/overlay.go of 2.4.2).
+func metLostSnapshot(err error) bool {
+	return strings.Contains(err.Error(), "/snapshots/new-") && strings.HasSuffix(err.Error(), "file exists")
 }
 
 // again makes a call again, as kubelet does, if it fails since containerd ends meanwhile.

@@ -35,13 +35,9 @@ const (
 	podsPerShim = 32
 )
 
-// TestWaveOfPodsInSharedShims is a campaign of its own, `make wave`: PAUSE_TEST_WAVE says how many pods. A containerd
-// that is killed leaves some things in a state in which it refuses calls for a time, not all of which are known
-// here. PAUSE_TEST_SEED repeats what the pods are, but not the order in which they meet.
+// TestWaveOfPodsInSharedShims is a campaign, `make wave`, and a short form of it: PAUSE_TEST_WAVE says how many pods.
+// PAUSE_TEST_SEED repeats what the pods are, but not the order in which they meet.
 func TestWaveOfPodsInSharedShims(t *testing.T) {
-	if os.Getenv("PAUSE_TEST_WAVE") == "" {
-		t.Skip("it is run by make wave")
-	}
 	withShared(t, "wave", func(t *testing.T) {
 		n := int(numberFrom(t, "PAUSE_TEST_WAVE", 40))
 		seed := numberFrom(t, "PAUSE_TEST_SEED", uint64(time.Now().UnixNano()))
