@@ -88,6 +88,7 @@ func isThread(pid, tid int) bool {
 // expectUndisturbed expects that pods, and new ones, do all that a pod does, and one goes.
 func expectUndisturbed(t *testing.T, handler string, shim int, pods ...*tenant) {
 	t.Helper()
+	expectLogged(t, shim) // see others.expectUndisturbed
 	expectLives(t, pods...)
 	expectWorks(t, pods...)
 	next := newTenant(t, handler, node.HostNetwork)
@@ -255,6 +256,8 @@ func newOthers(t *testing.T) *others {
 // all events of these arrive.
 func (o *others) expectUndisturbed() {
 	o.t.Helper()
+	// For its stacks the shim stops all its threads for a moment, as garbage collection does.
+	expectLogged(o.t, o.shim)
 	for i := range 2 {
 		must(o.t, numberedExec(o.c, i))
 		c := newContainer(o.t, sharedShim, sh("while ! [ -e /end ]; do sleep 0.05; done; echo output; exit 4"))

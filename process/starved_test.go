@@ -28,7 +28,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 				release()
 				release = proctest.UseUpDescriptors(t, later) // others' requests have taken them
 			}
-			_, err := oci.RunToEnd(proctest.Context(t), []string{"sh", "-c", "sleep 0.1; echo >" + done}, [3]*os.File{}, started)
+			_, err := oci.RunToEnd(proctest.Context(t), nil, []string{"sh", "-c", "sleep 0.1; echo >" + done}, [3]*os.File{}, started)
 			release()
 			switch missing := os.Remove(done); {
 			case err == nil && missing != nil:
@@ -53,7 +53,7 @@ func TestRunToEndWithoutDescriptors(t *testing.T) {
 		ctx, cancel := context.WithCancel(proctest.Context(t))
 		defer cancel()
 		defer reaper.Hold()()
-		_, err := oci.RunToEnd(ctx, []string{"sleep", "100000"}, [3]*os.File{}, func() {
+		_, err := oci.RunToEnd(ctx, nil, []string{"sleep", "100000"}, [3]*os.File{}, func() {
 			t.Cleanup(proctest.UseUpDescriptors(t, 0))
 			cancel()
 		})

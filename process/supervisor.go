@@ -21,6 +21,7 @@ type Supervisor struct {
 	namespace string      // containerd's
 	thread    *pod.Thread // nil if each sandbox has a thread of its own
 	reaper    *reap.Reaper
+	starter   *oci.Starter
 	events    Events
 
 	mu      sync.Mutex
@@ -51,6 +52,7 @@ func NewSupervisor(namespace string, thread *pod.Thread, reaper *reap.Reaper, ev
 		namespace: namespace,
 		thread:    thread,
 		reaper:    reaper,
+		starter:   oci.NewStarter(),
 		events:    events,
 		entries:   make(map[string]*entry),
 	}
@@ -111,7 +113,7 @@ func (h *Supervisor) create(ctx context.Context, r CreateRequest) (t *Task, err 
 }
 
 func (h *Supervisor) ociRuntime(bundle string, o oci.Options) *oci.Runtime {
-	return &oci.Runtime{Options: o, Namespace: h.namespace, Bundle: bundle, Reaper: h.reaper}
+	return &oci.Runtime{Options: o, Namespace: h.namespace, Bundle: bundle, Reaper: h.reaper, Starter: h.starter}
 }
 
 // Release ends all sandboxes that a shim still has when it ends. It does not wait longer

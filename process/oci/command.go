@@ -21,9 +21,11 @@ import (
 // standard error, it returns the beginning of what the runtime has written to them.
 // It calls started, if not nil, once the runtime has started.
 //
+// The starter may be nil in a process whose threads do not end before it.
+//
 // It does not use os/exec, which forks another process at its first use, to find out
 // what the kernel can do, and keeps a thread for each process that it waits for.
-func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started func()) (out string, err error) {
+func RunToEnd(ctx context.Context, starter *Starter, args []string, stdio [3]*os.File, started func()) (out string, err error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
 		return "", err
@@ -49,12 +51,10 @@ func RunToEnd(ctx context.Context, args []string, stdio [3]*os.File, started fun
 		}
 		files[i] = f.Fd()
 	}
-	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{
+	pid, err := starter.forkExec(path, args, &syscall.ProcAttr{
 		Env:   runtimeEnvironment(os.Environ()),
 		Files: files,
-		// The kernel sends the signal when the thread that has forked ends (prctl(2)). No
-		// thread that runs this ends before the shim does.
-		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}, // see Starter
 	})
 	if err != nil {
 		return "", &os.PathError{Op: "fork/exec", Path: path, Err: err}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,7 @@ import (
 func sh(ctx context.Context, t *testing.T, command string, stdio [3]*os.File) (string, error) {
 	t.Helper()
 	defer reaper.Hold()()
-	return RunToEnd(ctx, []string{"sh", "-c", command}, stdio, nil)
+	return RunToEnd(ctx, nil, []string{"sh", "-c", command}, stdio, nil)
 }
 
 func TestRunToEnd(t *testing.T) {
@@ -34,7 +35,7 @@ func TestRunToEnd(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", command, err, want)
 		}
 	}
-	_, err := RunToEnd(proctest.Context(t), []string{"no-such-program"}, [3]*os.File{}, nil)
+	_, err := RunToEnd(proctest.Context(t), nil, []string{"no-such-program"}, [3]*os.File{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
 		t.Errorf("got %v", err)
 	}
@@ -75,6 +76,40 @@ func TestRunToEndIsKilledWithItsContext(t *testing.T) {
 	_, err := sh(ctx, t, "exec sleep 1000", [3]*os.File{})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The kernel kills a runtime when the thread ends that has forked, which may be any of Go's.
+func TestRuntimeOutlivesTheThreadOfItsCaller(t *testing.T) {
+	defer reaper.Hold()()
+	in, w, err := os.Pipe()
+	proctest.Must(t, err)
+	defer in.Close()
+	defer w.Close()
+	pidFile, proof := filepath.Join(t.TempDir(), "pid"), filepath.Join(t.TempDir(), "proof")
+	caller := make(chan int, 1)
+	go func() {
+		runtime.LockOSThread()
+		command := "echo $$ >" + pidFile + "; read line; echo $line >" + proof
+		_, _ = RunToEnd(proctest.Context(t), NewStarter(), []string{"sh", "-c", command}, [3]*os.File{in}, func() {
+			proctest.Eventually(t, "the runtime runs", func() bool { text, err := os.ReadFile(pidFile); return err == nil && len(text) > 0 })
+			caller <- unix.Gettid()
+			runtime.Goexit() // and so does the thread, to which the goroutine is locked
+		})
+	}()
+	thread := filepath.Join("/proc/self/task", strconv.Itoa(<-caller))
+	proctest.Eventually(t, "the caller's thread has ended", func() bool { _, err := os.Stat(thread); return errors.Is(err, os.ErrNotExist) })
+	_, err = w.WriteString("alive\n")
+	proctest.Must(t, err)
+	text, err := os.ReadFile(pidFile)
+	proctest.Must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	proctest.Must(t, err)
+	var status unix.WaitStatus
+	_, err = unix.Wait4(pid, &status, 0, nil)
+	proctest.Must(t, err)
+	if got, _ := os.ReadFile(proof); string(got) != "alive\n" {
+		t.Errorf("the runtime ended with %#x, and read %q", status, got)
 	}
 }
 

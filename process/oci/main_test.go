@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"os"
+	"runtime"
 	"testing"
 
 	"containerd-shim-pause-v2/process/proctest"
@@ -11,6 +12,9 @@ import (
 
 // All tests share one reaper: a second one would mistake the children of the first for orphans.
 var reaper *reap.Reaper
+
+// The main thread never ends, so that no test may have it.
+func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
 	proctest.BecomeSubreaper()

@@ -73,6 +73,7 @@ type Runtime struct {
 	// CgroupsPath is the container's, from its spec; empty if others use that cgroup, too.
 	CgroupsPath string
 	Reaper      *reap.Reaper  // nil in a process that does not reap
+	Starter     *Starter      // nil in a process whose threads do not end before it
 	Force       time.Duration // for a delete by force; zero means forceTimeout
 }
 
@@ -133,7 +134,7 @@ func (r *Runtime) run(ctx context.Context, c call) error {
 		args = append(args, "--systemd-cgroup")
 	}
 	args = append(append(append(args, c.verb), c.args...), c.id)
-	out, err := RunToEnd(ctx, args, c.stdio, c.started)
+	out, err := RunToEnd(ctx, r.Starter, args, c.stdio, c.started)
 	if err == nil {
 		return nil
 	}
