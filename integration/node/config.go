@@ -78,7 +78,7 @@ func (n *Node) config(handlers []Handler) string {
 		"$cdi", when(n.Version.hasCDI(), "cdi_spec_dirs = ['"+n.Dir+"/cdi']"),
 	).WriteString(b, template) //nolint:errcheck // a strings.Builder has no errors
 	if n.Version.hasNRI() {
-		fmt.Fprintf(b, "\n[plugins.'io.containerd.nri.v1.nri']\n  socket_path = '%[1]s/nri.sock'\n  plugin_path = '%[1]s/nri/plugins'\n  plugin_config_path = '%[1]s/nri/conf.d'\n", n.Dir)
+		fmt.Fprintf(b, "\n[plugins.'io.containerd.nri.v1.nri']\n  socket_path = '%[2]s'\n  plugin_path = '%[1]s/nri/plugins'\n  plugin_config_path = '%[1]s/nri/conf.d'\n", n.Dir, n.NRISocket())
 	}
 	if n.Version.hasSocketDir() && !n.oldSockets {
 		fmt.Fprintf(b, "\n[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = '%s/s'\n", n.Dir)

@@ -228,6 +228,10 @@ func (n *Node) InNamespaces(ctx context.Context, pid int, args ...string) (strin
 // Socket is the path of containerd's and CRI's socket.
 func (n *Node) Socket() string { return filepath.Join(n.Dir, "containerd.sock") }
 
+// NRISocket is the path of the socket for plugins of the Node Resource Interface, if containerd
+// has that (since 1.7).
+func (n *Node) NRISocket() string { return filepath.Join(n.Dir, "nri.sock") }
+
 // RuntimeRoot is the Root that the handlers give to the OCI runtime; it keeps its
 // state in subdirectories of it, one for each containerd namespace.
 func (n *Node) RuntimeRoot() string { return filepath.Join(n.Dir, "oci") }
