@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"containerd-shim-pause-v2/process/launch"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -148,7 +150,7 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // the hook and its children
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(state), &out, &out
 	cmd.WaitDelay = time.Second // a process that the hook leaves behind may hold the output open
-	err := cmd.Run()
+	err := execute(cmd)
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 		return nil
@@ -159,6 +161,20 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 		return fmt.Errorf("%w: %s", err, text)
 	}
 	return err
+}
+
+// execute runs a command to its end. Its program may be on a file system that hangs.
+func execute(cmd *exec.Cmd) error {
+	program, err := launch.Start(cmd)
+	if err != nil {
+		return err
+	}
+	err = program.Await()
+	ended := cmd.Wait()
+	if err != nil {
+		return err
+	}
+	return ended
 }
 
 // message keeps the beginning of a hook's output for an error message.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"time"
 
+	"containerd-shim-pause-v2/process/launch"
 	"containerd-shim-pause-v2/process/reap"
 
 	"golang.org/x/sys/unix"
@@ -76,9 +77,11 @@ func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger,
 	cmd.ExtraFiles = []*os.File{outR, errR, readyW}
 
 	defer r.Reaper.Hold()()
-	if err := cmd.Start(); err != nil {
+	program, err := launch.Start(cmd)
+	if err != nil {
 		return nil, fmt.Errorf("cannot start the logging program %s: %w", uri.Path, err)
 	}
+	defer program.Close()
 	l := &logger{child: r.Reaper.Claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
 	// The reaper owns the process from here on. os.Process would keep a pidfd open.
 	err = cmd.Process.Release()
@@ -93,7 +96,14 @@ func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger,
 	CloseAll(outR, errR, readyW)
 	ctx, cancel := context.WithTimeoutCause(ctx, r.ReadyTimeout, fmt.Errorf("timed out after %v", r.ReadyTimeout))
 	defer cancel()
-	if err := awaitReady(ctx, readyR, uri.Scheme == "binary-v2"); err != nil {
+	err = awaitReady(ctx, readyR, uri.Scheme == "binary-v2")
+	if ctx.Err() == nil {
+		// This does not take long: the program is executed, or its process has ended.
+		if notExecuted := program.Await(); notExecuted != nil {
+			err = notExecuted
+		}
+	}
+	if err != nil {
 		l.kill()
 		return nil, fmt.Errorf("cannot use the logging program %s: %w", uri.Path, err)
 	}
