@@ -12,22 +12,63 @@ import (
 	"containerd-shim-pause-v2/integration/node"
 )
 
-// hanging is an OCI runtime that hangs in create while a file is there.
-var hanging struct{ path, hangs, arrived string }
+// hanging is an OCI runtime that hangs in create while a file is there. While another file is
+// there, it waits in create for the end of that.
+var hanging hangingRuntime
+
+type hangingRuntime struct{ path, hangs, arrived, waits, passes string }
+
+// hold has creates wait.
+func (h *hangingRuntime) hold(t *testing.T) {
+	t.Helper()
+	must(t, os.WriteFile(h.waits, nil, 0o600))
+	t.Cleanup(func() {
+		left, _ := filepath.Glob(h.waits + "*") // the pattern is well-formed
+		for _, path := range append(left, h.passes) {
+			os.Remove(path)
+		}
+	})
+}
+
+// letGo has the creates that wait go on.
+func (h *hangingRuntime) letGo(t *testing.T) {
+	t.Helper()
+	must(t, os.Remove(h.waits))
+}
+
+// pass lets other creates pass those that wait while f runs.
+func (h *hangingRuntime) pass(t *testing.T, f func()) {
+	t.Helper()
+	must(t, os.WriteFile(h.passes, nil, 0o600))
+	f()
+	must(t, os.Remove(h.passes))
+}
+
+// held is how many creates wait.
+func (h *hangingRuntime) held() int {
+	files, _ := filepath.Glob(h.waits + ".*") // the pattern is well-formed
+	return len(files)
+}
 
 // hangingHandlers are CRI handlers with that runtime, which is made in dir.
 func hangingHandlers(dir string) ([]node.Handler, error) {
 	hanging.path = filepath.Join(dir, "hanging-runtime")
 	hanging.hangs, hanging.arrived = hanging.path+".hangs", hanging.path+".arrived"
+	hanging.waits, hanging.passes = hanging.path+".waits", hanging.path+".passes"
 	script := fmt.Appendf(nil, `#!/bin/sh
 for a; do
 	if [ "$a" = create ] && [ -e %[1]s ]; then
 		: >%[2]s
 		exec sleep 100000
 	fi
+	if [ "$a" = create ] && [ -e %[4]s ] && ! [ -e %[5]s ]; then
+		: >%[4]s.$$
+		while [ -e %[4]s ]; do sleep 0.05; done
+		rm %[4]s.$$
+	fi
 done
 exec %[3]s "$@"
-`, hanging.hangs, hanging.arrived, ociRuntime)
+`, hanging.hangs, hanging.arrived, ociRuntime, hanging.waits, hanging.passes)
 	return []node.Handler{
 		{Name: "pause-hanging", Type: node.PauseType, OCIRuntime: hanging.path},
 		{Name: "pause-sandbox-hanging", Type: node.PauseType, OCIRuntime: hanging.path, Sandboxer: "shim"},
