@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,9 +75,27 @@ func whileStuck(t *testing.T, stuck func() bool, calls []*later, others func()) 
 	}
 }
 
-// hasCaller says whether anybody waits for a file system.
-func hasCaller(f *proctest.ServedFile) func() bool {
-	return func() bool { return len(f.Callers()) > 0 }
+// hangsBelow says whether a shim, or a process that it has started, waits for a file system.
+func hangsBelow(t *testing.T, shim int, f *proctest.ServedFile) func() bool {
+	t.Helper()
+	return func() bool {
+		return slices.ContainsFunc(f.Callers(), func(tid int) bool {
+			for pid := tid; pid > 1; {
+				if pid == shim || isThread(shim, pid) {
+					return true
+				}
+				status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+				if err != nil {
+					return false // it has ended
+				}
+				_, after, _ := strings.Cut(string(status), "\nPPid:")
+				if _, err := fmt.Sscan(after, &pid); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return false
+		})
+	}
 }
 
 // isThread says whether a process has a thread.
@@ -115,7 +134,7 @@ func TestVolumeThatHangsInCreateHoldsUpNoOtherPod(t *testing.T) {
 		must(t, err)
 		volume.Hang()
 		started := start(t, "the start of the container", func() error { return theNode.StartContainer(stuck.ctx, id) })
-		whileStuck(t, hasCaller(volume), []*later{started}, func() {
+		whileStuck(t, hangsBelow(t, stuck.shim, volume), []*later{started}, func() {
 			expectUndisturbed(t, handler, stuck.shim, other)
 			expectLives(t, stuck) // its other container, too
 		})
@@ -227,7 +246,7 @@ func TestExecThatHangsHoldsUpNoOtherPod(t *testing.T) {
 			}
 			return err
 		})
-		whileStuck(t, hasCaller(program), []*later{executed}, func() {
+		whileStuck(t, hangsBelow(t, stuck.shim, program), []*later{executed}, func() {
 			expectUndisturbed(t, handler, stuck.shim, other)
 			expectLives(t, stuck)
 		})
@@ -260,14 +279,18 @@ func (o *others) expectUndisturbed() {
 	expectLogged(o.t, o.shim)
 	for i := range 2 {
 		must(o.t, numberedExec(o.c, i))
-		c := newContainer(o.t, sharedShim, sh("while ! [ -e /end ]; do sleep 0.05; done; echo output; exit 4"))
+		c := newContainer(o.t, sharedShim, sh("read line; echo $line; exit 4"))
 		events := subscribe(o.t, c)
-		c.run(c.streams(nil))
+		stdin, in := io.Pipe()
+		c.run(c.streams(stdin))
 		shim, err := theNode.ShimPid(theNode.ID, c.ID())
 		must(o.t, err)
 		expectEqual(o.t, "shim of the next container", shim, o.shim)
-		c.exec("e", nil, nil, "touch", "/end").mustFinish(0)
+		c.exec("e", nil, nil, "true").mustFinish(0)
+		_, err = in.Write([]byte("output\n"))
+		must(o.t, err)
 		expectEqual(o.t, "exit code", c.wait(), 4)
+		in.Close()
 		expectEqual(o.t, "output", c.out.String(), "output\n")
 		c.remove()
 		events.expect("delete")
@@ -399,7 +422,7 @@ func TestHookThatCannotBeReadHoldsUpNoOtherContainer(t *testing.T) {
 					c := newContainer(t, sharedShim, cfg)
 					file.Hang()
 					lived := start(t, "the "+what, func() error { return c.live(c.ctx) })
-					whileStuck(t, hasCaller(file), []*later{lived}, others.expectUndisturbed)
+					whileStuck(t, hangsBelow(t, others.shim, file), []*later{lived}, others.expectUndisturbed)
 					file.Resume()
 					must(t, lived.wait())
 					expectEqual(t, "hooks", l.order(), strings.Join(hookKinds, " "))
@@ -429,7 +452,7 @@ func TestLoggerThatCannotBeReadHoldsUpNoOtherContainer(t *testing.T) {
 			}
 			return c.task.Start(c.ctx)
 		})
-		whileStuck(t, hasCaller(file), []*later{ran}, others.expectUndisturbed)
+		whileStuck(t, hangsBelow(t, others.shim, file), []*later{ran}, others.expectUndisturbed)
 		file.Resume()
 		must(t, ran.wait())
 		expectEqual(t, "exit code", exitCode(t, c.exited), 6)
