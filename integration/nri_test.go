@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"containerd-shim-pause-v2/integration/node"
 )
 
 // nriPlugin is a plugin of containerd's Node Resource Interface. It notes what happens to pods and
@@ -161,7 +163,7 @@ func TestNRIPlugin(t *testing.T) {
 			expectEqual(t, "mount", p.exec(id, "cat /by-plugin/text"), "from the plugin")
 			expectEqual(t, "memory limit", memoryLimit(t, uint32(init)), strconv.Itoa(nriLimit))
 			var spec specs.Spec
-			must(t, json.Unmarshal([]byte(readFile(t, filepath.Join(theNode.Bundle("k8s.io", id), "config.json"))), &spec))
+			must(t, json.Unmarshal([]byte(readFile(t, filepath.Join(theNode.Bundle(node.CRINamespace, id), "config.json"))), &spec))
 			expectEqual(t, "annotation", spec.Annotations["plugin.example/pod"], name)
 			var state specs.State
 			must(t, json.Unmarshal([]byte(readFile(t, filepath.Join(plugin.dir, id+".state"))), &state))

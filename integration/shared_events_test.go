@@ -48,7 +48,7 @@ func newGatekeeper(t *testing.T) *gatekeeper {
 	server, err := ttrpc.NewServer()
 	must(t, err)
 	eventsapi.RegisterTTRPCEventsService(server, g)
-	go server.Serve(context.Background(), l) //nolint:errcheck // it ends by Close
+	go server.Serve(context.Background(), l) // it ends by Close
 	t.Cleanup(func() { server.Close() })
 	return g
 }

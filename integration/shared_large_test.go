@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/oci"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"containerd-shim-pause-v2/integration/node"
 )
 
 // specSize is the size of a large OCI spec in bytes, more than ttrpc has in one message.
@@ -33,10 +35,10 @@ func annotated() oci.SpecOpts {
 	return oci.WithAnnotations(annotations)
 }
 
-// expectLarge expects that the spec of a container is large.
-func expectLarge(t *testing.T, namespace, id string) {
+// expectLarge expects that the spec of a pod's container is large.
+func expectLarge(t *testing.T, id string) {
 	t.Helper()
-	st, err := os.Stat(filepath.Join(theNode.Bundle(namespace, id), "config.json"))
+	st, err := os.Stat(filepath.Join(theNode.Bundle(node.CRINamespace, id), "config.json"))
 	must(t, err)
 	if st.Size() < specSize {
 		t.Errorf("the spec of %s has %d bytes", id, st.Size())
@@ -65,7 +67,7 @@ func TestLargeSpecsHoldUpNoOtherPod(t *testing.T) {
 			hanging.letGo(t)
 			for i, id := range ids {
 				must(t, calls[i].wait())
-				expectLarge(t, "k8s.io", id)
+				expectLarge(t, id)
 				expectEqual(t, "masked file", large.exec(id, "cat /proc/version"), "")
 			}
 			expectLives(t, pods...)
