@@ -8,6 +8,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,7 +50,8 @@ func execute(args []string) {
 		os.Exit(failed)
 	}
 	unix.CloseOnExec(pipe)
-	errno, _ := syscall.Exec(path, rest[:n], rest[n:]).(syscall.Errno)
+	var errno syscall.Errno
+	errors.As(syscall.Exec(path, rest[:n], rest[n:]), &errno)
 	report := os.NewFile(uintptr(pipe), "report")
 	_, _ = fmt.Fprint(report, int(errno)) // without a reader there is nobody to tell
 	os.Exit(failed)
