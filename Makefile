@@ -1,6 +1,8 @@
 # containerd-shim-pause-v2: build, try out, test. `make help` lists the targets.
 
 NAME     := containerd-shim-pause-v2
+# The installer for nodes of Kubernetes, see deploy/README.md.
+INSTALLER := containerd-shim-pause-install
 # The name under which pods share a shim.
 SHARED   := containerd-shim-pause-shared-v2
 PREFIX   ?= /usr/local
@@ -23,10 +25,15 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION) $(ENTRY
 ROOMS   := ./cmd/... ./shim/... ./task/... ./process/... ./cgroups/...
 
 # Packages that have package entry in their test programs.
-LINKED  := ./cmd/... ./shim/...
+LINKED  := ./cmd/$(NAME) ./shim ./shim/entry
 
 # The architectures that containerd is released for.
 ARCHES := amd64 arm64 ppc64le riscv64 s390x
+
+# The image of the installer: its name, its architectures, and its time in seconds of the epoch.
+IMAGE        ?= registry.example/containerd-shim-pause-v2:$(subst +,-,$(VERSION))
+IMAGE_ARCHES := amd64 arm64
+IMAGE_TIME   ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 
 # How long each fuzz target runs.
 FUZZTIME ?= 1m
@@ -80,6 +87,22 @@ build: ## build the shim, static, into bin/ (GOARCH=arm64 for another machine)
 build-all: ## build the shim for each architecture that containerd has, into bin/ARCH/
 	@for arch in $(ARCHES); do $(MAKE) --no-print-directory build GOARCH=$$arch BIN=$(BIN)/$$arch || exit; done
 
+.PHONY: build-installer
+build-installer: ## build the installer for nodes of Kubernetes, static, into bin/
+	CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o $(BIN)/$(INSTALLER) ./cmd/$(INSTALLER)
+
+.PHONY: image
+image: ## write an image of shim and installer, as an OCI archive, to bin/image.tar: IMAGE=registry.example/name:tag
+	@for arch in $(IMAGE_ARCHES); do \
+		$(MAKE) --no-print-directory build build-installer GOARCH=$$arch BIN=$(BIN)/image/$$arch || exit; \
+	done
+	cd integration && $(GO) run ./image -out $(BIN)/image.tar -name $(IMAGE) -time $(IMAGE_TIME) -version $(VERSION) -revision $(REVISION) \
+		-file $(CURDIR)/LICENSE $(foreach a,$(IMAGE_ARCHES),-platform $(a)=$(BIN)/image/$(a)/$(NAME),$(BIN)/image/$(a)/$(INSTALLER))
+
+.PHONY: manifests
+manifests: ## make the manifests in deploy/base of the Helm chart in deploy/chart
+	cd integration && $(GO) run ./manifests
+
 .PHONY: install
 install: build ## install the shim, and the link for pods that share one, into $(DESTDIR)$(PREFIX)/bin
 	install -D -m 755 $(BIN)/$(NAME) $(DESTDIR)$(PREFIX)/bin/$(NAME)
@@ -107,14 +130,15 @@ test: setup build ## run all tests, with the set-up that they need, here and in 
 test-here: unit
 	$(MAKE) --no-print-directory integration
 	$(MAKE) --no-print-directory versions
+	$(MAKE) --no-print-directory installer
 	$(MAKE) --no-print-directory cadvisor
 
 .PHONY: unit
 unit: ## run the unit tests as the program is built, and with the race detector
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -ldflags '$(ENTRY)' -count=1 -timeout 10m $(LINKED)
-	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -timeout 10m ./task/... ./process/... ./cgroups/...
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -timeout 10m ./shim/install ./cmd/$(INSTALLER)/... ./task/... ./process/... ./cgroups/...
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(ROOMS)
-	cd integration && $(GO) test -count=1 ./bench ./demo ./matrix
+	cd integration && $(GO) test -count=1 ./bench ./demo ./image ./manifests ./matrix
 
 .PHONY: integration
 integration: ## run the integration tests only; make setup and make build come before (root)
@@ -125,6 +149,12 @@ versions: ## run the tests with the oldest and the newest containerd; RELEASES='
 	@integration/setup.sh -t $(TOOLS) containerds $(RELEASES)
 	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_CONTAINERDS=$(subst $(space),$(comma),$(strip $(RELEASES))) \
 		$(GO) test -v -count=1 -timeout 30m $(ARGS) ./versions
+
+.PHONY: installer
+installer: build ## run the tests of the installer with the oldest and the newest containerd; RELEASES='1.7 2.0' for others (root)
+	@integration/setup.sh -t $(TOOLS) containerds $(RELEASES)
+	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_CONTAINERDS=$(subst $(space),$(comma),$(strip $(RELEASES))) \
+		$(GO) test -v -count=1 -timeout 30m $(ARGS) ./installer
 
 .PHONY: cadvisor
 cadvisor: ## run the tests with cAdvisor (root)

@@ -20,7 +20,7 @@ require (
 	golang.org/x/sys v0.49.0
 	google.golang.org/grpc v1.83.2
 	google.golang.org/protobuf v1.36.12
-	k8s.io/cri-api v0.37.0 // for tests only
+	k8s.io/cri-api v0.37.0 // for tests and the installer, not in the shim
 )
 
 require github.com/opencontainers/go-digest v1.0.0

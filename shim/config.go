@@ -79,6 +79,10 @@ type Config struct {
 	// containerd can make sandboxes.
 	SandboxImage func(w io.Writer, name string) error
 
+	// Install copies the running program, with its second name, into a directory, and Uninstall
+	// removes it from there. Both write a line to w about each file.
+	Install, Uninstall func(w io.Writer, dir string) error
+
 	// JoinCgroup puts a process into an existing cgroup. path is the cgroup's
 	// path below the root, as the option ShimCgroup gives it.
 	JoinCgroup func(path string, pid int) error
@@ -217,6 +221,8 @@ type flags struct {
 	socket    string // path to serve on, for a shim that containerd has not started
 	debug     bool
 	image     *string // name of a sandbox image to write; nil if none
+	install   *string // directory to install into; nil if none
+	uninstall *string // directory to uninstall from; nil if none
 	version   bool
 	info      bool
 	action    string
@@ -233,6 +239,10 @@ func (c *call) run(ctx context.Context, args []string) error {
 		return c.printInfo(ctx)
 	case c.image != nil:
 		return c.config.SandboxImage(c.stdout, *c.image)
+	case c.install != nil:
+		return c.config.Install(c.stdout, *c.install)
+	case c.uninstall != nil:
+		return c.config.Uninstall(c.stdout, *c.uninstall)
 	case c.namespace == "":
 		return errors.New("-namespace is missing: give a containerd namespace")
 	case c.id == "":
@@ -263,6 +273,14 @@ func (f *flags) parse(args []string, usage io.Writer) error {
 	set.BoolVar(&f.info, "info", false, "read runtime options from stdin, write RuntimeInfo to stdout, and exit")
 	set.Func("sandbox-image", "write an archive of a sandbox image with this `name` to stdout, for ctr -n k8s.io images import -, and exit", func(name string) error {
 		f.image = &name
+		return nil
+	})
+	set.Func("install", "copy this program into the directory `dir`, with the link for pods that share a shim, and exit", func(dir string) error {
+		f.install = &dir
+		return nil
+	})
+	set.Func("uninstall", "remove this program and its link from the directory `dir`, and exit", func(dir string) error {
+		f.uninstall = &dir
 		return nil
 	})
 	set.StringVar(&f.namespace, "namespace", "", "containerd namespace")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -267,6 +268,27 @@ func TestVersionHasTheFormOfTheStockShim(t *testing.T) {
 		lines := strings.Split(out.String(), "\n")
 		if len(lines) != 6 || lines[1] != "  Version:  1.2.3" || lines[2] != "  Revision: abcdef" || !strings.HasPrefix(lines[3], "  Go version: go") {
 			t.Errorf("%s printed %q", arg, out.String())
+		}
+	}
+}
+
+func TestInstallAndUninstallGetTheDirectory(t *testing.T) {
+	say := func(what string) func(io.Writer, string) error {
+		return func(w io.Writer, dir string) error {
+			_, err := io.WriteString(w, what+dir)
+			return err
+		}
+	}
+	config := &Config{Install: say("into "), Uninstall: say("from ")}
+	for args, want := range map[string]string{
+		"-install /usr/local/bin":  "into /usr/local/bin",
+		"-uninstall=/usr/bin":      "from /usr/bin",
+		"-debug -install relative": "into relative",
+	} {
+		var out bytes.Buffer
+		c := &call{config: config, stdout: &out}
+		if err := c.run(t.Context(), strings.Fields(args)); err != nil || out.String() != want {
+			t.Errorf("%s: %q, %v", args, out.String(), err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"runtime"
 
@@ -14,6 +15,7 @@ import (
 	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
 	"containerd-shim-pause-v2/shim"
+	"containerd-shim-pause-v2/shim/install"
 	"containerd-shim-pause-v2/task"
 
 	"google.golang.org/protobuf/types/known/anypb"
@@ -24,6 +26,9 @@ var (
 	version  = "unknown"
 	revision = "unknown"
 )
+
+// self is this program, even if its file has been removed (proc_pid_exe(5)).
+const self = "/proc/self/exe"
 
 // The main thread is the pod's sandbox, because /proc/<pid>/ns shows its
 // namespaces. A goroutine that locks its thread during initialization keeps the
@@ -44,6 +49,8 @@ func main() {
 		},
 		PodAnnotation: oci.SandboxIDAnnotation,
 		SandboxImage:  writeSandboxImage,
+		Install:       func(w io.Writer, dir string) error { return install.Program(w, self, dir, install.Shim) },
+		Uninstall:     func(w io.Writer, dir string) error { return install.RemoveProgram(w, self, dir, install.Shim) },
 		Serve:         func(ctx context.Context, p *shim.Instance) (func(), error) { return serve(ctx, p, thread), nil },
 		Intercept:     task.Intercept,
 		Delete:        deleteTask,
