@@ -48,6 +48,9 @@ WAVE ?= 1000
 # runtime they use is said by the environment, see integration/main_test.go.
 ARGS ?=
 
+# Which handlers the scenarios of Kubernetes are run with, see integration/kubernetes; all if it is empty.
+KUBE_HANDLERS ?=
+
 # The releases of containerd that the tests are run with, see integration/setup.sh.
 RELEASES ?= 1.6 2.4
 
@@ -159,6 +162,17 @@ installer: build ## run the tests of the installer with the oldest and the newes
 .PHONY: cadvisor
 cadvisor: ## run the tests with cAdvisor (root)
 	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 30m $(ARGS) ./cadvisor
+
+.PHONY: kubernetes
+kubernetes: setup build ## run scenarios on a Kubernetes node with each handler: KUBE_HANDLERS=runc,pause ARGS='-run TestExec' (root; 15 minutes more the first time)
+	@integration/setup.sh -t $(TOOLS) kubernetes
+	@PAUSE_TEST_HANDLERS=$(KUBE_HANDLERS) integration/kubernetes/run.sh -b $(BIN) $(ARGS)
+
+.PHONY: kubernetes-node
+kubernetes-node: setup build ## bring a Kubernetes node up, say how to use it, wait for ^C (root)
+	@integration/setup.sh -t $(TOOLS) kubernetes
+	cd integration && $(GO) build -o $(BIN)/kubernetes-node ./kubernetes/up
+	@$(BIN)/kubernetes-node -path $(BIN):$(TOOLS)
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=1m; make test runs their seeds

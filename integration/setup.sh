@@ -7,6 +7,8 @@
 #   guest     the disk of a guest with cgroup v2, into the directory guest beside DIR (needs root)
 #   lint      golangci-lint, likewise
 #   vulncheck govulncheck, likewise
+#   kubernetes     etcd and the programs of a Kubernetes cluster, likewise: a quarter of an hour from nothing
+#   kubernetes-e2e the test program of Kubernetes itself, likewise
 #   containerds [MINOR...]
 #             containerd, ctr and the stock shim of other versions, such as 1.6 or 2.0, into DIR/containerd-MINOR;
 #             all versions if none is named. 1.6 is Debian 12's package, unpacked and not installed
@@ -25,6 +27,9 @@ crictl_version=v1.36.0
 runc_version=v1.5.2
 lint_version=v2.15.0
 vulncheck_version=v1.9.0
+kubernetes_version=v1.37.2
+etcd_version=v3.7.3
+coredns_version=v1.15.0
 # The newest of each minor version by `go list -m -versions`, but for those of Debian and of go.mod.
 declare -A containerd_versions=(
 	[1.6]=debian [1.7]=v1.7.35 [2.0]=v2.0.14 [2.1]=v2.1.9 [2.2]=v2.2.9 [2.3]=v2.3.7 [2.4]=go.mod
@@ -138,6 +143,74 @@ in_module() (
 	"$go" build "$@"
 )
 
+# build_kubernetes builds what runs a cluster, its DNS, and agnhost, the program of Kubernetes' own test image.
+build_kubernetes() {
+	local module=k8s.io/kubernetes
+	build etcd go.etcd.io/etcd/server/v3 $etcd_version '' etcd
+	build kubernetes $module $kubernetes_version '' \
+		kubelet kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl agnhost
+	build coredns github.com/coredns/coredns $coredns_version '' coredns
+}
+
+# compile_coredns MODULE VERSION LDFLAGS PROGRAM: the program is ours, of the module's packages.
+compile_coredns() (
+	source=$PWD/integration/kubernetes/coredns/main.go
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' EXIT
+	cd "$dir"
+	export GOFLAGS=-mod=mod CGO_ENABLED=0
+	"$go" mod init setup
+	"$go" mod edit -require "$1@$2"
+	sed '/^\/\/go:build ignore$/d' "$source" >main.go
+	"$go" build -trimpath -ldflags "-s -w $3" -o "$tools/$4" .
+)
+
+# compile_etcd MODULE VERSION LDFLAGS PROGRAM: the program is the module itself.
+compile_etcd() {
+	CGO_ENABLED=0 in_module "$1" "$2" -trimpath -ldflags "-s -w $3" -o "$tools/$4" "$1"
+}
+
+# compile_kubernetes MODULE VERSION LDFLAGS PROGRAM...
+compile_kubernetes() (
+	module=$1 version=$2
+	shift 3
+	in_kubernetes "$version"
+	for program; do
+		package=$module/cmd/$program
+		[ "$program" != agnhost ] || package=$module/test/images/agnhost
+		"$go" build -trimpath -ldflags "$(kubernetes_ldflags "$version")" -o "$tools/" "$package"
+	done
+)
+
+# compile_kubernetes-e2e MODULE VERSION LDFLAGS PROGRAM
+compile_kubernetes-e2e() (
+	in_kubernetes "$2"
+	"$go" test -c -trimpath -ldflags "$(kubernetes_ldflags "$2")" -o "$tools/$4" "$1/test/e2e"
+)
+
+# in_kubernetes VERSION: changes, in a subshell, to a module of its own that requires Kubernetes. That replaces its
+# staging modules by directories of its repository; they are published as v0.MINOR.PATCH.
+in_kubernetes() {
+	local version=$1 staging=v0${1#v1} file module
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' EXIT
+	cd "$dir"
+	export GOFLAGS=-mod=mod CGO_ENABLED=0
+	"$go" mod init setup
+	file=$("$go" mod download -json "k8s.io/kubernetes@$version" | sed -n 's/.*"GoMod": "\(.*\)",/\1/p')
+	"$go" mod edit -go="$(sed -n 's/^go //p' "$file")" -require "k8s.io/kubernetes@$version"
+	for module in $(sed -n 's,^\t*\(k8s.io/[a-z-]*\) => ./staging.*,\1,p' "$file"); do
+		"$go" mod edit -replace "$module=$module@$staging"
+	done
+}
+
+# kubernetes_ldflags VERSION: the version is not in the sources, and that of a client must be one that servers know.
+kubernetes_ldflags() {
+	local minor=${1#v1.} base=k8s.io/component-base/version
+	echo "-s -w -X $base.gitVersion=$1 -X $base.gitMajor=1 -X $base.gitMinor=${minor%%.*}" \
+		"-X $base.gitTreeState=clean -X k8s.io/client-go/pkg/version.gitVersion=$1"
+}
+
 build_tools() {
 	local module
 	build_containerd go.mod
@@ -211,6 +284,8 @@ while [ $# -gt 0 ]; do
 	guest) guest ;;
 	lint) build golangci-lint github.com/golangci/golangci-lint/v2 $lint_version '' golangci-lint ;;
 	vulncheck) build govulncheck golang.org/x/vuln $vulncheck_version '' govulncheck ;;
+	kubernetes) build_kubernetes ;;
+	kubernetes-e2e) build kubernetes-e2e k8s.io/kubernetes $kubernetes_version '' e2e.test ;;
 	containerds)
 		minors=()
 		while [[ ${1:-} == [0-9]* ]]; do

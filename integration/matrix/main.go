@@ -1,14 +1,17 @@
 // Command matrix writes what test runs have shown into a document, as a table: a row
 // for each run, a column for each kind of test, in a cell how many have passed.
 //
-//	matrix -into FILE -by COMMAND [-on MACHINE] [-with WHAT] -head LABEL -column LABEL=REGEXP... LABEL=RUN...
+//	matrix [-into FILE] -by COMMAND [-on MACHINE] [-with WHAT] [-split] -head LABEL -column LABEL=REGEXP... LABEL=RUN...
 //
 // RUN is a file with the output of `go test -json`, REGEXP matches the full names of
-// tests, and COMMAND is what makes the table again. The table replaces what is between
+// tests, and COMMAND is what makes the table again. With -split there is a row for each
+// test of a run, whose subtests are in the columns. The table replaces what is between
 // two lines of FILE, the rest of which is written by hand:
 //
 //	<!-- matrix: begin -->
 //	<!-- matrix: end -->
+//
+// Without a FILE it is printed.
 //
 // A failed test, one without an end, or a run without tests gives exit code 1, after
 // the table has been written with it.
@@ -37,10 +40,11 @@ func main() {
 func run(args []string) error {
 	var columns []column
 	flags := flag.NewFlagSet("matrix", flag.ExitOnError)
-	into := flags.String("into", "", "write into this `file`")
+	into := flags.String("into", "", "write into this `file` instead of printing")
 	by := flags.String("by", "", "the `command` that makes the table")
 	on := flags.String("on", "", "the `machine` of the runs, if it is not this one")
 	with := flags.String("with", "", "`what` else they depend on")
+	split := flags.Bool("split", false, "make a row for each test of a run")
 	head := flags.String("head", "", "`label` of the rows")
 	flags.Func("column", "`label=regexp` of a column", func(s string) error {
 		label, expression, found := strings.Cut(s, "=")
@@ -64,8 +68,13 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+	if *split {
+		rows = splitRows(rows)
+	}
 	text := fmt.Sprintf("%s\nWritten by `%s` on %s.\n", table(*head, columns, rows), *by, *on)
-	if err := replaceIn(*into, text); err != nil {
+	if *into == "" {
+		fmt.Print(text)
+	} else if err := replaceIn(*into, text); err != nil {
 		return err
 	}
 	return failures(columns, rows)

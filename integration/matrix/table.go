@@ -81,6 +81,24 @@ func leaves(all map[string]outcome) map[string]outcome {
 	return kept
 }
 
+// splitRows makes a row of each test at the top of a run, labelled by its name.
+func splitRows(runs []row) (rows []row) {
+	for _, run := range runs {
+		tests := map[string]map[string]outcome{} // by the name at the top
+		for name, o := range run.tests {
+			top, _, _ := strings.Cut(name, "/")
+			if tests[top] == nil {
+				tests[top] = map[string]outcome{}
+			}
+			tests[top][name] = o
+		}
+		for _, top := range slices.Sorted(maps.Keys(tests)) {
+			rows = append(rows, row{strings.TrimPrefix(top, "Test"), tests[top]})
+		}
+	}
+	return rows
+}
+
 // isBad says whether a test has failed. One that did not end has.
 func (o outcome) isBad() bool { return o == failed || o == begun }
 

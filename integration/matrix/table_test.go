@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -117,5 +118,17 @@ func TestDocumentIsWrittenAlsoIfTestsFail(t *testing.T) {
 	want := "head\n" + begin + "\n| row | A |\n| --- | --- |\n| label | 1/2 |\n\nWritten by `make it` on a machine.\n\n" + end
 	if err != nil || string(got) != want {
 		t.Errorf("%s, %v; not %s", got, err, want)
+	}
+}
+
+func TestSplitRows(t *testing.T) {
+	run := row{"run", map[string]outcome{"TestB/x": failed, "TestA/x": passed, "TestA/y/1": passed, "TestC": skipped}}
+	var got []string
+	for _, r := range splitRows([]row{run}) {
+		got = append(got, r.label+" "+cell(column{"x", regexp.MustCompile("/x(/|$)")}, r)+" "+cell(column{"y", regexp.MustCompile("/y(/|$)")}, r))
+	}
+	want := []string{"A 1/1 1/1", "B 0/1 –", "C – –"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

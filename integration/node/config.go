@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -43,11 +44,15 @@ func (n *Node) writeConfig() error {
 
 // handlers are all handlers of CRI that the node has, with absolute paths of shims.
 func (n *Node) handlers() ([]Handler, error) {
-	handlers := append([]Handler{
+	handlers := []Handler{
 		{Name: "runc", Type: StockType, OCIRuntime: n.options.OCIRuntime},
 		{Name: "pause", Type: PauseType, OCIRuntime: n.options.OCIRuntime},
 		{Name: "pause-shared", Type: SharedType, OCIRuntime: n.options.OCIRuntime},
-	}, n.options.Handlers...)
+	}
+	handlers = slices.DeleteFunc(handlers, func(h Handler) bool {
+		return slices.ContainsFunc(n.options.Handlers, func(other Handler) bool { return other.Name == h.Name })
+	})
+	handlers = append(handlers, n.options.Handlers...)
 	for i, h := range handlers {
 		if h.Shim == "" {
 			continue
@@ -73,6 +78,7 @@ func (n *Node) config(handlers []Handler) string {
 		"$dir", n.Dir,
 		"$snapshotter", n.Snapshotter,
 		"$pause", n.PauseImage,
+		"$default", n.options.DefaultHandler,
 		"$bindir", n.cniDirs(),
 		"$restrict", fmt.Sprint(!canLowerOOMScore()),
 		"$cdi", when(n.Version.hasCDI(), "cdi_spec_dirs = ['"+n.Dir+"/cdi']"),
@@ -124,7 +130,7 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
   $bindir
   conf_dir = '$dir/cni'
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
-  default_runtime_name = 'runc'
+  default_runtime_name = '$default'
 `
 
 // configVersion2 is for containerd 1.x.
@@ -155,7 +161,7 @@ disabled_plugins = ['io.containerd.tracing.processor.v1.otlp', 'io.containerd.in
   conf_dir = '$dir/cni'
 [plugins.'io.containerd.grpc.v1.cri'.containerd]
   snapshotter = '$snapshotter'
-  default_runtime_name = 'runc'
+  default_runtime_name = '$default'
 `
 
 // configHandler writes the tables of a runtime handler, the first of which is key.

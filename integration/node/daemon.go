@@ -32,14 +32,7 @@ func (n *Node) DaemonPid() int {
 func (n *Node) LogFile() string { return filepath.Join(n.Dir, "log") }
 
 // LogTail returns the last lines of the daemon's log.
-func (n *Node) LogTail(lines int) string {
-	b, err := os.ReadFile(n.LogFile())
-	if err != nil {
-		return err.Error()
-	}
-	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
-}
+func (n *Node) LogTail(lines int) string { return tail(n.LogFile(), lines) }
 
 func (n *Node) startDaemon(ctx context.Context) error {
 	path, err := n.LookPath("containerd")

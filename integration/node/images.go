@@ -22,7 +22,7 @@ import (
 
 // importImages makes the images, and waits until CRI knows them.
 func (n *Node) importImages(ctx context.Context) error {
-	busybox, err := busyboxRoot()
+	busybox, err := Busybox()
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (n *Node) importImages(ctx context.Context) error {
 	}
 	images := []struct {
 		name   string
-		root   []file
+		root   []File
 		config ocispec.ImageConfig
 	}{
 		{n.BusyboxImage, busybox, ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sh"}}},
@@ -76,16 +76,18 @@ func (n *Node) importImage(ctx context.Context, name string, archive []byte) err
 	}
 }
 
-// file is a file of an image. One without data is a directory, or a link if it
+// File is a file of an image. One without data is a directory, or a link if it
 // has a target.
-type file struct {
-	name   string
-	mode   int64
-	data   []byte
-	target string
+type File struct {
+	Name   string
+	Mode   int64
+	Data   []byte
+	Target string
 }
 
-func busyboxRoot() ([]file, error) {
+// Busybox returns the files of the busybox image: the host's program, which has to be
+// static, with a link for each applet.
+func Busybox() ([]File, error) {
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the busybox image: %w (Debian: busybox-static)", err)
@@ -98,44 +100,44 @@ func busyboxRoot() ([]file, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the applets of %s: %w", path, err)
 	}
-	var root []file
+	var root []File
 	for _, dir := range []string{"bin", "dev", "etc", "home", "proc", "root", "run", "sys", "var"} {
-		root = append(root, file{name: dir, mode: 0o755})
+		root = append(root, File{Name: dir, Mode: 0o755})
 	}
 	root = append(root,
-		file{name: "tmp", mode: 0o1777},
-		file{name: "etc/passwd", mode: 0o644, data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")},
-		file{name: "etc/group", mode: 0o644, data: []byte("root:x:0:\nnobody:x:65534:\n")},
-		file{name: "bin/busybox", mode: 0o755, data: program},
+		File{Name: "tmp", Mode: 0o1777},
+		File{Name: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")},
+		File{Name: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\nnobody:x:65534:\n")},
+		File{Name: "bin/busybox", Mode: 0o755, Data: program},
 	)
 	for _, a := range strings.Fields(string(applets)) {
 		if a != "busybox" {
-			root = append(root, file{name: "bin/" + a, target: "busybox"})
+			root = append(root, File{Name: "bin/" + a, Target: "busybox"})
 		}
 	}
 	return root, nil
 }
 
-func (n *Node) pauseRoot() ([]file, error) {
+func (n *Node) pauseRoot() ([]File, error) {
 	path, err := n.LookPath("pause")
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the pause image: %w", err)
 	}
 	program, err := os.ReadFile(path)
-	return []file{{name: "pause", mode: 0o755, data: program}}, err
+	return []File{{Name: "pause", Mode: 0o755, Data: program}}, err
 }
 
 // imageArchive returns an OCI image layout with an image of one layer, as a tar.
-func imageArchive(name string, root []file, config ocispec.ImageConfig) ([]byte, error) {
-	layer, err := pack(root)
+func imageArchive(name string, root []File, config ocispec.ImageConfig) ([]byte, error) {
+	layer, err := Pack(root)
 	if err != nil {
 		return nil, err
 	}
-	var blobs []file
+	var blobs []File
 	var failed error
 	blob := func(mediaType string, content []byte) ocispec.Descriptor {
 		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
-		blobs = append(blobs, file{name: "blobs/sha256/" + d.Digest.Encoded(), mode: 0o644, data: content})
+		blobs = append(blobs, File{Name: "blobs/sha256/" + d.Digest.Encoded(), Mode: 0o644, Data: content})
 		return d
 	}
 	encode := func(v any) []byte {
@@ -164,29 +166,30 @@ func imageArchive(name string, root []file, config ocispec.ImageConfig) ([]byte,
 	if failed != nil {
 		return nil, failed
 	}
-	return pack(append(blobs,
-		file{name: ocispec.ImageLayoutFile, mode: 0o644, data: layout},
-		file{name: ocispec.ImageIndexFile, mode: 0o644, data: index},
+	return Pack(append(blobs,
+		File{Name: ocispec.ImageLayoutFile, Mode: 0o644, Data: layout},
+		File{Name: ocispec.ImageIndexFile, Mode: 0o644, Data: index},
 	))
 }
 
-func pack(files []file) ([]byte, error) {
+// Pack returns files as the tar of a layer.
+func Pack(files []File) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range files {
-		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)), ModTime: time.Unix(0, 0)}
+		h := &tar.Header{Name: f.Name, Mode: f.Mode, Size: int64(len(f.Data)), ModTime: time.Unix(0, 0)}
 		switch {
-		case f.target != "":
-			h.Typeflag, h.Linkname = tar.TypeSymlink, f.target
-		case f.data == nil:
-			h.Typeflag, h.Name = tar.TypeDir, f.name+"/"
+		case f.Target != "":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Target
+		case f.Data == nil:
+			h.Typeflag, h.Name = tar.TypeDir, f.Name+"/"
 		default:
 			h.Typeflag = tar.TypeReg
 		}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err
 		}
-		if _, err := w.Write(f.data); err != nil {
+		if _, err := w.Write(f.Data); err != nil {
 			return nil, err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,21 @@ const isolatedEnv = "PAUSE_NODE_ISOLATED"
 // all that is in /run is the host's but for /run/containerd, which is empty. A node
 // needs it if its containerd cannot be told to keep out of there. It is to be called
 // first of all, and returns nil in the program that is isolated.
-func Isolate() error {
+func Isolate() error { return Isolation{Hide: []string{runDir}}.Enter() }
+
+// Isolation says what of the host a program has of its own.
+type Isolation struct {
+	// Hide are directories, instead of which the program has empty ones. The host need
+	// not have them, but those that they are in.
+	Hide []string
+
+	// Network gives it a network of its own, in which there is only the loopback interface.
+	Network bool
+}
+
+// Enter executes this program again, isolated. It is to be called first of all, and
+// returns nil in the program that is isolated.
+func (i Isolation) Enter() error {
 	if isolated() {
 		return nil
 	}
@@ -33,43 +48,83 @@ func Isolate() error {
 	if err == nil {
 		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 	}
+	if err == nil && i.Network {
+		err = replaceNetwork()
+	}
 	if err == nil {
-		err = replaceRun()
+		err = hide(i.Hide)
 	}
 	if err == nil {
 		err = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), isolatedEnv+"=1"))
 	}
-	return fmt.Errorf("cannot isolate %s: %w", runDir, err)
+	return fmt.Errorf("cannot isolate this program: %w", err)
+}
+
+// replaceNetwork gives the thread a network of its own, and a sysfs that shows it
+// (sysfs(5)): it has the interfaces of who mounts it.
+func replaceNetwork() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	const cgroups = "/sys/fs/cgroup"
+	old, err := unix.Open(cgroups, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(old)
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return err
+	}
+	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", old), cgroups, "", unix.MS_BIND|unix.MS_REC, "")
 }
 
 func isolated() bool { return os.Getenv(isolatedEnv) != "" }
 
-// replaceRun mounts a /run of which all but runDir is bound to the old one's. The
-// host's need not have a runDir to mount something on.
-func replaceRun() error {
-	run := filepath.Dir(runDir)
-	old, err := unix.Open(run, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// hide replaces directories by empty ones.
+func hide(dirs []string) error {
+	names := map[string][]string{} // by the directory that they are in
+	for _, dir := range dirs {
+		parent := filepath.Dir(dir)
+		names[parent] = append(names[parent], filepath.Base(dir))
+	}
+	for parent, hidden := range names {
+		if err := replace(parent, hidden); err != nil {
+			return fmt.Errorf("%s: %w", parent, err)
+		}
+	}
+	return nil
+}
+
+// replace mounts a directory of which all but what is hidden is bound to the old one's.
+// The host need not have what is hidden to mount something on.
+func replace(dir string, hidden []string) error {
+	old, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(old)
 	source := fmt.Sprintf("/proc/self/fd/%d", old)
-	entries, err := os.ReadDir(run)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount("run", run, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+	if err := unix.Mount("run", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if e.Name() == filepath.Base(runDir) {
+		if slices.Contains(hidden, e.Name()) {
 			continue
 		}
-		if err := bind(filepath.Join(source, e.Name()), filepath.Join(run, e.Name()), e.Type()); err != nil {
+		if err := bind(filepath.Join(source, e.Name()), filepath.Join(dir, e.Name()), e.Type()); err != nil {
 			return err
 		}
 	}
-	return os.Mkdir(runDir, 0o711)
+	for _, name := range hidden {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // bind shows what is at source at target, too, where nothing is yet.

@@ -52,8 +52,12 @@ type Options struct {
 	// by default.
 	OCIRuntime string
 
-	// Handlers are runtime handlers beside "runc", "pause" and "pause-shared".
+	// Handlers are runtime handlers beside "runc", "pause" and "pause-shared", or instead of
+	// one of these.
 	Handlers []Handler
+
+	// DefaultHandler is the one of pods that name none; "runc" by default.
+	DefaultHandler string
 
 	// Env is added to the daemon's environment, as "NAME=value".
 	Env []string
@@ -111,6 +115,7 @@ type Node struct {
 	client     *containerd.Client
 	conn       *grpc.ClientConn
 	guard      *guard
+	programs   []*Program      // beside the daemon; guarded by nodes
 	reported   map[string]bool // by Leftovers
 }
 
@@ -136,6 +141,9 @@ func ownProcesses() (pids []int) {
 	for n, running := range nodes.running {
 		if running {
 			pids = append(pids, n.DaemonPid(), n.guard.pid())
+			for _, p := range n.programs {
+				pids = append(pids, p.Pid())
+			}
 		}
 	}
 	return pids
@@ -162,6 +170,9 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	o.Patience = max(o.Patience, 1)
 	if o.OCIRuntime == "" {
 		o.OCIRuntime = "runc"
+	}
+	if o.DefaultHandler == "" {
+		o.DefaultHandler = "runc"
 	}
 	n := &Node{
 		Dir: dir, ID: filepath.Base(dir),

@@ -78,7 +78,12 @@ func (p *Pod) SandboxPid(ctx context.Context) (int, error) {
 
 // ContainerPid is the pid of a container's init.
 func (p *Pod) ContainerPid(ctx context.Context, id string) (int, error) {
-	r, err := p.node.CRI().ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	return p.node.ContainerPid(ctx, id)
+}
+
+// ContainerPid is the pid of the init of a container of CRI.
+func (n *Node) ContainerPid(ctx context.Context, id string) (int, error) {
+	r, err := n.CRI().ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err != nil {
 		return 0, err
 	}

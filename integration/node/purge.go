@@ -17,7 +17,7 @@ import (
 // but the name, so that a guard can do it as well.
 func purge(dir string) error {
 	id := filepath.Base(dir)
-	errs := []error{killProcesses(dir)}
+	errs := []error{killProcesses(dir), restoreSysctls(dir)}
 	for _, m := range mounts(dir) {
 		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, fmt.Errorf("cannot unmount %s: %w", m, err))

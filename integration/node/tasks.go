@@ -17,6 +17,19 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
+// ShimSocket is the path of the socket of the shim that serves a task.
+func (n *Node) ShimSocket(namespace, id string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(n.Bundle(namespace, id), "bootstrap.json"))
+	if err != nil {
+		return "", fmt.Errorf("cannot find the shim of %s: %w", id, err)
+	}
+	var bootstrap struct{ Address string }
+	if err := json.Unmarshal(b, &bootstrap); err != nil {
+		return "", fmt.Errorf("cannot find the shim of %s: %s: %w", id, b, err)
+	}
+	return strings.TrimPrefix(bootstrap.Address, "unix://"), nil
+}
+
 func (n *Node) removeContainers(ctx context.Context) error {
 	ctx = n.Context(ctx)
 	all, err := n.client.Containers(ctx)
@@ -47,15 +60,11 @@ func RemoveContainer(ctx context.Context, c containerd.Container) error {
 // Shim connects to the shim that serves a task, past containerd, to ask what
 // containerd would answer itself. ctx must have the task's namespace.
 func (n *Node) Shim(namespace, id string) (taskv3.TTRPCTaskService, func(), error) {
-	b, err := os.ReadFile(filepath.Join(n.Bundle(namespace, id), "bootstrap.json"))
+	path, err := n.ShimSocket(namespace, id)
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot find the shim of %s: %w", id, err)
+		return nil, nil, err
 	}
-	var bootstrap struct{ Address string }
-	if err := json.Unmarshal(b, &bootstrap); err != nil {
-		return nil, nil, fmt.Errorf("cannot find the shim of %s: %s: %w", id, b, err)
-	}
-	conn, err := net.Dial("unix", strings.TrimPrefix(bootstrap.Address, "unix://"))
+	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot connect to the shim of %s: %w", id, err)
 	}
