@@ -457,7 +457,7 @@ func TestOperationsOnGoneCgroup(t *testing.T) {
 	both(t, func(t *testing.T, l *layout) {
 		c := &Cgroup{path: "/gone", tree: l.at("/" + prefix() + "gone")}
 		_, frozen := c.Frozen()
-		_, watch := c.WatchOOM(func() {})
+		_, watch := c.WatchOOM(nil, func() {})
 		for verb, err := range map[string]error{
 			"freeze": c.Freeze(proctest.Context(t)), "thaw": c.Thaw(proctest.Context(t)), "frozen": frozen,
 			"signal": c.Signal(unix.SIGTERM), "kill": c.Signal(unix.SIGKILL), "watch": watch,

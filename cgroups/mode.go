@@ -40,7 +40,7 @@ type tree interface {
 	// releaseKilled lets frozen processes die of a SIGKILL that was sent to them. done says that none is left that
 	// could be frozen again.
 	releaseKilled() (done bool, err error)
-	watchOOM(f func()) (stop func(), err error)
+	watchOOM(since *OOMCount, f func()) (stop func() OOMCount, err error)
 }
 
 // layout says where the host's hierarchies are mounted.

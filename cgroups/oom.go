@@ -18,27 +18,41 @@ import (
 // The calls come one after the other, most of them from a goroutine of the watch. The removal of the cgroup is not
 // reported.
 //
-// stop reports what has been counted so far, and ends the watch: once stop has returned, f is not called any more. The
-// kernel counts before it kills (__oom_kill_process, mm/oom_kill.c), so a stop between the end of a process and the
-// removal of its cgroup misses nothing, however late the kernel's notice would come. stop may be called more than once,
-// but not from f, as it waits for f. Without stop, descriptors leak.
+// since is the count at which an earlier watch of the cgroup has stopped: this one reports the kills since then, too. It
+// is nil for kills from now on.
+//
+// stop reports what has been counted so far, ends the watch, and returns the count: once stop has returned, f is not
+// called any more. The kernel counts before it kills (__oom_kill_process, mm/oom_kill.c), so a stop between the end of a
+// process and the removal of its cgroup misses nothing, however late the kernel's notice would come. stop may be called
+// more than once, but not from f, as it waits for f. Without stop, descriptors leak.
 //
 // An idle watch costs a sleeping goroutine and its descriptors, one on v1, three on v2; no thread and no inotify
 // instance, of which a user has 128 by default.
 //
 // A host without the memory controller is ErrNotImplemented, a cgroup that is gone ErrNotFound.
-func (c *Cgroup) WatchOOM(f func()) (stop func(), err error) {
-	stop, err = c.tree.watchOOM(f)
+func (c *Cgroup) WatchOOM(since *OOMCount, f func()) (stop func() OOMCount, err error) {
+	stop, err = c.tree.watchOOM(since, f)
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch cgroup %s for OOM kills: %w", c.path, notFound(err))
 	}
 	return stop, nil
 }
 
+// OOMCount is what a watch for OOM kills has counted.
+type OOMCount struct {
+	Kills  uint64 `json:"kills"`            // of processes
+	Groups uint64 `json:"groups,omitempty"` // of whole groups, on v2
+	// Early says that a group has been counted that the kernel had not counted yet, and InGroups that there has been
+	// one (see v2Kills).
+	Early    bool `json:"early,omitempty"`
+	InGroups bool `json:"in_groups,omitempty"`
+}
+
 // oomWatch reports the increase of a count of kills.
 type oomWatch struct {
 	report  func()
 	count   func() (uint64, error) // nil if the kernel does not count
+	counted func() OOMCount        // what count has seen so far, for a later watch; its caller holds mu
 	unit    *unitWatch             // nil if the cgroup is in no slice, and on v1
 	stopped chan struct{}
 
@@ -49,7 +63,7 @@ type oomWatch struct {
 }
 
 func newOOMWatch(report func()) *oomWatch {
-	return &oomWatch{report: report, stopped: make(chan struct{})}
+	return &oomWatch{report: report, stopped: make(chan struct{}), counted: func() OOMCount { return OOMCount{} }}
 }
 
 var errOver = errors.New("the watch is over")
@@ -99,8 +113,9 @@ func (w *oomWatch) reportLocked(n uint64) {
 	}
 }
 
-// finish ends the watch with a last check. If the cgroup is gone, the slice around it may know of another kill.
-func (w *oomWatch) finish() {
+// finish ends the watch with a last check, and returns the count. If the cgroup is gone, the slice around it may know of
+// another kill.
+func (w *oomWatch) finish() OOMCount {
 	if w.unit != nil {
 		watchedSlices.Lock()
 		defer watchedSlices.Unlock()
@@ -108,7 +123,7 @@ func (w *oomWatch) finish() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.over {
-		return
+		return w.counted()
 	}
 	if w.count != nil {
 		if _, err := w.checkLocked(); absent(err) && w.unit != nil && w.unit.lost(w) {
@@ -120,31 +135,36 @@ func (w *oomWatch) finish() {
 	}
 	w.over = true
 	close(w.stopped)
+	return w.counted()
 }
 
 // watchOOM uses the eventfd that cgroup.event_control ties to memory.oom_control (cgroup-v1/memory.rst, "OOM Control").
 // v1OOM says what its signals mean.
-func (t *v1Tree) watchOOM(f func()) (func(), error) {
+func (t *v1Tree) watchOOM(since *OOMCount, f func()) (func() OOMCount, error) {
 	dir := t.dir("memory")
 	if dir == "" {
 		return nil, errNoMemory
 	}
 	w := &v1OOM{oomWatch: newOOMWatch(f)}
 	w.count = func() (uint64, error) { return v1Kills(dir) }
+	w.counted = func() OOMCount { return OOMCount{Kills: w.last} }
 	var err error
 	if w.last, err = w.count(); errors.Is(err, errNoKillCount) {
 		w.count = nil
 	} else if err != nil {
 		return nil, err
 	}
+	if since != nil {
+		w.last = since.Kills
+	}
 	if w.event, err = registerOOM(dir); err != nil {
 		return nil, err
 	}
 	w.exists = func() bool { return exists(filepath.Join(dir, "memory.oom_control")) }
 	go w.run()
-	return func() {
-		w.finish()
-		_ = w.event.Close()
+	return func() OOMCount {
+		defer w.event.Close()
+		return w.finish()
 	}, nil
 }
 
@@ -196,7 +216,7 @@ const (
 func (w *v1OOM) run() {
 	defer w.event.Close()
 	defer w.finish()
-	// A kill between the first count and the registration has no signal.
+	// A kill before the registration has no signal.
 	if w.count != nil {
 		if _, err := w.check(); err != nil {
 			return

@@ -49,7 +49,7 @@ func (f *fakeSlice) watch(unit string) *oomWatch {
 	}
 	w.unit = w.enroll(dir)
 	kills.unit = w.unit
-	f.Cleanup(w.finish)
+	f.Cleanup(func() { w.finish() })
 	return w
 }
 

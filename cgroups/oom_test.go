@@ -52,10 +52,11 @@ func eachMemory(t *testing.T, test func(t *testing.T, l *layout)) {
 func watched(t *testing.T, c *Cgroup) (events *atomic.Int32, stop func()) {
 	t.Helper()
 	events = &atomic.Int32{}
-	stop, err := c.WatchOOM(func() { events.Add(1) })
+	end, err := c.WatchOOM(nil, func() { events.Add(1) })
 	if err != nil {
 		t.Fatal(err)
 	}
+	stop = func() { end() }
 	t.Cleanup(stop)
 	return events, stop
 }
@@ -136,12 +137,40 @@ func TestStopAfterTheCgroupIsGone(t *testing.T) {
 	})
 }
 
+// TestWatchOOMSince: one watch goes on where another has stopped.
+func TestWatchOOMSince(t *testing.T) {
+	eachMemory(t, func(t *testing.T, l *layout) {
+		proctest.NoLeakedFDs(t)
+		c := newCgroup(t, l, "oom-since", hogLimit)
+		var events atomic.Int32
+		watch := func(since *OOMCount) (stop func() OOMCount) {
+			stop, err := c.WatchOOM(since, func() { events.Add(1) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			return stop
+		}
+		stop := watch(nil)
+		runHog(t, c)
+		count := stop()
+		runHog(t, c) // nobody watches
+		count = watch(&count)()
+		if got := events.Load(); got != 2 {
+			t.Errorf("%d reports of 2 kills", got)
+		}
+		watch(&count)()
+		if got := events.Load(); got != 2 {
+			t.Errorf("%d reports of 2 kills: one was reported again", got)
+		}
+	})
+}
+
 // TestWatchOOMEndsWithCgroup: the removal's own signal ends the watch, and is no kill.
 func TestWatchOOMEndsWithCgroup(t *testing.T) {
 	c := newCgroup(t, v1Host(t, "memory"), "oom-removed", `{}`)
 	before := proctest.OpenFDs()
 	var events atomic.Int32
-	if _, err := c.WatchOOM(func() { events.Add(1) }); err != nil {
+	if _, err := c.WatchOOM(nil, func() { events.Add(1) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Remove(proctest.Context(t)); err != nil {
@@ -199,7 +228,7 @@ func TestWatchOOMWithoutController(t *testing.T) {
 		} else if exists(filepath.Join(c.Paths()[0], "memory.events")) {
 			t.Skip("cgroup2 has the memory controller here")
 		}
-		if _, err := c.WatchOOM(func() {}); !errdefs.IsNotImplemented(err) {
+		if _, err := c.WatchOOM(nil, func() {}); !errdefs.IsNotImplemented(err) {
 			t.Errorf("got %v", err)
 		}
 	})

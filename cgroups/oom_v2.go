@@ -12,7 +12,7 @@ import (
 // watchOOM polls memory.events, which counts the kills in the cgroup and all below (cgroup-v2.rst), and cgroup.events,
 // which changes when the last process is gone. The latter is needed because the kernel delays a notice of memory.events
 // that follows another within 10 ms, and systemd may remove the cgroup before it comes.
-func (t *v2Tree) watchOOM(f func()) (func(), error) {
+func (t *v2Tree) watchOOM(since *OOMCount, f func()) (func() OOMCount, error) {
 	if !exists(filepath.Join(t.dir, "memory.events")) && exists(filepath.Join(t.dir, "cgroup.events")) {
 		return nil, errNoMemory
 	}
@@ -25,16 +25,23 @@ func (t *v2Tree) watchOOM(f func()) (func(), error) {
 		p.close()
 		return nil, err
 	}
+	if since != nil {
+		kills.seen, kills.early, kills.inGroups = oomCounters{since.Kills, since.Groups}, since.Early, since.InGroups
+	}
 	w := newOOMWatch(f)
 	w.count = kills.count
+	w.counted = func() OOMCount { return OOMCount{kills.seen.kills, kills.seen.groups, kills.early, kills.inGroups} }
 	w.unit = w.enroll(t.dir)
 	kills.unit = w.unit
+	if since != nil {
+		_, _ = w.check() // if it fails, the watch ends at its next check
+	}
 	return p.watch(w), nil
 }
 
 // watch counts anew whenever one of the files changes. It ends by stop, or when a count fails, as it does once the
 // cgroup is gone. The removal of an empty cgroup changes no file.
-func (p *priorityPoll) watch(w *oomWatch) (stop func()) {
+func (p *priorityPoll) watch(w *oomWatch) (stop func() OOMCount) {
 	go func() {
 		defer p.close()
 		defer w.finish() // before the descriptors that a count reads are closed
@@ -44,9 +51,9 @@ func (p *priorityPoll) watch(w *oomWatch) (stop func()) {
 			}
 		}
 	}()
-	return func() {
-		w.finish()
-		p.interrupt()
+	return func() OOMCount {
+		defer p.interrupt()
+		return w.finish()
 	}
 }
 

@@ -189,7 +189,7 @@ func TestPriorityPollWatchReportsGrowth(t *testing.T) {
 		return n, err
 	}
 	stop := p.watch(w)
-	t.Cleanup(stop)
+	t.Cleanup(func() { stop() })
 	sleeper(t, c)
 	proctest.Eventually(t, "the growth is reported", func() bool { return reports.Load() > 0 })
 	if err := c.Signal(unix.SIGKILL); err != nil {

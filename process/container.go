@@ -173,17 +173,13 @@ func (c *container) adopt(child *reap.Child) {
 	if c.shared {
 		c.supervisor.addSharer(c)
 	}
-	logger := log.L.WithField("id", c.task.ID)
 	cg, err := cgroups.OfProcess(child.Pid)
 	if err != nil {
-		logger.WithError(err).Error("cannot find the container's cgroup: no metrics, pause or OOM events for it")
+		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot find the container's cgroup: no metrics, pause or OOM events for it")
 		return
 	}
-	stopOOM, err := cg.WatchOOM(func() { c.supervisor.events.OOM(c.task.ID) })
-	if err != nil {
-		logger.WithError(err).Error("cannot watch the container for OOM kills: none will be reported")
-	}
-	c.task.setCgroup(cg, stopOOM)
+	c.task.setCgroup(cg, nil)
+	c.task.watchOOM(nil)
 }
 
 func (c *container) watch() {
@@ -195,7 +191,9 @@ func (c *container) watch() {
 // awaitEnd waits until the init has ended, and reports its exit after all other
 // processes of the container have ended and all execs' exits have been reported.
 func (c *container) awaitEnd() {
-	status, err := c.child.Wait()
+	c.child.Await()
+	defer c.supervisor.begin()()
+	status, err := c.child.Reap()
 	exit := Exit{Status: uint32(status), At: time.Now()}
 	if err != nil {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot get the exit status of the container: reporting 255")
@@ -223,7 +221,7 @@ func (c *container) letPausedDie() {
 		return
 	}
 	if frozen, err := cgroup.Frozen(); err == nil && frozen {
-		letDie(c.task.ID, cgroup)
+		c.supervisor.letDie(c.task.ID, cgroup)
 	}
 }
 
@@ -237,7 +235,7 @@ func (c *container) killLeftovers() {
 	if err := cgroup.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		log.L.WithError(err).WithField("id", c.task.ID).Error("cannot kill the processes left behind by the container's init")
 	}
-	letDie(c.task.ID, cgroup)
+	c.supervisor.letDie(c.task.ID, cgroup)
 }
 
 // killLate kills what an exec has brought into the container after killLeftovers ran. The

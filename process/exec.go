@@ -95,8 +95,10 @@ func (e *execution) start(ctx context.Context, p *Process) (err error) {
 }
 
 func (e *execution) awaitEnd(p *Process) {
+	e.child.Await()
+	defer e.container.supervisor.begin()()
 	defer e.container.task.running.Done()
-	status, err := e.child.Wait()
+	status, err := e.child.Reap()
 	if err != nil {
 		log.L.WithError(err).WithField("id", p.taskID).WithField("exec", p.id).Error("cannot get the exit status of the process: reporting 255")
 	}

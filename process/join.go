@@ -180,8 +180,9 @@ func (m *membership) resolve(ctx context.Context, ns specs.LinuxNamespace) (stri
 // resolveThread resolves the types of namespaces that the sandbox's thread is in. An entry
 // without a path means the pod's namespace: clients that make pods by hand omit the path.
 func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
-	pod := m.sandbox.path(pod.ProcNames[ns.Type])
-	if ns.Path == "" {
+	name := pod.ProcNames[ns.Type]
+	pod := m.sandbox.path(name)
+	if ns.Path == "" || m.sandbox.isPath(ns.Path, name) {
 		return pod, nil
 	}
 	f, err := m.open(ns)
@@ -198,7 +199,7 @@ func (m *membership) resolveThread(ns specs.LinuxNamespace) (string, error) {
 // namespace, because the sandbox's thread itself is in the host's. Another path may lead
 // to the PID namespace of another container (CRI's mode TARGET), but not to the host's.
 func (m *membership) resolvePID(ctx context.Context, ns specs.LinuxNamespace) (string, error) {
-	if ns.Path == m.sandbox.path("pid") && m.sandbox.own[ns.Type] {
+	if m.sandbox.isPath(ns.Path, "pid") && m.sandbox.own[ns.Type] {
 		init, err := m.sandbox.needPodInit(ctx)
 		if err != nil {
 			return "", err
@@ -215,7 +216,7 @@ func (m *membership) resolveUser(ns specs.LinuxNamespace) (string, error) {
 	if userns == nil {
 		return m.resolveOther(ns)
 	}
-	if ns.Path == "" || ns.Path == m.sandbox.path("user") {
+	if ns.Path == "" || m.sandbox.isPath(ns.Path, "user") {
 		return userns.Path(), nil
 	}
 	f, err := m.open(ns)

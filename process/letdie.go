@@ -19,18 +19,18 @@ import (
 
 // letDie thaws the groups in the background, for up to freezeTimeout, so that processes
 // that were sent a SIGKILL can die. A group may be nil.
-func letDie(id string, groups ...*cgroups.Cgroup) {
+func (h *Supervisor) letDie(id string, groups ...*cgroups.Cgroup) {
 	for _, group := range groups {
 		if group == nil {
 			continue
 		}
-		go func() {
+		h.inBackground(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
 			defer cancel()
 			if err := group.LetDie(ctx); err != nil {
 				log.L.WithError(err).WithField("id", id).Warn("killed processes have not ended: their cgroup is frozen, or they wait for I/O")
 			}
-		}()
+		})
 	}
 }
 
@@ -41,7 +41,7 @@ func (c *container) letDie() {
 	if !c.shared {
 		groups = append(groups, c.supervisor.sharersWith(c.child)...)
 	}
-	letDie(c.task.ID, groups...)
+	c.supervisor.letDie(c.task.ID, groups...)
 }
 
 // killPodInit kills the pod init, and with it all containers that share its PID
@@ -51,7 +51,7 @@ func (s *sandbox) killPodInit(i *podInit) error {
 	if err := i.child.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	letDie(s.task.ID, groups...)
+	s.supervisor.letDie(s.task.ID, groups...)
 	return nil
 }
 

@@ -60,7 +60,8 @@ func (s *sandbox) needPodInit(ctx context.Context) (*podInit, error) {
 		err = fmt.Errorf("cannot run the init of the pod's PID namespace: %w", err)
 		return nil, errors.Join(err, s.removePodInit(context.WithoutCancel(ctx)), s.restoreCgroup())
 	}
-	s.watchOOM()
+	// Without a pod init, a sandbox has no process that the kernel could kill.
+	s.task.watchOOM(nil)
 	go s.awaitPodInit(i)
 	return i, nil
 }
@@ -87,20 +88,6 @@ func (s *sandbox) restoreCgroup() error {
 		return err
 	}
 	return s.makeCgroup(spec, s.options.SystemdCgroup)
-}
-
-// watchOOM begins to report OOM kills. Without a pod init, a sandbox has no process that the
-// kernel could kill.
-func (s *sandbox) watchOOM() {
-	cgroup := s.task.group()
-	if cgroup == nil {
-		return
-	}
-	stop, err := cgroup.WatchOOM(func() { s.task.init.events.OOM(s.task.ID) })
-	if err != nil {
-		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot watch the sandbox for OOM kills: none will be reported")
-	}
-	s.task.setCgroup(cgroup, stop)
 }
 
 // podInit returns the pod init; nil before it has been started.
@@ -178,7 +165,9 @@ func (s *sandbox) runPodInit(ctx context.Context, spec *specs.Spec, bundle, pidF
 
 // awaitPodInit waits until the pod init has ended, and ends the sandbox then.
 func (s *sandbox) awaitPodInit(i *podInit) {
-	status, err := i.child.Wait()
+	i.child.Await()
+	defer s.supervisor.begin()()
+	status, err := i.child.Reap()
 	if err != nil {
 		log.L.WithError(err).WithField("id", s.task.ID).Error("cannot get the exit status of the pod's init: reporting 255")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ type sandbox struct {
 	options    oci.Options
 	thread     *pod.Thread
 	pid        int // the thread's; that of the shim for its main thread
+	// formerPIDs are those of the threads in the programs before this one, see Restore.
+	formerPIDs []int
 	// initRoot is the path of the pod init's root directory, if there is a pod init.
 	initRoot string
 	// bringsInit says that the pod init is started with the sandbox.
@@ -42,8 +45,10 @@ type sandbox struct {
 	ids     map[specs.LinuxNamespaceType]pod.NSID // the thread's net, ipc and uts, the pod's own or not
 	userns  *pod.NSFile                           // nil if the pod uses the host's
 	fifos   []*os.File
-	files   *pod.Files // nil if the client makes them
-	hooks   *pod.Hooks // nil if there are none
+	// handedOver are the files of the namespaces that Save has opened.
+	handedOver []*os.File
+	files      *pod.Files // nil if the client makes them
+	hooks      *pod.Hooks // nil if there are none
 
 	// life ends when the sandbox begins to end, with an [endedError] as the cause. Containers
 	// that are joining must then give up.
@@ -301,7 +306,15 @@ func holdFifos(sio stdio.Config) (held []*os.File, err error) {
 
 // path returns the path where CRI looks for a namespace of the pod; name is the one under
 // /proc/<pid>/ns.
-func (s *sandbox) path(name string) string { return fmt.Sprintf("/proc/%d/ns/%s", s.pid, name) }
+func (s *sandbox) path(name string) string { return namespacePath(s.pid, name) }
+
+// isPath says whether a path is the one where CRI looks for a namespace of the pod. The
+// sandbox may have had another pid when CRI asked for it (see restoreSandbox).
+func (s *sandbox) isPath(path, name string) bool {
+	return path == s.path(name) || slices.ContainsFunc(s.formerPIDs, func(pid int) bool { return path == namespacePath(pid, name) })
+}
+
+func namespacePath(pid int, name string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, name) }
 
 func (s *sandbox) watch() {}
 
@@ -314,7 +327,7 @@ func (s *sandbox) start(ctx context.Context, _ *Process) error {
 	defer s.supervisor.reaper.Hold()()
 	err := s.hooks.Started(ctx)
 	if err != nil {
-		go s.end(reap.ExitSignalBase + int(unix.SIGKILL))
+		s.supervisor.inBackground(func() { s.end(reap.ExitSignalBase + int(unix.SIGKILL)) })
 	}
 	return err
 }
@@ -334,11 +347,11 @@ func (s *sandbox) signal(sig unix.Signal) error {
 	}
 	switch {
 	case sig == unix.SIGKILL:
-		go s.end(reap.ExitSignalBase + int(sig))
+		s.supervisor.inBackground(func() { s.end(reap.ExitSignalBase + int(sig)) })
 	case sig == unix.SIGINT, sig == unix.SIGTERM:
-		go s.end(0)
+		s.supervisor.inBackground(func() { s.end(0) })
 	case !s.initPID && endsByDefault(sig):
-		go s.end(reap.ExitSignalBase + int(sig))
+		s.supervisor.inBackground(func() { s.end(reap.ExitSignalBase + int(sig)) })
 	}
 	return nil
 }

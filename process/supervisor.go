@@ -24,6 +24,11 @@ type Supervisor struct {
 	starter   *oci.Starter
 	events    Events
 
+	// Begin is called before anything that changes a task without a request, and end after
+	// it. While it waits, the tasks can be saved (see Save). It is set before the first task
+	// is created; nil if they are never saved.
+	Begin func() (end func())
+
 	mu      sync.Mutex
 	entries map[string]*entry // guarded by mu: by task id
 }
@@ -56,6 +61,24 @@ func NewSupervisor(namespace string, thread *pod.Thread, reaper *reap.Reaper, ev
 		events:    events,
 		entries:   make(map[string]*entry),
 	}
+}
+
+// begin is Begin.
+func (h *Supervisor) begin() (end func()) {
+	if h.Begin == nil {
+		return func() {}
+	}
+	return h.Begin()
+}
+
+// inBackground calls f in a goroutine of its own. It counts from now on: what asked for f may
+// end before f begins.
+func (h *Supervisor) inBackground(f func()) {
+	end := h.begin()
+	go func() {
+		defer end()
+		f()
+	}()
 }
 
 // Create creates a task: a sandbox if the request or the annotations in its spec ask for

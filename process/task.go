@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -39,10 +40,10 @@ type Task struct {
 	body       body
 
 	mu      sync.Mutex
-	cgroup  *cgroups.Cgroup     // guarded by mu; nil if there is none (yet)
-	stopOOM func()              // guarded by mu: ends the watch for OOM kills; nil if there is none
-	execs   map[string]*Process // guarded by mu
-	deleted bool                // guarded by mu: no more execs can be added
+	cgroup  *cgroups.Cgroup         // guarded by mu; nil if there is none (yet)
+	stopOOM func() cgroups.OOMCount // guarded by mu: ends the watch for OOM kills; nil if there is none
+	execs   map[string]*Process     // guarded by mu
+	deleted bool                    // guarded by mu: no more execs can be added
 	// ended is closed, under mu, when the init has ended. The init's state shows that only
 	// later, after the exits of all execs have been reported.
 	ended chan struct{}
@@ -387,10 +388,24 @@ func (t *Task) needCgroup(v verb) (*cgroups.Cgroup, error) {
 	return nil, fmt.Errorf("cannot %s task %s: it has no cgroup: %w", v, t.ID, errdefs.ErrFailedPrecondition)
 }
 
-func (t *Task) setCgroup(g *cgroups.Cgroup, stopOOM func()) {
+func (t *Task) setCgroup(g *cgroups.Cgroup, stopOOM func() cgroups.OOMCount) {
 	t.mu.Lock()
 	t.cgroup, t.stopOOM = g, stopOOM
 	t.mu.Unlock()
+}
+
+// watchOOM reports OOM kills in the task's cgroup, if there is one, from now on or since a
+// count.
+func (t *Task) watchOOM(since *cgroups.OOMCount) {
+	cgroup := t.group()
+	if cgroup == nil {
+		return
+	}
+	stop, err := cgroup.WatchOOM(since, func() { t.init.events.OOM(t.ID) })
+	if err != nil {
+		log.L.WithError(err).WithField("id", t.ID).Error("cannot watch the task for OOM kills: none will be reported")
+	}
+	t.setCgroup(cgroup, stop)
 }
 
 // beginExec counts an exec that is being started. It fails if the init has ended.

@@ -18,11 +18,13 @@ package shim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -62,6 +64,9 @@ type Config struct {
 	// ends and before its last events are flushed; it may be nil. ctx lasts as
 	// long as the process.
 	Serve func(ctx context.Context, p *Instance) (stop func(), err error)
+
+	// CheckSaved fails if Serve could not go on with what Save of another build has written.
+	CheckSaved func(saved json.RawMessage) error
 
 	// Intercept wraps every RPC of the services, and turns their errors into
 	// gRPC statuses.
@@ -106,6 +111,26 @@ type Instance struct {
 
 	Server *ttrpc.Server // to register services on
 	Events *Publisher    // publishes events to containerd
+
+	// Saved is what Save returned in the program that this one has replaced in the same
+	// process. [Config.Serve] has to go on with it; nil in a process that has begun with this
+	// program.
+	Saved json.RawMessage
+
+	// Begin waits while the process is handed over to another program, and must be called
+	// before anything that changes its state without an RPC; end is called after it.
+	Begin func() (end func())
+
+	// RunCommand runs a program to its end, as [exec.Cmd.Run] does, in a process that reaps
+	// its children. [Config.Serve] sets it.
+	RunCommand func(cmd *exec.Cmd) error
+
+	// Save stops everything that goes on without RPCs, and writes down all that Serve has to
+	// know to go on with it in another program. files are the descriptors that have to be open
+	// there. [Config.Serve] sets it, with Continue, which is called if there is no other
+	// program after all.
+	Save     func(ctx context.Context) (saved json.RawMessage, files []int, err error)
+	Continue func()
 
 	// Expects says whether the process keeps room for a pod, or for a container without
 	// one, and since when: it was started for it, and neither Removed nor Forget has been
@@ -225,6 +250,8 @@ type flags struct {
 	uninstall *string // directory to uninstall from; nil if none
 	version   bool
 	info      bool
+	upgrade   bool
+	check     bool // look whether this program could take over the state on standard input
 	action    string
 }
 
@@ -235,6 +262,10 @@ func (c *call) run(ctx context.Context, args []string) error {
 	switch {
 	case c.version:
 		return c.printVersion()
+	case c.check:
+		return c.checkState()
+	case c.upgrade:
+		return c.upgradeAll(ctx)
 	case c.info:
 		return c.printInfo(ctx)
 	case c.image != nil:
@@ -249,6 +280,9 @@ func (c *call) run(ctx context.Context, args []string) error {
 		return errors.New("-id is missing: give the id of a container or sandbox")
 	case !utf8.ValidString(c.namespace) || !utf8.ValidString(c.id): // protobuf strings must be UTF-8.
 		return fmt.Errorf("cannot use namespace %q and id %q: they must be valid UTF-8", c.namespace, c.id)
+	}
+	if text := os.Getenv(stateEnv); text != "" {
+		return c.takeOver(ctx, text)
 	}
 	switch c.action {
 	case "start":
@@ -283,6 +317,8 @@ func (f *flags) parse(args []string, usage io.Writer) error {
 		f.uninstall = &dir
 		return nil
 	})
+	set.BoolVar(&f.upgrade, "upgrade", false, "have all running shims of this node go on with this program, or those of a -namespace, -id or containerd's -address, and exit")
+	set.BoolVar(&f.check, "check-state", false, "used by -upgrade: check the state of a shim, read from stdin, and exit")
 	set.StringVar(&f.namespace, "namespace", "", "containerd namespace")
 	set.StringVar(&f.id, "id", "", "id of the container or sandbox")
 	set.StringVar(&f.socket, "socket", "", "path of the socket to serve on")

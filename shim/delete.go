@@ -146,6 +146,32 @@ func (a *answers) removed(bundle string, e Exit) {
 	a.last = &removal{bundle, dir, e}
 }
 
+// savedRemoval is a removal whose answer was not written yet.
+type savedRemoval struct {
+	Bundle string `json:"bundle"`
+	Exit   Exit   `json:"exit"`
+}
+
+// save returns the answer that is held back; nil if there is none.
+func (a *answers) save() *savedRemoval {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last == nil {
+		return nil
+	}
+	return &savedRemoval{a.last.bundle, a.last.exit}
+}
+
+// restore holds back an answer that the program before this one has held back.
+func (a *answers) restore(saved *savedRemoval) {
+	if saved == nil {
+		return
+	}
+	if dir, err := os.Stat(saved.Bundle); err == nil {
+		a.last = &removal{saved.Bundle, dir, saved.Exit}
+	}
+}
+
 // finish writes the answer that was held back. It is called when nothing is left of the
 // process and of all that it has served.
 func (a *answers) finish() {

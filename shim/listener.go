@@ -40,3 +40,23 @@ func (l patientListener) Accept() (net.Conn, error) {
 		time.Sleep(l.pause)
 	}
 }
+
+// resumingListener has the connections of the program before this one come first.
+type resumingListener struct {
+	net.Listener
+	before []savedPeer // for the goroutine that calls Accept
+}
+
+// Accept implements [net.Listener].
+func (l *resumingListener) Accept() (net.Conn, error) {
+	for len(l.before) > 0 {
+		next := l.before[0]
+		l.before = l.before[1:]
+		conn, err := next.restore()
+		if err == nil {
+			return conn, nil
+		}
+		log.L.WithError(err).Error("a client has lost its connection")
+	}
+	return l.Listener.Accept()
+}

@@ -26,11 +26,14 @@ const logFile = "log"
 //   - non-blocking: once the pipe is full, messages are lost, but RPCs are not
 //     held up.
 //
-// Without a fifo the log stays on stderr, for a shim started by hand.
+// Without a fifo, or a path, the log stays on stderr: for a shim started by hand, and one
+// whose stderr is that fifo already.
 func openLog(path string, debug bool) (*logWriter, error) {
 	w := &logWriter{fd: unix.Stderr}
-	if err := w.follow(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if path != "" {
+		if err := w.follow(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
 	if err := log.SetFormat(log.TextFormat); err != nil {
 		return nil, err

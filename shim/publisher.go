@@ -57,7 +57,9 @@ type Publisher struct {
 	sending *queued
 	ended   chan struct{} // closed when the delivering goroutine ends; nil if none runs
 	closed  bool
-	warned  bool // that there is no address
+	warned  bool          // that there is no address
+	held    bool          // nothing is sent
+	settled chan struct{} // closed when no event is being sent any more; nil if nothing waits
 }
 
 // queued is an event that waits for its delivery.
@@ -120,14 +122,19 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 	case key != "" && p.waits(topic, key):
 	default:
 		p.queue = append(p.queue, e)
-		if p.ended == nil {
-			p.ended = make(chan struct{})
-			go p.run(p.ended)
-		}
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
+		p.start()
+	}
+}
+
+// start has the queue delivered. The caller holds mu.
+func (p *Publisher) start() {
+	if p.ended == nil {
+		p.ended = make(chan struct{})
+		go p.run(p.ended)
+	}
+	select {
+	case p.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -211,6 +218,9 @@ func (p *Publisher) run(ended chan struct{}) {
 	}
 }
 
+// heldWait is how long a hold is waited for before it is looked for again.
+const heldWait = time.Minute
+
 // next returns the first event that may be sent now, and makes it the one that is being
 // sent. It returns nil if there is none; wait is then 0 for an empty queue, and otherwise how
 // long it takes until an event that was refused may be sent again. Later events of the same
@@ -219,6 +229,13 @@ func (p *Publisher) next(now time.Time) (e *queued, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sending = nil
+	if p.held {
+		if p.settled != nil {
+			close(p.settled)
+			p.settled = nil
+		}
+		return nil, heldWait
+	}
 	var behind map[string]bool // containers that wait
 	for _, e := range p.queue {
 		switch delay := e.notBefore.Sub(now); {
@@ -298,8 +315,8 @@ func (p *Publisher) deliver(c *daemon, e *queued) bool {
 		if backoff == minBackoff {
 			entry.Warn("cannot publish event; trying again")
 		}
-		if !sleep(p.ctx, backoff) {
-			return false
+		if !p.pause(backoff) {
+			return p.ctx.Err() == nil
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
@@ -332,6 +349,97 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// pause returns false if p.ctx ends before d is over, or if there is a hold.
+func (p *Publisher) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		p.mu.Lock()
+		held := p.held
+		p.mu.Unlock()
+		if held {
+			return false
+		}
+		select {
+		case <-t.C:
+			return true
+		case <-p.ctx.Done():
+			return false
+		case <-p.wake: // of a hold, or a new event
+		}
+	}
+}
+
+// hold stops the delivery of events, and waits until the one that is being sent has been
+// taken or refused. The caller has to call release.
+func (p *Publisher) hold(ctx context.Context) error {
+	p.mu.Lock()
+	p.held = true
+	if p.sending == nil {
+		p.mu.Unlock()
+		return nil
+	}
+	settled := make(chan struct{})
+	p.settled = settled
+	p.start()
+	p.mu.Unlock()
+	select {
+	case <-settled:
+		return nil
+	case <-ctx.Done():
+		return errors.New("containerd does not acknowledge an event")
+	}
+}
+
+// release ends a hold.
+func (p *Publisher) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held, p.settled = false, nil
+	if len(p.queue) > 0 {
+		p.start()
+	}
+}
+
+// savedEvent is an event that waits for its delivery.
+type savedEvent struct {
+	Envelope  []byte `json:"envelope"` // types.Envelope
+	Key       string `json:"key,omitempty"`
+	Container string `json:"container,omitempty"`
+	Refusals  int    `json:"refusals,omitempty"`
+}
+
+// save returns the events that wait, during a hold.
+func (p *Publisher) save() (saved []savedEvent, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.queue {
+		envelope, err := proto.Marshal(e.Envelope)
+		if err != nil {
+			return nil, fmt.Errorf("cannot hand over an event: %w", err)
+		}
+		saved = append(saved, savedEvent{envelope, e.key, e.container, e.refusals})
+	}
+	return saved, nil
+}
+
+// restore delivers the events that the program before this one has saved.
+func (p *Publisher) restore(saved []savedEvent) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range saved {
+		e := &queued{Envelope: new(types.Envelope), key: s.Key, container: s.Container, refusals: s.Refusals}
+		if err := proto.Unmarshal(s.Envelope, e.Envelope); err != nil {
+			return fmt.Errorf("cannot take over an event: %w", err)
+		}
+		p.queue = append(p.queue, e)
+	}
+	if len(p.queue) > 0 {
+		p.start()
+	}
+	return nil
 }
 
 // isRefusal says whether err is containerd's own answer to an event, so that

@@ -146,6 +146,45 @@ func TestEventsSurviveRestartsOfContainerdInOrder(t *testing.T) {
 	}
 }
 
+// Each event arrives once, at whatever moment the publisher of another program goes on.
+func TestEventsAreHandedOver(t *testing.T) {
+	captureLog(t)
+	r := newReceiver(t)
+	p := newPublisher(r.path, "k8s.io")
+	var want []string
+	for i := range 300 {
+		if i == 100 {
+			r.start() // before that, containerd is away
+		}
+		topic := fmt.Sprintf("/test/%d", i)
+		want = append(want, topic)
+		p.PublishOnce(topic, "key", &eventsapi.TaskStart{ContainerID: "c1", Pid: uint32(i)})
+		if i%10 != 0 {
+			continue
+		}
+		if err := p.hold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		saved, err := p.save()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%20 == 0 {
+			p.release() // there is no other program after all
+			continue
+		}
+		next := newPublisher(r.path, "k8s.io")
+		if err := next.restore(saved); err != nil {
+			t.Fatal(err)
+		}
+		p = next
+	}
+	p.Close(t.Context())
+	if got := r.topics(); strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
 func TestARestartBetweenEventsIsNotNoticed(t *testing.T) {
 	logged := captureLog(t)
 	r := newReceiver(t)

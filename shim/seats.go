@@ -51,6 +51,8 @@ type seats struct {
 	idle func()
 
 	settle time.Duration // see settleInterval
+	// begin is [Instance.Begin].
+	begin func() (end func())
 
 	mu      sync.Mutex
 	taken   map[string]seat // guarded by mu: by the id of the pod or container
@@ -76,10 +78,16 @@ func newSeats(limit int, address, id, bundle string) (*seats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the bundle: %w", err)
 	}
+	s := emptySeats(limit, address)
+	s.taken[id] = seat{bundle, dir, time.Now()}
+	return s, nil
+}
+
+func emptySeats(limit int, address string) *seats {
 	return &seats{
-		limit: limit, address: address, settle: settleInterval,
-		taken: map[string]seat{id: {bundle, dir, time.Now()}}, leaving: make(map[string]int),
-	}, nil
+		limit: limit, address: address, settle: settleInterval, begin: func() func() { return func() {} },
+		taken: make(map[string]seat), leaving: make(map[string]int),
+	}
 }
 
 // take takes a seat for a pod or container. It fails with [errdefs.ErrResourceExhausted]
@@ -152,8 +160,16 @@ func (s *seats) leave(id string) {
 	if len(s.taken) == 0 && s.idle != nil {
 		// containerd asks the shim to end, unless it has been killed. And what it asked for
 		// last may still be under way then.
-		time.AfterFunc(s.settle, s.idle)
+		s.idleLater()
 	}
+}
+
+// idleLater asks for the end of the shim if it is still idle after some time.
+func (s *seats) idleLater() {
+	time.AfterFunc(s.settle, func() {
+		defer s.begin()()
+		s.idle()
+	})
 }
 
 // moveLog finds a bundle for the log, if it has none. The caller holds mu.
@@ -214,7 +230,10 @@ func (s *seats) sweep() {
 func (s *seats) evict(id string, taken seat) {
 	s.leave(id)
 	s.leaving[id]++
-	go s.abandon(id, taken)
+	go func() {
+		defer s.begin()()
+		s.abandon(id, taken)
+	}()
 }
 
 // isUnused says whether containerd knows a seat's bundle no longer, or has another shim for
@@ -257,11 +276,53 @@ func (s *seats) abandoned(id string) {
 	}
 }
 
-// register serves the RPCs of a shared shim, and begins to check the seat of the first pod.
+// savedSeats are the seats of a shim that is handed over.
+type savedSeats struct {
+	Limit  int         `json:"limit"`
+	Closed bool        `json:"closed,omitempty"`
+	Taken  []savedSeat `json:"taken"`
+	// Log is the bundle to whose fifo the log goes.
+	Log string `json:"log,omitempty"`
+}
+
+type savedSeat struct {
+	ID     string    `json:"id"`
+	Bundle string    `json:"bundle"`
+	Since  time.Time `json:"since"`
+}
+
+func (s *seats) save() savedSeats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	saved := savedSeats{Limit: s.limit, Closed: s.closed}
+	if s.log != nil {
+		saved.Log = s.log.bundle
+	}
+	for id, taken := range s.taken {
+		saved.Taken = append(saved.Taken, savedSeat{id, taken.bundle, taken.since})
+	}
+	return saved
+}
+
+// restore returns the seats of the program before this one.
+func (saved savedSeats) restore(address string) *seats {
+	s := emptySeats(saved.Limit, address)
+	s.closed = saved.Closed
+	for _, is := range saved.Taken {
+		dir, _ := os.Stat(is.Bundle) // a seat whose bundle has gone is given back
+		s.taken[is.ID] = seat{is.Bundle, dir, is.Since}
+	}
+	return s
+}
+
+// register serves the RPCs of a shared shim, and begins to check the seats that are taken.
 func (s *seats) register(server *ttrpc.Server) {
 	s.mu.Lock()
-	for id, first := range s.taken {
-		s.checkLater(id, first)
+	for id, taken := range s.taken {
+		s.checkLater(id, taken)
+	}
+	if len(s.taken) == 0 {
+		s.idleLater()
 	}
 	s.mu.Unlock()
 	method := func(f func(ctx context.Context, id, bundle string) error) ttrpc.Method {

@@ -70,7 +70,11 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, t tenan
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot become child subreaper: %w", err)
 	}
-	s, err := c.newServerProcess(b, t, bundle, socket.Name(), handled)
+	seats, err := newSeats(t.seats, unixScheme+socket.Name(), c.id, bundle)
+	if err != nil {
+		return err
+	}
+	s, err := c.newServerProcess(b, t, seats, bundle, socket.Name(), handled)
 	if err == nil && t.shared {
 		s.seats.log = &sharedLog{logs, bundle}
 		err = prepareShared()
@@ -78,20 +82,28 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, t tenan
 	if err != nil {
 		return err
 	}
+	return c.serveTasks(ctx, end, s, socket, removed)
+}
+
+// serveTasks serves on the socket until the process must end. removed removes the socket's
+// file.
+func (c *call) serveTasks(ctx, end context.Context, s *serverProcess, socket *os.File, removed func() error) error {
 	listener, err := net.FileListener(socket)
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w", socket.Name(), err)
 	}
 	defer listener.Close()
+	s.upgrader.socket, s.upgrader.end = listener, end
 	socket.Close() // FileListener has duplicated the descriptor.
 	stop, err := c.config.Serve(ctx, s.Instance)
 	if err != nil {
 		return err
 	}
-	if t.shared {
+	if s.Shared {
 		s.seats.giveUp, s.seats.idle = s.GiveUp, s.Idle
 		s.seats.register(s.Server)
 	}
+	s.upgrader.register(s.Server)
 	err = s.run(ctx, end, listener)
 
 	// The order matters: refuse new connections; then publish the last events,
@@ -112,23 +124,23 @@ func (c *call) serve(ctx context.Context, b *bootstrap, socket *os.File, t tenan
 // serverProcess is a shim process that serves.
 type serverProcess struct {
 	*Instance
-	seats   *seats
-	peers   *connections
-	answers *answers
-	ended   chan struct{} // closed when the process is asked to end, and may
+	seats    *seats
+	peers    *connections
+	before   []savedPeer // connections of the program before this one
+	answers  *answers
+	gate     *gate
+	upgrader *upgrader
+	ended    chan struct{} // closed when the process is asked to end, and may
 }
 
 // newServerProcess returns the server of a process that was started for what is in a bundle. RPCs
 // wait until ready is closed.
-func (c *call) newServerProcess(b *bootstrap, t tenancy, bundle, socket string, ready <-chan struct{}) (*serverProcess, error) {
-	seats, err := newSeats(t.seats, unixScheme+socket, c.id, bundle)
-	if err != nil {
-		return nil, err
-	}
-	s := &serverProcess{seats: seats, peers: &connections{}, answers: &answers{}, ended: make(chan struct{})}
+func (c *call) newServerProcess(b *bootstrap, t tenancy, seats *seats, bundle, socket string, ready <-chan struct{}) (*serverProcess, error) {
+	s := &serverProcess{seats: seats, peers: &connections{}, answers: &answers{}, gate: newGate(), ended: make(chan struct{})}
+	s.upgrader = &upgrader{call: c, process: s, bootstrap: b, socketPath: socket}
 	rpcs, err := ttrpc.NewServer(
 		ttrpc.WithServerHandshaker(s.peers),
-		ttrpc.WithChainUnaryServerInterceptor(after(ready), (&trimmer{}).intercept, c.config.Intercept),
+		ttrpc.WithChainUnaryServerInterceptor(after(ready), s.gate.intercept, (&trimmer{}).intercept, c.config.Intercept),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create ttrpc server: %w", err)
@@ -140,6 +152,7 @@ func (c *call) newServerProcess(b *bootstrap, t tenancy, bundle, socket string, 
 		s.answers.own = bundle
 	}
 	end := sync.OnceFunc(func() { close(s.ended) })
+	seats.begin = s.gate.begin
 	s.Instance = &Instance{
 		Runtime:   c.runtime(),
 		Options:   b.options,
@@ -150,6 +163,7 @@ func (c *call) newServerProcess(b *bootstrap, t tenancy, bundle, socket string, 
 		Shared:    t.shared,
 		Server:    rpcs,
 		Events:    newPublisher(b.ttrpcAddress, c.namespace),
+		Begin:     s.gate.begin,
 		Expects:   seats.expects,
 		Forget:    seats.release,
 		Shutdown: func() {
@@ -168,7 +182,8 @@ func (c *call) newServerProcess(b *bootstrap, t tenancy, bundle, socket string, 
 // run serves until the process is asked to end, by an RPC or by end.
 func (s *serverProcess) run(ctx, end context.Context, listener net.Listener) error {
 	failed := make(chan error, 1)
-	go func() { failed <- s.Server.Serve(ctx, patientListener{listener, acceptPause}) }()
+	peers := &resumingListener{Listener: patientListener{s.peers.listen(listener), acceptPause}, before: s.before}
+	go func() { failed <- s.Server.Serve(ctx, peers) }()
 	log.L.WithFields(log.Fields{"namespace": s.Namespace, "id": s.ID, "bundle": s.Bundle}).Debug("shim serves")
 	select {
 	case <-s.ended:

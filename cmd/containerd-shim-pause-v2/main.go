@@ -4,13 +4,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
+	"containerd-shim-pause-v2/process/carry"
 	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
@@ -51,7 +56,8 @@ func main() {
 		SandboxImage:  writeSandboxImage,
 		Install:       func(w io.Writer, dir string) error { return install.Program(w, self, dir, install.Shim) },
 		Uninstall:     func(w io.Writer, dir string) error { return install.RemoveProgram(w, self, dir, install.Shim) },
-		Serve:         func(ctx context.Context, p *shim.Instance) (func(), error) { return serve(ctx, p, thread), nil },
+		Serve:         func(ctx context.Context, p *shim.Instance) (func(), error) { return serve(ctx, p, thread) },
+		CheckSaved:    checkTasks,
 		Intercept:     task.Intercept,
 		Delete:        deleteTask,
 		JoinCgroup:    joinCgroup,
@@ -63,13 +69,20 @@ func main() {
 
 // serve registers the services of a shim process. stop must be called when the process ends.
 // The sandbox of a process that is not shared lives in the main thread.
-func serve(ctx context.Context, p *shim.Instance, mainThread *pod.Thread) (stop func()) {
+// It goes on with the tasks of the program before this one, if there was one.
+func serve(ctx context.Context, p *shim.Instance, mainThread *pod.Thread) (stop func(), err error) {
+	saved, err := decodeTasks(p.Saved)
+	if err != nil {
+		return nil, err
+	}
 	events := task.NewEvents(p.Events)
 	thread := mainThread
 	if p.Shared {
 		thread = nil
 	}
-	supervisor := process.NewSupervisor(p.Namespace, thread, reap.NewReaper(ctx), events)
+	reaper := reap.NewReaper(ctx, saved.Children()...)
+	supervisor := process.NewSupervisor(p.Namespace, thread, reaper, events)
+	supervisor.Begin = p.Begin
 	service := task.NewService(supervisor, events, decodeOptions, taskOptions(p.Options), task.Host{
 		Runtime:  p.Runtime,
 		ID:       p.ID,
@@ -81,8 +94,46 @@ func serve(ctx context.Context, p *shim.Instance, mainThread *pod.Thread) (stop 
 	})
 	service.Register(p.Server)
 	p.GiveUp, p.Idle = service.GiveUp, service.Idle
+	p.RunCommand = func(cmd *exec.Cmd) error {
+		defer reaper.Hold()()
+		return cmd.Run()
+	}
+	p.Save = func(ctx context.Context) (json.RawMessage, []int, error) {
+		var files carry.Files
+		tasks, err := supervisor.Save(ctx, &files)
+		if err != nil {
+			return nil, nil, err
+		}
+		data, err := json.Marshal(tasks)
+		return data, files.Numbers(), err
+	}
+	p.Continue = supervisor.Continue
+	if err := supervisor.Restore(saved); err != nil {
+		return nil, err
+	}
 	go cgroups.Prepare() // while containerd connects
-	return supervisor.Release
+	return supervisor.Release, nil
+}
+
+// checkTasks fails if this program does not understand the tasks that another has saved.
+func checkTasks(saved json.RawMessage) error {
+	_, err := decodeTasks(saved)
+	return err
+}
+
+// decodeTasks decodes the tasks that another program has saved; there are none if saved is
+// empty. It refuses what this program does not know, and would lose.
+func decodeTasks(saved json.RawMessage) (*process.Saved, error) {
+	tasks := new(process.Saved)
+	if len(saved) == 0 {
+		return tasks, nil
+	}
+	decoder := json.NewDecoder(bytes.NewReader(saved))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(tasks); err != nil {
+		return nil, fmt.Errorf("cannot decode the shim's tasks: %w", err)
+	}
+	return tasks, nil
 }
 
 // decodeOptions gives package task the options that package shim decodes.

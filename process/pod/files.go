@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"containerd-shim-pause-v2/process/carry"
+
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/log"
 	"github.com/moby/sys/mountinfo"
@@ -28,6 +30,32 @@ type Files struct {
 	// shm is a detached second mount of the pod's /dev/shm, which keeps its files when
 	// somebody unmounts the first. Guarded by mu; nil if there is none.
 	shm *os.File
+}
+
+// SavedFiles are Files as they can be written down.
+type SavedFiles struct {
+	*Files
+	Shm int // number of the open file
+}
+
+// Save returns the files for Restore, and adds the one that is open to those that are taken
+// along; nil if f is nil.
+func (f *Files) Save(files *carry.Files) *SavedFiles {
+	if f == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &SavedFiles{f, files.Add(f.shm)}
+}
+
+// Restore returns the files that were saved by the program before this one.
+func (s *SavedFiles) Restore() *Files {
+	if s == nil || s.Files == nil {
+		return nil
+	}
+	s.Files.shm = carry.Take(s.Shm, s.Files.ShmDir)
+	return s.Files
 }
 
 // DNS is the content of a resolv.conf (resolv.conf(5)).

@@ -46,6 +46,29 @@ func NewHooks(s *specs.Spec, id, bundle string, pid int) *Hooks {
 	}}
 }
 
+// SavedHooks are Hooks as they can be written down.
+type SavedHooks struct {
+	Hooks specs.Hooks `json:"hooks"`
+	State specs.State `json:"state"`
+}
+
+// Save returns the hooks for Restore; nil if there are none.
+func (h *Hooks) Save() *SavedHooks {
+	if h == nil {
+		return nil
+	}
+	return &SavedHooks{h.Hooks, h.state}
+}
+
+// Restore returns the hooks that were saved, of a sandbox whose pid is that of a thread.
+func (s *SavedHooks) Restore(pid int) *Hooks {
+	if s == nil {
+		return nil
+	}
+	s.State.Pid = pid
+	return &Hooks{Hooks: s.Hooks, Patience: poststopTimeout, state: s.State}
+}
+
 // CheckHooks fails with [errdefs.ErrInvalidArgument] if a hook could never run.
 func CheckHooks(h *specs.Hooks) error {
 	if h == nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 
+	"containerd-shim-pause-v2/process/carry"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -25,7 +27,7 @@ var NamespaceTypes = []struct {
 
 // NSID identifies a namespace: the device and inode of its file in nsfs
 // (namespaces(7), "The /proc/pid/ns/ directory").
-type NSID struct{ dev, Inode uint64 }
+type NSID struct{ Dev, Inode uint64 }
 
 // StatNamespace returns the identity of the namespace at a path.
 func StatNamespace(path string) (NSID, error) {
@@ -67,6 +69,16 @@ func newNSFile(f *os.File) (*NSFile, error) {
 		return nil, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
 	return &NSFile{f, NSID{st.Dev, st.Ino}, flag}, nil
+}
+
+// TakeNamespace returns the file of a namespace that the program before this one has left
+// open under a number; nil for [carry.None].
+func TakeNamespace(fd int, kind specs.LinuxNamespaceType) (*NSFile, error) {
+	f := carry.Take(fd, fmt.Sprintf("the pod's %s namespace", kind))
+	if f == nil {
+		return nil, nil
+	}
+	return newNSFile(f)
 }
 
 // Path returns a path through which other processes can open the file. It has a dot because

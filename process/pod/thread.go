@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -127,6 +128,49 @@ func (t *Thread) take(set Namespaces) error {
 		}
 	}
 	return nil
+}
+
+// Files opens the pod's namespaces that the thread is in. The caller has to close them.
+func (t *Thread) Files() (files map[specs.LinuxNamespaceType]*os.File, err error) {
+	files = make(map[specs.LinuxNamespaceType]*os.File)
+	err = t.Do(func() error {
+		for _, kind := range NamespaceTypes {
+			if !slices.ContainsFunc(t.held, func(h heldNamespace) bool { return h.kind == kind.Kind }) {
+				continue
+			}
+			f, err := os.Open("/proc/thread-self/ns/" + kind.Proc)
+			if err != nil {
+				return fmt.Errorf("cannot open the pod's %s namespace: %w", kind.Kind, err)
+			}
+			files[kind.Kind] = f
+		}
+		return nil
+	})
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	return files, err
+}
+
+// Return puts the thread into namespaces in which a thread of the program before this one
+// was. They are the numbers of open files, which Return closes.
+func (t *Thread) Return(numbers map[specs.LinuxNamespaceType]int) (ids map[specs.LinuxNamespaceType]NSID, err error) {
+	var set Namespaces
+	defer func() { set.Close() }()
+	for kind, fd := range numbers {
+		f, err := TakeNamespace(fd, kind)
+		if err != nil {
+			return nil, err
+		}
+		set = append(set, namespace{kind: kind, file: f})
+	}
+	err = t.Enter(set, func() (err error) {
+		ids, err = ThreadNamespaces()
+		return err
+	})
+	return ids, err
 }
 
 // Leave takes the thread out of the pod's namespaces. The kernel then frees those that no

@@ -42,9 +42,13 @@ type Reaper struct {
 // [StartTime].
 type hold struct{ since uint64 }
 
-// NewReaper returns a reaper, which reaps orphans until ctx ends.
-func NewReaper(ctx context.Context) *Reaper {
+// NewReaper returns a reaper, which reaps orphans until ctx ends. claimed are the pids of
+// children that are not orphans, which are to be claimed (see Claim).
+func NewReaper(ctx context.Context, claimed ...int) *Reaper {
 	r := &Reaper{holds: make(map[*hold]struct{}), claimed: make(map[int]struct{})}
+	for _, pid := range claimed {
+		r.claimed[pid] = struct{}{}
+	}
 	go func() {
 		// A buffer for one signal is enough: reapOrphans reaps all orphans that have ended.
 		signals := make(chan os.Signal, 1)
@@ -90,7 +94,7 @@ type Child struct {
 	reaped bool // guarded by mu: if true, the pid may be another process's
 }
 
-// Claim makes the caller the owner of the child pid. The caller must call Wait once. Claim
+// Claim makes the caller the owner of the child pid. The caller must call Wait or Reap once. Claim
 // must be called before the release of the Hold under which the child was started.
 func (r *Reaper) Claim(pid int) *Child {
 	r.mu.Lock()
@@ -98,6 +102,9 @@ func (r *Reaper) Claim(pid int) *Child {
 	r.mu.Unlock()
 	return &Child{reaper: r, Pid: pid}
 }
+
+// Reaped returns a child that has been reaped already, by the program before this one.
+func (r *Reaper) Reaped(pid int) *Child { return &Child{reaper: r, Pid: pid, reaped: true} }
 
 // reapOrphans reaps the zombies that nobody owns; during a hold, only the old ones.
 func (r *Reaper) reapOrphans() {
@@ -174,10 +181,20 @@ func childrenOfAll() (pids []int) {
 	return pids
 }
 
-// Wait waits until the child has ended, reaps it and returns its exit status as a shell
-// would: 128 plus the number of the signal if one ended the child. With an error, the
-// status is 255.
+// Wait waits until the child has ended, and reaps it.
 func (c *Child) Wait() (int, error) {
+	c.Await()
+	return c.Reap()
+}
+
+// Await waits until the child has ended, and does not reap it: its exit status stays in the
+// kernel. It is for children that another program may reap, see package carry.
+func (c *Child) Await() { _ = AwaitExit(c.Pid) } // Reap returns the same error
+
+// Reap is called once, when the child has ended. It returns the child's exit status as a
+// shell would: 128 plus the number of the signal if one ended the child. With an error, the
+// status is 255.
+func (c *Child) Reap() (int, error) {
 	err := AwaitExit(c.Pid)
 	var status unix.WaitStatus
 	c.mu.Lock()

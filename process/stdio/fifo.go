@@ -34,7 +34,7 @@ func openSource(path string) (_ *input, err error) {
 		if err != nil {
 			return nil, err
 		}
-		return &input{src: src}, nil
+		return &input{flow: flow{src: src, file: true}}, nil
 	}
 	keep, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -44,7 +44,7 @@ func openSource(path string) (_ *input, err error) {
 	if err != nil {
 		return nil, errors.Join(err, keep.Close())
 	}
-	return &input{src: src, keep: keep}, nil
+	return &input{flow: flow{src: src}, keep: keep}, nil
 }
 
 func isFifo(path string) (bool, error) {
@@ -103,7 +103,7 @@ func openSink(ctx context.Context, path string) (*output, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot open the output: %w", err)
 		}
-		return &output{dst: f}, nil
+		return &output{flow: flow{dst: f}}, nil
 	}
 	fd, err := awaitReader(ctx, path)
 	if err != nil {
@@ -117,7 +117,7 @@ func openSink(ctx context.Context, path string) (*output, error) {
 		dst.Close()
 		return nil, fmt.Errorf("cannot open the output %s for reading: %w", path, err)
 	}
-	return &output{dst: dst, keep: os.NewFile(uintptr(reader), path)}, nil
+	return &output{flow: flow{dst: dst}, keep: os.NewFile(uintptr(reader), path)}, nil
 }
 
 // awaitReader opens a fifo for writing once somebody has opened it for reading. It tries

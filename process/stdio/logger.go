@@ -85,10 +85,7 @@ func startLogger(ctx context.Context, uri *url.URL, r *LoggerConfig) (_ *logger,
 	l := &logger{child: r.Reaper.Claim(cmd.Process.Pid), out: outW, err: errW, ended: make(chan struct{})}
 	// The reaper owns the process from here on. os.Process would keep a pidfd open.
 	err = cmd.Process.Release()
-	go func() {
-		_, _ = l.child.Wait()
-		close(l.ended)
-	}()
+	go l.await()
 	if err != nil {
 		l.kill()
 		return nil, err
@@ -125,6 +122,12 @@ func awaitReady(ctx context.Context, ready *os.File, needByte bool) error {
 		return errors.New("it ended, or closed descriptor 5 without writing a byte to it")
 	}
 	return nil
+}
+
+// await waits for the end of the program.
+func (l *logger) await() {
+	_, _ = l.child.Wait() // an exit status would be of no use
+	close(l.ended)
 }
 
 // take returns the write ends, which the caller must close.

@@ -11,29 +11,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errNoPipes says that two files are not both pipes.
+var errNoPipes = errors.New("not both files are pipes")
+
 // spliceStream is copyStream for two pipes, of which fifos are a kind. It moves the pages
-// that hold the data (splice(2)), without copying them through this process. If the files
-// are not both pipes, it copies nothing and returns false.
-func spliceStream(dst, src *os.File) bool {
+// that hold the data (splice(2)), without copying them through this process, so that there
+// is no rest when it is suspended. It fails with errNoPipes before it has copied anything.
+func spliceStream(dst, src *os.File) error {
 	in, err := src.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
 	out, err := dst.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
-	for p := (pace{in: in, out: out}); ; {
+	p := pace{in: in, out: out}
+	defer p.shrink()
+	for {
 		n, err := splice(out, in)
 		switch {
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
-			return false // the first call fails with these, or none does
+			return errNoPipes // the first call fails with these, or none does
 		case errors.Is(err, unix.EAGAIN):
-			if !p.awaitRoom() || !waitReadable(src) {
-				return true
+			if err := p.awaitRoom(); err != nil {
+				return err
+			}
+			if err := waitReadable(src); err != nil {
+				return err
 			}
 		case err != nil, n == 0:
-			return true
+			return err
 		default:
 			p.moved += n
 		}
@@ -89,25 +97,23 @@ const (
 	beyond = 20 * time.Microsecond
 )
 
-// awaitRoom waits until there may be room in the destination. It returns false if the
-// destination was closed.
-func (p *pace) awaitRoom() bool {
+// awaitRoom waits until there may be room in the destination. It fails if the destination
+// was closed, or is suspended.
+func (p *pace) awaitRoom() error {
 	hasRoom := false
-	if p.out.Control(func(fd uintptr) { hasRoom = reap.IsReady(int(fd), unix.POLLOUT) }) != nil {
-		return false
+	if err := p.out.Control(func(fd uintptr) { hasRoom = reap.IsReady(int(fd), unix.POLLOUT) }); err != nil {
+		return err
 	}
 	if hasRoom {
 		p.since, p.moved = time.Time{}, 0
-		if p.large {
-			p.resize(pipeSize)
-		}
-		return true
+		p.shrink()
+		return nil
 	}
 	if nap := p.nap(time.Now()); nap > 0 {
 		time.Sleep(nap + beyond)
-		return true
+		return nil
 	}
-	return p.out.Write(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLOUT) }) == nil
+	return p.out.Write(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLOUT) })
 }
 
 // nap returns how long to sleep while a destination that is full now is read. It returns zero
@@ -127,6 +133,13 @@ func (p *pace) nap(now time.Time) time.Duration {
 		p.resize(largeSize)
 	}
 	return nap
+}
+
+// shrink makes pipes that were made larger small again.
+func (p *pace) shrink() {
+	if p.large {
+		p.resize(pipeSize)
+	}
 }
 
 // resize sets the size of both pipes, except of one that another process has resized. A pipe

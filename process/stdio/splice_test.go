@@ -30,7 +30,7 @@ func TestSpliceIsForPipes(t *testing.T) {
 	file, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	proctest.Must(t, err)
 	defer file.Close()
-	if spliceStream(file, r) {
+	if splices(file, r) {
 		t.Error("a file was taken for a pipe")
 	}
 	buf := make([]byte, 10)
@@ -38,6 +38,9 @@ func TestSpliceIsForPipes(t *testing.T) {
 		t.Errorf("the pipe has %q, %v", buf[:n], err)
 	}
 }
+
+// splices says whether both files were taken for pipes.
+func splices(dst, src *os.File) bool { return !errors.Is(spliceStream(dst, src), errNoPipes) }
 
 // The client has stopped reading, and the pipes are full.
 func TestSpliceEndsWithItsFiles(t *testing.T) {
@@ -52,7 +55,7 @@ func TestSpliceEndsWithItsFiles(t *testing.T) {
 		written <- err
 	}()
 	done := make(chan bool, 1)
-	go func() { done <- spliceStream(dst, r) }()
+	go func() { done <- splices(dst, r) }()
 	for unread(t, dst) == 0 {
 		time.Sleep(time.Millisecond)
 	}
@@ -88,7 +91,7 @@ func TestSpliceToASlowReader(t *testing.T) {
 	r, dst := newPipe(t)
 	done := make(chan bool, 1)
 	go func() {
-		done <- spliceStream(dst, src)
+		done <- splices(dst, src)
 		CloseAll(src, dst)
 	}()
 	want := make([]byte, 4<<20)
@@ -180,7 +183,7 @@ func TestWriterWhoHoldsTheLockOfItsPipe(t *testing.T) {
 	proctest.Must(t, <-written)
 	proctest.Must(t, <-moved)
 	w.Close()
-	if !spliceStream(dst, src) {
+	if !splices(dst, src) {
 		t.Error("spliceStream has returned false for pipes")
 	}
 	dst.Close()

@@ -1,10 +1,10 @@
 package stdio
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"sync"
@@ -40,26 +40,41 @@ type Streams struct {
 	outputs []*output
 	logger  *logger // nil without a logging program
 
-	copies sync.WaitGroup // one for each output
-	tty    *os.File       // the terminal's master; nil without a terminal
+	copies    sync.WaitGroup // one for each output
+	inputCopy sync.WaitGroup // of standard input
+	tty       *os.File       // the terminal's master; nil without a terminal
+
+	// suspended is made by Suspend, and closed when all copies have stopped; else nil.
+	suspended chan struct{}
 
 	// Patience is how long Settle waits at most for slow readers.
 	Patience time.Duration
 }
 
+// flow is what is copied from one file to another, see Streams.run.
+type flow struct {
+	src, dst *os.File
+	// rest was read from src, and has not been written, when the copy was suspended.
+	rest []byte
+	// ended says that there is nothing more to copy. Like rest, it must not be read while
+	// the copy may run.
+	ended bool
+	// file says that src is a file that is not in Go's poller.
+	file bool
+}
+
 // input copies a fifo or file to a process's standard input.
 type input struct {
-	src *os.File
+	flow
 	// keep holds a fifo open for writing, so that the input ends when it is closed through
 	// the API, and not when a client that wrote to it goes away. It is nil for files other
 	// than fifos.
 	keep *os.File
-	dst  *os.File
 }
 
 // output copies a process's output to its destination.
 type output struct {
-	src, dst *os.File
+	flow
 	// keep holds a fifo open for reading until the process is deleted, so that the process
 	// gets no SIGPIPE when the client goes away, and output waits for the next client. It is
 	// nil for files other than fifos.
@@ -162,7 +177,7 @@ func (s *Streams) sendToFile(path string, sio Config, o Owner) error {
 		if err != nil {
 			return err
 		}
-		if err := s.addOutput(fd, &output{dst: dst}, o); err != nil {
+		if err := s.addOutput(fd, &output{flow: flow{dst: dst}}, o); err != nil {
 			return err
 		}
 	}
@@ -207,24 +222,29 @@ func chown(f *os.File, o Owner) error {
 // Start starts copying. It must be called after the process has been started.
 func (s *Streams) Start() {
 	s.CloseChildEnds()
-	if s.in != nil {
-		in := s.in
-		go func() {
-			if in.keep == nil {
-				_, _ = io.Copy(in.dst, in.src) // an error only ends the input, which the process sees
-			} else {
-				copyStream(in.dst, in.src)
+	s.run()
+}
+
+// run copies what has not ended.
+func (s *Streams) run() {
+	if in := s.in; in != nil && !in.ended {
+		s.inputCopy.Go(func() {
+			if in.ended = in.copy(false); !in.ended {
+				return
 			}
 			CloseAll(in.dst, in.src)
 			if s.tty != nil {
 				s.hangUp()
 			}
-		}()
+		})
 	}
 	for _, o := range s.outputs {
+		if o.ended {
+			continue
+		}
 		s.copies.Go(func() {
-			if !spliceStream(o.dst, o.src) {
-				copyStream(o.dst, o.src)
+			if o.ended = o.copy(true); !o.ended {
+				return
 			}
 			if o.src != s.tty {
 				o.src.Close()
@@ -232,6 +252,28 @@ func (s *Streams) Start() {
 			o.dst.Close()
 		})
 	}
+}
+
+// copy copies until the source ends, or until the source or destination fails; then it
+// returns true. It returns false if it has been suspended. It reports no error, because only
+// the process could handle it, and gets EPIPE, or sees the end of its input.
+func (f *flow) copy(maySplice bool) (ended bool) {
+	if len(f.rest) > 0 {
+		n, err := f.dst.Write(f.rest)
+		f.rest = f.rest[n:]
+		if err != nil {
+			return !isSuspended(err)
+		}
+		f.rest = nil
+	}
+	err := errNoPipes
+	if maySplice {
+		err = spliceStream(f.dst, f.src)
+	}
+	if errors.Is(err, errNoPipes) {
+		f.rest, err = copyStream(f.dst, f.src, !f.file)
+	}
+	return !isSuspended(err)
 }
 
 // CloseChildEnds closes the process's ends. It must be called after the process, or the OCI
@@ -357,31 +399,38 @@ func CloseAll(files ...*os.File) {
 // buffers hold what one read(2) takes from a pipe.
 var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
-// copyStream copies until the source ends, or until the source or destination fails. It
-// returns no error, because only the process could handle it, and gets EPIPE. It holds a
-// buffer only while there is something to copy, since most streams are silent most of the
-// time.
-func copyStream(dst, src *os.File) {
-	for waitReadable(src) {
+// copyStream copies until the source ends, or until a file fails. If src is in Go's poller,
+// it holds a buffer only while there is something to copy, since most streams are silent
+// most of the time. If the copy is suspended, rest is what was read and not written.
+func copyStream(dst, src *os.File, polled bool) (rest []byte, err error) {
+	for {
+		if polled {
+			if err := waitReadable(src); err != nil {
+				return nil, err
+			}
+		}
 		buf := buffers.Get().(*[16 << 10]byte)
 		n, err := src.Read(buf[:])
 		if n > 0 {
-			_, werr := dst.Write(buf[:n])
+			written, werr := dst.Write(buf[:n])
+			if isSuspended(werr) {
+				rest = bytes.Clone(buf[written:n])
+			}
 			err = errors.Join(err, werr)
 		}
 		buffers.Put(buf)
 		if err != nil {
-			return
+			return rest, err
 		}
 	}
 }
 
 // waitReadable waits until a read from f would not block, because there is data, the end or
-// an error. It returns false if f was closed.
-func waitReadable(f *os.File) bool {
+// an error. It fails if f was closed, or is suspended.
+func waitReadable(f *os.File) error {
 	conn, err := f.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
-	return conn.Read(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLIN) }) == nil
+	return conn.Read(func(fd uintptr) bool { return reap.IsReady(int(fd), unix.POLLIN) })
 }

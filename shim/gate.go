@@ -1,0 +1,121 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+)
+
+// gate counts what changes the state of a shim: requests, and what happens without one, such
+// as the end of a process. While the gate is closed nothing does, so that the state can be
+// handed over to another program.
+type gate struct {
+	mu       sync.Mutex // guards the fields below
+	changed  *sync.Cond // of mu; anything below has changed
+	working  int        // what is under way
+	requests int        // requests that have been read and not answered, even if they only wait
+	draining bool       // new requests wait, so that the work comes to an end
+	closed   bool       // all new work waits
+}
+
+func newGate() *gate {
+	g := &gate{}
+	g.changed = sync.NewCond(&g.mu)
+	return g
+}
+
+// begin waits until the gate is open, and counts what the caller does until it calls end.
+func (g *gate) begin() (end func()) { return g.enter(func() bool { return g.closed }) }
+
+func (g *gate) enter(mustWait func() bool) (leave func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for mustWait() {
+		g.changed.Wait()
+	}
+	g.working++
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.working--
+		g.changed.Broadcast()
+	}
+}
+
+// waits are the methods of requests that change nothing, and may take as long as a container
+// runs. They go along with a connection that is handed over, and so does the request to hand
+// it over.
+var waits = []string{"/Wait", "/WaitSandbox", "/" + upgradeMethod}
+
+// intercept implements [ttrpc.UnaryServerInterceptor].
+func (g *gate) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	g.count(1)
+	defer g.count(-1)
+	for _, suffix := range waits {
+		if strings.HasSuffix(info.FullMethod, suffix) {
+			return method(ctx, unmarshal)
+		}
+	}
+	defer g.enter(func() bool { return g.closed || g.draining })()
+	return method(ctx, unmarshal)
+}
+
+func (g *gate) count(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.requests += n
+}
+
+// handled returns how many requests have been read and not answered.
+func (g *gate) handled() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.requests
+}
+
+// close closes the gate at a moment when nothing is under way. If there is no such moment for
+// some time, it keeps new requests waiting. It fails if what is under way does not end
+// before ctx does; then the gate is open.
+func (g *gate) close(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	wake := func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.changed.Broadcast()
+	}
+	drain := time.AfterFunc(drainAfter, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.draining = !g.closed
+	})
+	defer drain.Stop()
+	defer context.AfterFunc(ctx, wake)()
+	for g.working > 0 {
+		if ctx.Err() != nil {
+			g.draining = false
+			g.changed.Broadcast()
+			return errBusy
+		}
+		g.changed.Wait()
+	}
+	g.closed = true
+	return nil
+}
+
+// drainAfter is how long requests are still begun while a gate is to be closed.
+const drainAfter = time.Second
+
+var errBusy = errors.New("something has been under way for too long, such as a call of the OCI runtime, a hook, or an output that nobody reads")
+
+// open opens the gate.
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed, g.draining = false, false
+	g.changed.Broadcast()
+}
