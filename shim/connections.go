@@ -145,14 +145,15 @@ func (c *connections) hold(ctx context.Context, handled func() int) error {
 	}
 }
 
-// isQuiet says whether all requests are handled, and no message has been sent in part.
+// isQuiet says whether all requests are handled, nothing is being read, and no message has been
+// sent in part.
 func (c *connections) isQuiet(handled int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	read := 0
 	for p := range c.peers {
 		read += len(p.requests.read)
-		if !p.requests.out.isBetween() {
+		if p.reading || !p.requests.out.isBetween() {
 			return false
 		}
 	}
@@ -238,6 +239,7 @@ type peer struct {
 	// The fields below are guarded by mu of connections.
 	requests *unanswered
 	again    []byte // to be read before the rest
+	reading  bool   // what is read is not among the requests yet
 }
 
 // Read implements [net.Conn].
@@ -246,18 +248,36 @@ func (p *peer) Read(buf []byte) (n int, err error) {
 		return n, nil
 	}
 	for {
+		p.beginRead()
 		n, err = p.Conn.Read(buf)
-		if n > 0 {
-			p.connections.mu.Lock()
-			p.requests.received(buf[:n])
-			p.connections.mu.Unlock()
+		p.endRead(buf[:n])
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return n, err
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return n, err
-		}
-		p.connections.awaitRelease() // nobody else sets deadlines
+		// Nobody but hold sets deadlines.
 	}
+}
+
+// beginRead waits for the end of a hold, and notes that the connection is being read.
+func (p *peer) beginRead() {
+	for {
+		p.connections.mu.Lock()
+		held := p.connections.held
+		p.reading = held == nil
+		p.connections.mu.Unlock()
+		if held == nil {
+			return
+		}
+		<-held
+	}
+}
+
+// endRead notes what has been read.
+func (p *peer) endRead(data []byte) {
+	p.connections.mu.Lock()
+	defer p.connections.mu.Unlock()
+	p.reading = false
+	p.requests.received(data)
 }
 
 func (p *peer) readAgain(buf []byte) int {
