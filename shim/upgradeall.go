@@ -95,16 +95,12 @@ func (c *call) runningShims() (shims []*runningShimProcess, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot list processes: %w", err)
 	}
-	sockets, err := listeningSockets()
-	if err != nil {
-		return nil, err
-	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		s := c.shimOf(pid, sockets)
+		s := c.shimOf(pid)
 		if s != nil && c.means(s.flags) {
 			shims = append(shims, s)
 		}
@@ -119,7 +115,7 @@ func (c *call) means(is flags) bool {
 }
 
 // shimOf returns the shim that a process is; nil if it is none.
-func (c *call) shimOf(pid int, sockets map[string]string) *runningShimProcess {
+func (c *call) shimOf(pid int) *runningShimProcess {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil || len(cmdline) == 0 {
@@ -129,43 +125,54 @@ func (c *call) shimOf(pid int, sockets map[string]string) *runningShimProcess {
 	if name := filepath.Base(args[0]); name != programOf(c.config.Runtime) && name != programOf(c.config.SharedRuntime) {
 		return nil
 	}
-	s := &runningShimProcess{pid: pid}
-	if err := s.flags.parse(args[1:], nil); err != nil {
+	s := &runningShimProcess{pid: pid, socket: socketOf(dir)}
+	if s.socket == "" || s.flags.parse(args[1:], nil) != nil {
 		return nil
 	}
-	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
-	if err != nil {
-		return nil
-	}
-	for _, fd := range fds {
-		target, err := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
-		if err == nil && sockets[target] != "" {
-			s.socket = sockets[target]
-			return s
-		}
-	}
-	return nil
+	return s
 }
 
-// listeningSockets returns the paths of all Unix sockets that are listened on, by what links to
-// their descriptors contain (proc_pid_fd(5)).
-func listeningSockets() (map[string]string, error) {
-	f, err := os.Open("/proc/net/unix")
+// socketOf returns the path of the Unix socket on which a process listens; empty if there is
+// none.
+func socketOf(process string) string {
+	fds, err := os.ReadDir(filepath.Join(process, "fd"))
 	if err != nil {
-		return nil, fmt.Errorf("cannot list sockets: %w", err)
+		return ""
+	}
+	own := make(map[string]bool)
+	for _, fd := range fds {
+		if target, err := os.Readlink(filepath.Join(process, "fd", fd.Name())); err == nil {
+			own[target] = true
+		}
+	}
+	// A socket is listed in the network namespace in which it was made, which is not that of
+	// the threads that hold pods.
+	tables, _ := filepath.Glob(filepath.Join(process, "task/*/net/unix")) // the pattern is well-formed
+	for _, table := range tables {
+		if path := listener(table, own); path != "" {
+			return path
+		}
+	}
+	return ""
+}
+
+// listener returns the path of the first socket in a table (proc_pid_net(5), unix) that is
+// listened on, and to which one of the links leads; empty if there is none.
+func listener(table string, links map[string]bool) string {
+	f, err := os.Open(table)
+	if err != nil {
+		return ""
 	}
 	defer f.Close()
 	const (
 		accepts = "00010000" // __SO_ACCEPTCON among the flags
 		columns = 8          // Num RefCount Protocol Flags Type St Inode Path
 	)
-	sockets := make(map[string]string)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
+	for lines := bufio.NewScanner(f); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
-		if len(fields) == columns && fields[3] == accepts && filepath.IsAbs(fields[7]) {
-			sockets["socket:["+fields[6]+"]"] = fields[7]
+		if len(fields) == columns && fields[3] == accepts && links["socket:["+fields[6]+"]"] {
+			return fields[7]
 		}
 	}
-	return sockets, lines.Err()
+	return ""
 }
