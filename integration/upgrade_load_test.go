@@ -27,7 +27,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 )
 
 // counting is a script that prints numbers in order, many at once, until /stop is there.
@@ -259,7 +258,8 @@ type slowReader struct {
 	streams *cio.DirectIO
 	hurry   chan struct{} // closed when it may read as fast as it can
 	text    strings.Builder
-	done    chan error
+	done    chan struct{} // closed when all is read
+	err     error         // of the reading, when done is closed
 }
 
 // create is a [cio.Creator].
@@ -284,7 +284,8 @@ func (r *slowReader) read() {
 			if err == io.EOF {
 				err = nil
 			}
-			r.done <- err
+			r.err = err
+			close(r.done)
 			return
 		}
 		select {
@@ -294,14 +295,14 @@ func (r *slowReader) read() {
 	}
 }
 
-// touchStop ends a container that waits for that.
-func (c *container) touchStop() {
-	c.t.Helper()
-	c.exec("stop", nil, nil, "touch", "/stop").mustFinish(0)
+// touchStop makes /stop in the container of a process, which may end before an exec would.
+func touchStop(t *testing.T, pid int) {
+	t.Helper()
+	must(t, os.WriteFile(fmt.Sprintf("/proc/%d/root/stop", pid), nil, 0o600))
 }
 
 // runByCtr has ctr run a container, which ends when /stop is there, and waits for it.
-func runByCtr(t *testing.T, ctx context.Context, shim, id string) *later { //nolint:revive // a test comes first
+func runByCtr(ctx context.Context, t *testing.T, shim, id string) *later {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "options.toml")
 	must(t, os.WriteFile(config, fmt.Appendf(nil, "Root = %q\nBinaryName = %q\n", theNode.RuntimeRoot(), ociRuntime), 0o600))
@@ -342,6 +343,7 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		defer in.Close()
 		terminal.run(terminal.terminal(stdin))
 		terminal.out.expect(t, "ready")
+		must(t, terminal.task.Resize(terminal.ctx, 80, 24))
 
 		// An exec that echoes, and clients that ask.
 		busy := startContainer(t, shim, sh("exec sleep 1000"))
@@ -357,8 +359,8 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		filed.run(cio.LogFile(file))
 
 		// A client that reads slowly, so that all pipes are full.
-		slow := &slowReader{hurry: make(chan struct{}), done: make(chan error, 1)}
-		full := newContainer(t, shim, sh("seq 0 300000"))
+		slow := &slowReader{hurry: make(chan struct{}), done: make(chan struct{})}
+		full := newContainer(t, shim, sh("seq 0 3000000"))
 		full.run(slow.create(full.ctx))
 		go slow.read()
 
@@ -366,13 +368,14 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		p := runPod(t, handler, nil)
 		counter := p.start("counter", counting)
 		synced := start(t, "ExecSync", func() error {
-			r, err := theNode.Exec(p.ctx, counter, "sh", "-c", "until [ -e /stop ]; do sleep 0.1; done; exit 5")
+			r, err := theNode.Exec(p.ctx, counter, "sh", "-c", "until [ -e /end ]; do sleep 0.1; done; exit 5")
 			if err == nil && r.ExitCode != 5 {
 				err = fmt.Errorf("exit code %d", r.ExitCode)
 			}
 			return err
 		})
-		byCtr := runByCtr(t, busy.ctx, shim, "by-ctr-"+strings.ReplaceAll(handler, "-", ""))
+		ctrID := "by-ctr-" + handler
+		byCtr := runByCtr(busy.ctx, t, shim, ctrID)
 
 		direct, done, err := theNode.Shim(theNode.ID, busy.ID())
 		must(t, err)
@@ -396,7 +399,7 @@ func TestUpgradesUnderLoad(t *testing.T) {
 				}
 				return err
 			})
-			b.repeat("kill 0", func() error { return c.task.Kill(ctx, 0) })
+			b.repeat("kill", func() error { return c.task.Kill(ctx, unix.SIGCONT) }) // which changes nothing
 		}
 		execs := 0
 		b.repeat("exec", func() error { execs++; return numberedExec(busy, execs%100) })
@@ -416,7 +419,7 @@ func TestUpgradesUnderLoad(t *testing.T) {
 				raw.send(theNode.ID, "State", &taskv3.StateRequest{ID: busy.ID()}),
 				raw.send(theNode.ID, "Stats", &taskv3.StatsRequest{ID: busy.ID()}),
 				raw.send(theNode.ID, "Pids", &taskv3.PidsRequest{ID: busy.ID()}),
-				raw.send(theNode.ID, "Kill", &taskv3.KillRequest{ID: busy.ID(), Signal: 0}),
+				raw.send(theNode.ID, "Kill", &taskv3.KillRequest{ID: busy.ID(), Signal: uint32(unix.SIGCONT)}),
 			)
 		})
 		lines := 0
@@ -427,18 +430,22 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		})
 
 		shimPids := []int{busy.shimPid(), terminal.shimPid(), logged.shimPid(), filed.shimPid(), full.shimPid(), p.shimPid()}
+		var took time.Duration
 		for i := range uint32(10) {
 			must(t, terminal.task.Resize(ctx, 100+i, 50+i))
+			begin := time.Now()
 			mustUpgrade(t, shimPids...)
+			took += time.Since(begin)
 			terminal.out.expect(t, fmt.Sprintf(" %d %d\r\n", 50+i, 100+i))
 		}
+		t.Logf("ten upgrades took %s", took)
 		select {
 		case <-slow.done:
 			t.Error("the slow client has read all before the last upgrade")
 		default:
 		}
 		b.end()
-		b.expectCalled("State", "Stats", "Pids", "kill 0", "exec", "exec by CRI", "State past containerd", "requests without waiting", "line")
+		b.expectCalled("State", "Stats", "Pids", "kill", "exec", "exec by CRI", "State past containerd", "requests without waiting", "line")
 		raw.expectAnswered(t, "State", "Stats", "Pids", "Kill")
 		expectEqual(t, "requests that wait", raw.missing("Wait"), 1)
 
@@ -448,7 +455,8 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		expectEqual(t, "echo", fmt.Sprintf("%x", sha256.Sum256([]byte(echo.out.String()))), fmt.Sprintf("%x", input.sum.Sum(nil)))
 
 		close(slow.hurry)
-		must(t, <-slow.done)
+		<-slow.done
+		must(t, slow.err)
 		expectEqual(t, "exit code of what is read slowly", exitCode(t, full.exited), 0)
 		expectCounted(t, "slow reader", slow.text.String())
 		must(t, slow.streams.Close())
@@ -465,19 +473,20 @@ func TestUpgradesUnderLoad(t *testing.T) {
 			}
 		}
 
-		logged.touchStop()
+		touchStop(t, int(logged.task.Pid()))
 		expectEqual(t, "exit code behind the logger", logged.wait(), 3)
 		logged.remove()
 		expectCounted(t, "logger", readFile(t, filepath.Join(logs, "out")))
 		expectEqual(t, "end of the logger", readFile(t, filepath.Join(logs, "end")), "done\n")
-		filed.touchStop()
+		touchStop(t, int(filed.task.Pid()))
 		expectEqual(t, "exit code behind the file", filed.wait(), 3)
 		filed.remove()
 		expectCounted(t, "file", readFile(t, file))
 
-		p.exec(counter, "touch /stop")
-		p.expectExited(counter, 3)
+		p.exec(counter, "touch /end")
 		must(t, synced.wait())
+		touchStop(t, p.containerPid(counter))
+		p.expectExited(counter, 3)
 		log := filepath.Join(p.Config.LogDirectory, "counter.log")
 		var numbers strings.Builder
 		for line := range strings.Lines(readFile(t, log)) {
@@ -486,8 +495,11 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		}
 		expectCounted(t, "CRI's log", numbers.String())
 
-		_, err = theNode.Ctr(ctx, theNode.ID, "task", "exec", "--exec-id", "stop", "by-ctr-"+strings.ReplaceAll(handler, "-", ""), "touch", "/stop")
+		loaded, err := theNode.Client().LoadContainer(ctx, ctrID)
 		must(t, err)
+		task, err := loaded.Task(ctx, nil)
+		must(t, err)
+		touchStop(t, int(task.Pid()))
 		must(t, byCtr.wait())
 
 		must(t, busy.task.Kill(ctx, unix.SIGKILL))
@@ -497,4 +509,3 @@ func TestUpgradesUnderLoad(t *testing.T) {
 		expectEqual(t, "state of the pod", p.status().State, runtime.PodSandboxState_SANDBOX_READY)
 	})
 }
-
