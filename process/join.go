@@ -236,6 +236,9 @@ func (m *membership) resolveOther(ns specs.LinuxNamespace) (string, error) {
 	if ns.Path == "" {
 		return "", nil
 	}
+	if name := pod.ProcNames[ns.Type]; m.sandbox.isPath(ns.Path, name) {
+		ns.Path = m.sandbox.path(name) // by a former pid it may lead nowhere, or to another process's
+	}
 	f, err := m.open(ns)
 	if err != nil {
 		return "", err

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -184,6 +185,44 @@ func TestMembersOfAPodOnTheHost(t *testing.T) {
 		task := n.make(n.request("member", member(t, kind, fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), pod.ProcNames[kind]))))
 		_, err := task.Delete(proctest.Context(t), "")
 		proctest.Must(t, err)
+	}
+}
+
+// CRI names namespaces by the pid that the sandbox had before an upgrade. There may be no such
+// process any more, or another one.
+func TestMembersByAFormerPidOfTheSandbox(t *testing.T) {
+	onHost := sandboxSpec()
+	onHost.Hostname = ""
+	onHost.Linux.Namespaces = nil
+	for name, spec := range map[string]*specs.Spec{"with namespaces": sandboxSpec(), "on the host": onHost} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			sandbox := n.pod(spec).body.(*sandbox)
+			const gone = 1 << 29 // more than any kernel has (proc_sys_kernel(5), pid_max)
+			other := exec.CommandContext(proctest.Context(t), "unshare", "-niup", "sleep", "1000")
+			proctest.Must(t, other.Start())
+			t.Cleanup(func() {
+				_ = other.Process.Kill()
+				_ = other.Wait()
+			})
+			sandbox.formerPIDs = []int{gone, other.Process.Pid}
+			kinds := slices.Clone(proctest.PodKinds)
+			if !sandbox.own[specs.PIDNamespace] {
+				kinds = append(kinds, specs.PIDNamespace)
+			}
+			for _, kind := range kinds {
+				for _, pid := range sandbox.formerPIDs {
+					task := n.make(n.request("member", member(t, kind, namespacePath(pid, pod.ProcNames[kind]))))
+					s, err := oci.ReadSpec(task.Bundle)
+					proctest.Must(t, err)
+					if path := s.Linux.Namespaces[0].Path; strings.Contains(path, fmt.Sprint(pid)) {
+						t.Errorf("the %s namespace is %s", kind, path)
+					}
+					_, err = task.Delete(proctest.Context(t), "")
+					proctest.Must(t, err)
+				}
+			}
+		})
 	}
 }
 
