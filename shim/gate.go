@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,8 +18,9 @@ type gate struct {
 	mu       sync.Mutex // guards the fields below
 	changed  *sync.Cond // of mu; anything below has changed
 	working  int        // what is under way
+	asking   int        // requests among that which only ask
 	requests int        // requests that have been read and not answered, even if they only wait
-	draining bool       // new requests wait, so that the work comes to an end
+	draining bool       // new requests that change something wait, so that the work comes to an end
 	closed   bool       // all new work waits
 }
 
@@ -29,19 +31,22 @@ func newGate() *gate {
 }
 
 // begin waits until the gate is open, and counts what the caller does until it calls end.
-func (g *gate) begin() (end func()) { return g.enter(func() bool { return g.closed }) }
+func (g *gate) begin() (end func()) { return g.enter(0, func() bool { return g.closed }) }
 
-func (g *gate) enter(mustWait func() bool) (leave func()) {
+// enter counts what the caller does until it calls leave; asking is 1 if it only asks.
+func (g *gate) enter(asking int, mustWait func() bool) (leave func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for mustWait() {
 		g.changed.Wait()
 	}
 	g.working++
+	g.asking += asking
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.working--
+		g.asking -= asking
 		g.changed.Broadcast()
 	}
 }
@@ -51,16 +56,24 @@ func (g *gate) enter(mustWait func() bool) (leave func()) {
 // it over.
 var waits = []string{"/Wait", "/WaitSandbox", "/" + upgradeMethod}
 
+// asks are the methods of requests that change nothing, and are answered at once. containerd waits
+// no longer than 2 s for some of them (io.containerd.timeout.task.state), so they must not wait for
+// other requests to end.
+var asks = []string{"/State", "/Pids", "/Stats", "/Connect", "/SandboxStatus", "/SandboxMetrics", "/PingSandbox", "/Platform"}
+
 // intercept implements [ttrpc.UnaryServerInterceptor].
 func (g *gate) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 	g.count(1)
 	defer g.count(-1)
-	for _, suffix := range waits {
-		if strings.HasSuffix(info.FullMethod, suffix) {
-			return method(ctx, unmarshal)
-		}
+	is := func(suffix string) bool { return strings.HasSuffix(info.FullMethod, suffix) }
+	switch {
+	case slices.ContainsFunc(waits, is):
+	case slices.ContainsFunc(asks, is):
+		// Once nothing else is under way, there is no end of them if they keep coming.
+		defer g.enter(1, func() bool { return g.closed || g.draining && g.working == g.asking })()
+	default:
+		defer g.enter(0, func() bool { return g.closed || g.draining })()
 	}
-	defer g.enter(func() bool { return g.closed || g.draining })()
 	return method(ctx, unmarshal)
 }
 
@@ -78,7 +91,7 @@ func (g *gate) handled() int {
 }
 
 // close closes the gate at a moment when nothing is under way. If there is no such moment for
-// some time, it keeps new requests waiting. It fails if what is under way does not end
+// some time, it keeps new requests waiting, as far as they change something. It fails if what is under way does not end
 // before ctx does; then the gate is open.
 func (g *gate) close(ctx context.Context) error {
 	g.mu.Lock()

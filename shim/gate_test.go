@@ -108,3 +108,37 @@ func TestGateClosesThoughRequestsCome(t *testing.T) {
 		all.Wait()
 	})
 }
+
+// containerd takes a shim that does not tell a state for one that has ended.
+func TestGateLetsQuestionsThroughWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		long, created := make(chan struct{}), make(chan struct{})
+		var all sync.WaitGroup
+		all.Go(func() { doRequest(t, g, "/containerd.task.v3.Task/Start", func() { <-long }) })
+		synctest.Wait()
+		closed := make(chan error, 1)
+		go func() { closed <- g.close(t.Context()) }()
+		time.Sleep(2 * drainAfter)
+		all.Go(func() { doRequest(t, g, "/containerd.task.v3.Task/Create", func() { close(created) }) })
+		for _, method := range asks {
+			begin := time.Now()
+			doRequest(t, g, "/service"+method, func() {})
+			if took := time.Since(begin); took > 0 {
+				t.Errorf("%s has waited for %s", method, took)
+			}
+		}
+		synctest.Wait()
+		select {
+		case <-created:
+			t.Error("a request that changes something has begun while the gate is to be closed")
+		default:
+		}
+		close(long)
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
+		g.open()
+		all.Wait()
+	})
+}
