@@ -125,7 +125,9 @@ func (b *background) expectCalled(calls ...string) {
 type frameClient struct {
 	conn net.Conn
 
-	mu       sync.Mutex // guards the fields below, and what is written
+	writing sync.Mutex // held while a request is written; a client that is slow to write still reads
+
+	mu       sync.Mutex // guards the fields below
 	next     uint32
 	requests map[uint32]string // by stream id
 	answers  map[uint32]int
@@ -159,11 +161,13 @@ func (c *frameClient) send(namespace, method string, request proto.Message) erro
 	if err != nil {
 		return err
 	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	id := c.next
 	c.next += 2
 	c.requests[id] = method
+	c.mu.Unlock()
 	frame := binary.BigEndian.AppendUint32(nil, uint32(len(message)))
 	frame = binary.BigEndian.AppendUint32(frame, id)
 	frame = append(frame, 1, 0) // a request, without flags
@@ -298,7 +302,13 @@ func (r *slowReader) read() {
 // touchStop makes /stop in the container of a process, which may end before an exec would.
 func touchStop(t *testing.T, pid int) {
 	t.Helper()
-	must(t, os.WriteFile(fmt.Sprintf("/proc/%d/root/stop", pid), nil, 0o600))
+	touch(t, pid, "/stop")
+}
+
+// touch makes a file in the container of a process.
+func touch(t *testing.T, pid int, path string) {
+	t.Helper()
+	must(t, os.WriteFile(fmt.Sprintf("/proc/%d/root%s", pid, path), nil, 0o600))
 }
 
 // runByCtr has ctr run a container, which ends when /stop is there, and waits for it.
@@ -415,6 +425,9 @@ func TestUpgradesUnderLoad(t *testing.T) {
 			return err
 		})
 		b.repeat("requests without waiting", func() error {
+			if raw.missing("State", "Stats", "Pids", "Kill") > 40 {
+				return nil
+			}
 			return errors.Join(
 				raw.send(theNode.ID, "State", &taskv3.StateRequest{ID: busy.ID()}),
 				raw.send(theNode.ID, "Stats", &taskv3.StatsRequest{ID: busy.ID()}),
