@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh - run the scenarios of Kubernetes, and show them as a table: a row for each, a column for each handler.
 #
-# usage: run.sh [-b DIR] [-o FILE] [ARG...]
+# usage: run.sh [-b DIR] [-o FILE] [-- ARG...]
 #   ARG      arguments of go test, such as -run TestExec
 #   -b DIR   where the build is, default bin; DIR/matrix/kubernetes.json keeps the results
 #   -o FILE  write the table into this document as well

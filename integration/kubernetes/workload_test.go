@@ -257,13 +257,21 @@ func TestJob(t *testing.T) {
 				return err
 			})
 		})
-		s.eventually("the job is complete", func() error {
-			job, err := jobs.Get(s.ctx, name, metav1.GetOptions{})
-			if err == nil && job.Status.Succeeded+job.Status.Failed < completions {
-				err = fmt.Errorf("%d succeeded, %d failed", job.Status.Succeeded, job.Status.Failed)
-			}
-			return err
-		})
+		// As long as pods end it goes on, however long that takes.
+		for ended := int32(0); ended < completions; {
+			s.eventually(fmt.Sprintf("more than %d pods of the job have ended", ended), func() error {
+				job, err := jobs.Get(s.ctx, name, metav1.GetOptions{})
+				if err != nil {
+					return err
+				}
+				now := job.Status.Succeeded + job.Status.Failed
+				if now <= ended {
+					return fmt.Errorf("%d succeeded, %d failed", job.Status.Succeeded, job.Status.Failed)
+				}
+				ended = now
+				return nil
+			})
+		}
 		job, err := jobs.Get(s.ctx, name, metav1.GetOptions{})
 		must(s.T, err)
 		expect(s, "failed pods", job.Status.Failed, 0)
