@@ -21,11 +21,24 @@ columns=()
 handlers=${PAUSE_TEST_HANDLERS:-runc,pause,pause-path,pause-sandbox,pause-shared,pause-shared-sandbox}
 for handler in ${handlers//,/ }; do columns+=(-column "$handler=/$handler(/|\$)"); done
 
+args=()
+for arg; do args+=("${arg/#-/-test.}"); done
 cd integration
+"$go" test -c -o "$bin/tests/kubernetes.test" ./kubernetes
+# Most of a scenario is waiting: more run at a time than there are processors. It is no child of `go test`, which does
+# not pass on a signal that ends it.
+(
+	cd kubernetes
+	export PAUSE_TEST_PATH=${PAUSE_TEST_PATH:-$bin:$bin/tools}
+	exec "$bin/tests/kubernetes.test" -test.v -test.timeout 60m -test.parallel 8 "${args[@]}"
+) > >(tee "$results.log") 2>&1 &
+tests=$!
+trap 'kill "$tests"' INT TERM
 code=0
-# Most of a scenario is waiting: more run at a time than there are processors.
-PAUSE_TEST_PATH=${PAUSE_TEST_PATH:-$bin:$bin/tools} \
-	"$go" test -v -count=1 -timeout 60m -parallel 8 "$@" ./kubernetes 2>&1 | tee "$results.log" || code=$?
+wait "$tests" || code=$?
+if [ "$code" -gt 128 ]; then # by a signal to this script; the tests are about to end
+	wait "$tests" || exit "$code"
+fi
 "$go" tool test2json <"$results.log" >"$results.json"
 echo
 "$go" run ./matrix -split -head scenario ${document:+-into "$document"} -by 'make kubernetes' "${columns[@]}" "Kubernetes=$results.json" || code=$?

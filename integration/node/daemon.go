@@ -114,7 +114,7 @@ func (n *Node) MoveSockets(ctx context.Context) error {
 // useContainerd makes the containerd of a directory, or that of Path if it is "",
 // the one that is started next.
 func (n *Node) useContainerd(dir string) error {
-	dirs := append(append([]string{}, n.options.Path...), os.Getenv("PATH"), "/usr/sbin", "/sbin")
+	dirs := append(append([]string{n.programDir()}, n.options.Path...), os.Getenv("PATH"), "/usr/sbin", "/sbin")
 	if dir != "" {
 		dirs = append([]string{dir}, dirs...)
 	}

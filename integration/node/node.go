@@ -56,6 +56,9 @@ type Options struct {
 	// one of these.
 	Handlers []Handler
 
+	// Programs are found by another name, before those of Path: paths by these names.
+	Programs map[string]string
+
 	// DefaultHandler is the one of pods that name none; "runc" by default.
 	DefaultHandler string
 
@@ -204,6 +207,9 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	if err = n.writeNetwork(); err != nil {
 		return nil, err
 	}
+	if err = n.linkPrograms(); err != nil {
+		return nil, err
+	}
 	if err = n.useContainerd(o.Containerd); err != nil {
 		return nil, err
 	}
@@ -212,6 +218,21 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	}
 	return n, n.importImages(ctx)
 }
+
+// linkPrograms makes the links of Options.Programs.
+func (n *Node) linkPrograms() error {
+	if err := os.Mkdir(n.programDir(), 0o755); err != nil {
+		return err
+	}
+	for name, path := range n.options.Programs {
+		if err := os.Symlink(path, filepath.Join(n.programDir(), name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) programDir() string { return filepath.Join(n.Dir, "bin") }
 
 // runDirs are what of a node is on a tmpfs, as /run of a host is: the state of containerd,
 // with the bundles of its shims, and that of the OCI runtime.

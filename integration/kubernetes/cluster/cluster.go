@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -65,7 +64,6 @@ type Cluster struct {
 	Config *rest.Config
 
 	options  Options
-	scratch  string // has a link to the OCI runtime
 	keys     *authority
 	programs map[string]*node.Program
 	present  []string // what there is without pods
@@ -123,9 +121,6 @@ func (c *Cluster) Close() error {
 	}
 	if c.Node != nil {
 		errs = append(errs, c.Node.Close())
-	}
-	if c.scratch != "" {
-		errs = append(errs, os.RemoveAll(c.scratch))
 	}
 	return errors.Join(errs...)
 }

@@ -37,20 +37,16 @@ func (c *Cluster) handlers() []node.Handler {
 // startNode starts containerd, with a current runc: that of Debian 12 knows no mounts with mapped IDs, which pods with
 // a user namespace need.
 func (c *Cluster) startNode(ctx context.Context) (err error) {
-	if c.scratch, err = os.MkdirTemp("", "csp-runtime-"); err != nil {
-		return err
-	}
+	programs := map[string]string{}
 	for _, dir := range c.options.Path {
-		current := filepath.Join(dir, "runc-current")
-		if _, err := os.Stat(current); err == nil {
-			if err := os.Symlink(current, filepath.Join(c.scratch, "runc")); err != nil {
-				return err
-			}
+		if path, err := filepath.Abs(filepath.Join(dir, "runc-current")); err == nil && isFile(path) {
+			programs["runc"] = path
 			break
 		}
 	}
 	c.Node, err = node.Start(ctx, node.Options{
-		Path:           append([]string{c.scratch}, c.options.Path...),
+		Path:           c.options.Path,
+		Programs:       programs,
 		Handlers:       c.handlers(),
 		DefaultHandler: c.options.DefaultHandler,
 	})
@@ -89,4 +85,9 @@ func (c *Cluster) announced(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func isFile(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().IsRegular()
 }
