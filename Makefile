@@ -166,7 +166,7 @@ cadvisor: ## run the tests with cAdvisor (root)
 .PHONY: kubernetes
 kubernetes: setup build ## run scenarios on a Kubernetes node with each handler: KUBE_HANDLERS=runc,pause ARGS='-run TestExec' (root; 15 minutes more the first time)
 	@integration/setup.sh -t $(TOOLS) kubernetes
-	@PAUSE_TEST_HANDLERS=$(KUBE_HANDLERS) integration/kubernetes/run.sh -b $(BIN) -- $(ARGS)
+	@PAUSE_TEST_HANDLERS=$(KUBE_HANDLERS) integration/kubernetes/run.sh $(if $(KUBE_HANDLERS)$(ARGS),,-o docs/kubernetes.md) -b $(BIN) -- $(ARGS)
 
 .PHONY: kubernetes-node
 kubernetes-node: setup build ## bring a Kubernetes node up, say how to use it, wait for ^C (root)

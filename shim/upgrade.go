@@ -247,17 +247,30 @@ func (u *upgrader) check(ctx context.Context, path, token string, data []byte) e
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "-check-state")
 	cmd.Stdin = bytes.NewReader(data)
-	var said, complaint bytes.Buffer
+	var said, complaint beginning
 	cmd.Stdout, cmd.Stderr = &said, &complaint
 	cmd.WaitDelay = time.Second
 	err := u.process.RunCommand(cmd)
-	if err == nil && said.String() != token {
+	if err == nil && string(said) != token {
 		err = errors.New("it is not a program of this shim")
 	}
 	if err != nil {
-		return fmt.Errorf("%s cannot take over: %w: %s", path, errors.Join(errdefs.ErrFailedPrecondition, err), bytes.TrimSpace(complaint.Bytes()))
+		if text := bytes.TrimSpace(complaint); len(text) > 0 {
+			err = fmt.Errorf("%w: %s", err, text)
+		}
+		return fmt.Errorf("%s cannot take over: %w: %w", path, err, errdefs.ErrFailedPrecondition)
 	}
 	return nil
+}
+
+// beginning keeps the beginning of what is written to it.
+type beginning []byte
+
+// Write implements [io.Writer].
+func (b *beginning) Write(data []byte) (int, error) {
+	const limit = 1 << 10
+	*b = append(*b, data[:min(len(data), limit-len(*b))]...)
+	return len(data), nil
 }
 
 // execute executes a program in place of this one. It returns only with an error.
