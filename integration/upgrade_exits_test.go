@@ -132,9 +132,16 @@ func TestUpgradeOfManyPods(t *testing.T) {
 			r.was = r.lasting()
 		}
 		shims := shimsOf(tenantsOf(residents))
-		// The first upgrade reads what is read once.
+		// A program that has taken pods over holds other things for them than one that has made them.
+		fresh := heldByShimsOf(t, residents)
 		mustUpgrade(t, shims...)
 		before := heldByShimsOf(t, residents)
+		for _, shim := range shims {
+			t.Logf("shim %d before the first upgrade: %s", shim, fresh[shim])
+			for _, more := range added("files", fresh[shim].files, before[shim].files) {
+				t.Logf("and after it: %s", more)
+			}
+		}
 		b := newBackground(t)
 		for range 4 {
 			b.repeat("exec", func() error {

@@ -25,11 +25,11 @@ func eachPauseKind(t *testing.T, test func(t *testing.T, handler string, m mode)
 	t.Helper()
 	for name, m := range kinds {
 		t.Run(name, func(t *testing.T) {
-			m.eachHandler(t, func(t *testing.T, shim string) {
-				if shim != "runc" {
-					test(t, m.handler(shim), m)
-				}
-			})
+			each := eachPauseHandler
+			if m.user {
+				each = eachPauseShim // see mode.eachHandler
+			}
+			each(t, func(t *testing.T, shim string) { test(t, m.handler(shim), m) })
 		})
 	}
 }

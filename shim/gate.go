@@ -20,6 +20,7 @@ type gate struct {
 	working  int        // what is under way
 	asking   int        // requests among that which only ask
 	requests int        // requests that have been read and not answered, even if they only wait
+	closing  bool       // close waits for a moment when nothing is under way
 	draining bool       // new requests that change something wait, so that the work comes to an end
 	closed   bool       // all new work waits
 }
@@ -90,9 +91,9 @@ func (g *gate) handled() int {
 	return g.requests
 }
 
-// close closes the gate at a moment when nothing is under way. If there is no such moment for
-// some time, it keeps new requests waiting, as far as they change something. It fails if what is under way does not end
-// before ctx does; then the gate is open.
+// close closes the gate at a moment when nothing is under way. If there is no such moment for some
+// time, it keeps new requests waiting now and then, as far as they change something. It fails if
+// there is none before ctx ends; then the gate is open.
 func (g *gate) close(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -101,17 +102,15 @@ func (g *gate) close(ctx context.Context) error {
 		defer g.mu.Unlock()
 		g.changed.Broadcast()
 	}
-	drain := time.AfterFunc(drainAfter, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.draining = !g.closed
-	})
-	defer drain.Stop()
 	defer context.AfterFunc(ctx, wake)()
+	turn := g.drainInTurns()
+	defer func() {
+		turn.Stop()
+		g.closing, g.draining = false, false
+		g.changed.Broadcast()
+	}()
 	for g.working > 0 {
 		if ctx.Err() != nil {
-			g.draining = false
-			g.changed.Broadcast()
 			return errBusy
 		}
 		g.changed.Wait()
@@ -120,8 +119,32 @@ func (g *gate) close(ctx context.Context) error {
 	return nil
 }
 
-// drainAfter is how long requests are still begun while a gate is to be closed.
-const drainAfter = time.Second
+// Requests are kept waiting for drainFor, and then begun for drainEvery, in turn: one that hangs
+// must not keep all others waiting for as long as it does.
+const (
+	drainEvery = time.Second
+	drainFor   = time.Second
+)
+
+// drainInTurns begins to keep new requests waiting in turn, as long as the gate is being closed. The
+// caller holds mu.
+func (g *gate) drainInTurns() (turn *time.Timer) {
+	g.closing = true
+	turn = time.AfterFunc(drainEvery, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if !g.closing {
+			return
+		}
+		if g.draining = !g.draining; g.draining {
+			turn.Reset(drainFor)
+		} else {
+			turn.Reset(drainEvery)
+		}
+		g.changed.Broadcast()
+	})
+	return turn
+}
 
 var errBusy = errors.New("something has been under way for too long, such as a call of the OCI runtime, a hook, or an output that nobody reads")
 

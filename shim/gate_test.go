@@ -119,7 +119,7 @@ func TestGateLetsQuestionsThroughWhileItWaits(t *testing.T) {
 		synctest.Wait()
 		closed := make(chan error, 1)
 		go func() { closed <- g.close(t.Context()) }()
-		time.Sleep(2 * drainAfter)
+		time.Sleep(drainEvery + drainFor/2)
 		all.Go(func() { doRequest(t, g, "/containerd.task.v3.Task/Create", func() { close(created) }) })
 		for _, method := range asks {
 			begin := time.Now()
@@ -134,6 +134,8 @@ func TestGateLetsQuestionsThroughWhileItWaits(t *testing.T) {
 			t.Error("a request that changes something has begun while the gate is to be closed")
 		default:
 		}
+		time.Sleep(drainFor)
+		<-created // what hangs must not keep others waiting as long as it does
 		close(long)
 		if err := <-closed; err != nil {
 			t.Fatal(err)

@@ -59,9 +59,9 @@ const (
 	stateFormat = 1
 
 	// closeLimit is how long the shim waits for what is under way, and pauseLimit how long it
-	// does not answer at most.
+	// does not answer at most: containerd waits 2 s for the state of a task.
 	closeLimit = 15 * time.Second
-	pauseLimit = 2 * time.Second
+	pauseLimit = time.Second
 
 	// checkLimit is how long the new program may take to look at the state.
 	checkLimit = 20 * time.Second

@@ -16,6 +16,7 @@ import (
 	"containerd-shim-pause-v2/cgroups"
 	"containerd-shim-pause-v2/process"
 	"containerd-shim-pause-v2/process/carry"
+	"containerd-shim-pause-v2/process/launch"
 	"containerd-shim-pause-v2/process/oci"
 	"containerd-shim-pause-v2/process/pod"
 	"containerd-shim-pause-v2/process/reap"
@@ -96,7 +97,7 @@ func serve(ctx context.Context, p *shim.Instance, mainThread *pod.Thread) (stop 
 	p.GiveUp, p.Idle = service.GiveUp, service.Idle
 	p.RunCommand = func(cmd *exec.Cmd) error {
 		defer reaper.Hold()()
-		return cmd.Run()
+		return launch.Run(cmd)
 	}
 	p.Save = func(ctx context.Context) (json.RawMessage, []int, error) {
 		var files carry.Files

@@ -102,5 +102,19 @@ func (p *Program) Await() error {
 	return &os.PathError{Op: "fork/exec", Path: p.path, Err: syscall.Errno(errno)}
 }
 
+// Run runs a command to its end, as [exec.Cmd.Run] does.
+func Run(cmd *exec.Cmd) error {
+	program, err := Start(cmd)
+	if err != nil {
+		return err
+	}
+	err = program.Await()
+	ended := cmd.Wait()
+	if err != nil {
+		return err
+	}
+	return ended
+}
+
 // Close lets go of the program, which goes on.
 func (p *Program) Close() { p.report.Close() }

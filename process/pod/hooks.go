@@ -173,7 +173,7 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // the hook and its children
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(state), &out, &out
 	cmd.WaitDelay = time.Second // a process that the hook leaves behind may hold the output open
-	err := execute(cmd)
+	err := launch.Run(cmd)      // the hook may be on a file system that hangs
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 		return nil
@@ -184,20 +184,6 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 		return fmt.Errorf("%w: %s", err, text)
 	}
 	return err
-}
-
-// execute runs a command to its end. Its program may be on a file system that hangs.
-func execute(cmd *exec.Cmd) error {
-	program, err := launch.Start(cmd)
-	if err != nil {
-		return err
-	}
-	err = program.Await()
-	ended := cmd.Wait()
-	if err != nil {
-		return err
-	}
-	return ended
 }
 
 // message keeps the beginning of a hook's output for an error message.
