@@ -95,7 +95,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	theNode, err = node.Start(ctx, nodeOptions(filepath.SplitList(path), append(handlers(), hung...)))
+	troubled, err := troubledHandlers(scratch)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	theNode, err = node.Start(ctx, nodeOptions(filepath.SplitList(path), slices.Concat(handlers(), hung, troubled)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

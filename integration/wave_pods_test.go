@@ -38,6 +38,7 @@ type waveContainer struct {
 	code     int32 // with which it exits if nobody kills it
 	execCode int32
 	after    time.Duration // if it ends by itself
+	notes    string        // a directory of the host in which it writes down what it exits with; "" for none
 }
 
 // ending is how a container ends.
@@ -60,7 +61,6 @@ var handlersOfWave = []string{sharedShim, sharedSandboxHandler, bounded(sharedSh
 // planWave chooses pods.
 func planWave(random *rand.Rand, n int) []wavePod {
 	names := slices.Sorted(maps.Keys(kinds))
-	endings := []ending{endsByItself, isStopped, isTold, endsWithPod}
 	pods := make([]wavePod, n)
 	var all []*waveContainer
 	for i := range pods {
@@ -72,12 +72,7 @@ func planWave(random *rand.Rand, n int) []wavePod {
 		}
 		p.containers = make([]waveContainer, 1+random.IntN(2))
 		for j := range p.containers {
-			p.containers[j] = waveContainer{
-				name: fmt.Sprintf("c%d", j), token: fmt.Sprintf("%d-%d-%08x", i, j, random.Uint32()),
-				end: endings[random.IntN(len(endings))], after: time.Duration(random.IntN(1000)) * time.Millisecond,
-				// Those above are what a shell and CRI have for signals and errors.
-				code: 1 + random.Int32N(120), execCode: 1 + random.Int32N(120),
-			}
+			p.containers[j] = planContainer(random, i, j)
 			all = append(all, &p.containers[j])
 		}
 	}
@@ -86,6 +81,17 @@ func planWave(random *rand.Rand, n int) []wavePod {
 		c.end = isKilled
 	}
 	return pods
+}
+
+// planContainer chooses container j of pod i.
+func planContainer(random *rand.Rand, i, j int) waveContainer {
+	endings := []ending{endsByItself, isStopped, isTold, endsWithPod}
+	return waveContainer{
+		name: fmt.Sprintf("c%d", j), token: fmt.Sprintf("%d-%d-%08x", i, j, random.Uint32()),
+		end: endings[random.IntN(len(endings))], after: time.Duration(random.IntN(1000)) * time.Millisecond,
+		// Those above are what a shell and CRI have for signals and errors.
+		code: 1 + random.Int32N(120), execCode: 1 + random.Int32N(120),
+	}
 }
 
 // exitCode is what CRI has to report.
@@ -97,11 +103,18 @@ func (c waveContainer) exitCode() int32 {
 }
 
 func (c waveContainer) script() string {
-	if c.end == endsByItself {
-		return fmt.Sprintf("echo %s; sleep %.3f; exit %d", c.token, c.after.Seconds(), c.code)
+	leave := fmt.Sprintf("exit %d", c.code)
+	if c.notes != "" {
+		leave = fmt.Sprintf("echo %d >%s/%s; %s", c.code, notesInside, c.token, leave)
 	}
-	return fmt.Sprintf("trap 'exit %d' TERM; echo %[2]s; echo %[2]s >/token; sleep 100000 & wait $!", c.code, c.token)
+	if c.end == endsByItself {
+		return fmt.Sprintf("echo %s; sleep %.3f; %s", c.token, c.after.Seconds(), leave)
+	}
+	return fmt.Sprintf("trap '%s' TERM; echo %[2]s; echo %[2]s >/token; sleep 100000 & wait $!", leave, c.token)
 }
+
+// notesInside is where the container has its notes.
+const notesInside = "/notes"
 
 // live has a pod come and go.
 func (w *wave) live(plan wavePod) error {
@@ -197,6 +210,9 @@ func (w *wave) start(p *node.Pod, c waveContainer) (*waveTask, error) {
 		era := w.era.Load()
 		id, err := p.CreateContainer(w.ctx, c.name, []string{"sh", "-c", c.script()}, func(config *runtime.ContainerConfig) {
 			config.Metadata.Attempt = attempt
+			if c.notes != "" {
+				config.Mounts = append(config.Mounts, &runtime.Mount{HostPath: c.notes, ContainerPath: notesInside})
+			}
 		})
 		if err == nil {
 			err = theNode.StartContainer(w.ctx, id)
