@@ -44,6 +44,10 @@ CAMPAIGN ?= 5m
 # How many pods come and go in shared shims.
 WAVE ?= 1000
 
+# How long pods of all kinds come and go while things go wrong, and the seed of what is chosen; without one, another each time.
+SOAK ?= 10m
+SEED ?=
+
 # More arguments of go test for the integration tests. Which shims and which OCI
 # runtime they use is said by the environment, see integration/main_test.go.
 ARGS ?=
@@ -192,6 +196,11 @@ campaign: setup build ## send random RPCs to shims with the race detector for CA
 wave: setup build ## have WAVE=1000 pods come and go in shared shims, see TestWaveOfPodsInSharedShims (root)
 	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_WAVE=$(WAVE) \
 		$(GO) test -v -count=1 -timeout 0 -run '^TestWaveOfPodsInSharedShims$$' $(ARGS) .
+
+.PHONY: soak
+soak: setup build ## have pods of all kinds come and go while things go wrong for SOAK=10m, again with SEED=1, see TestSoak (root)
+	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) PAUSE_TEST_SOAK=$(SOAK) PAUSE_TEST_SEED=$(SEED) \
+		$(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' $(ARGS) .
 
 .PHONY: vulncheck
 vulncheck: build ## look the program and its sources up in Go's vulnerability database, which must be reachable

@@ -223,15 +223,12 @@ func (r *soakRound) await(fits func(p *soakPod) bool) *soakPod {
 // strikeShim does something to the shim of a pod, and forgives all pods of the shim, or that may be about to get into
 // it. Those that stay live in other shims. stock says whether it may be a stock shim.
 func (s *soak) strikeShim(r *soakRound, stock, ends bool, f func(pid int) error) (string, error) {
-	fits := func(p *soakPod) bool {
-		_, shim := p.where()
-		return (stock || !p.isStock()) && !slices.Contains(shimsOf(tenantsOf(s.stay)), shim)
-	}
-	victim := r.await(fits)
+	victim := r.await(func(p *soakPod) bool { return (stock || !p.isStock()) && !s.isOfThoseThatStay(p) })
 	if victim == nil {
 		return "", nil
 	}
 	_, shim := victim.where()
+	r.stockDies = victim.isStock()
 	for _, p := range r.pods {
 		switch _, other := p.where(); {
 		case other == shim:
@@ -241,6 +238,12 @@ func (s *soak) strikeShim(r *soakRound, stock, ends bool, f func(pid int) error)
 		}
 	}
 	return victim.handler, f(shim)
+}
+
+// isOfThoseThatStay says whether a pod is in the same shim as one that stays.
+func (s *soak) isOfThoseThatStay(p *soakPod) bool {
+	_, shim := p.where()
+	return slices.Contains(shimsOf(tenantsOf(s.stay)), shim)
 }
 
 // restartContainerd is wave.restart, and goes on with the events.
@@ -271,7 +274,8 @@ func (s *soak) stopContainerd(r *soakRound) (string, error) {
 func (s *soak) killRuntime(r *soakRound) (string, error) {
 	for !r.isOver() {
 		for _, process := range node.Processes() {
-			if len(process.Args) < 3 || filepath.Base(process.Args[0]) != ociRuntime || !slices.ContainsFunc(process.Args, isInRuntimeRoot) {
+			if !slices.Contains([]string{filepath.Base(ociRuntime), currentRuntime}, filepath.Base(process.Args[0])) ||
+				!slices.ContainsFunc(process.Args, isInRuntimeRoot) || !isShimUnderTest(process.Parent) {
 				continue
 			}
 			pod := podOfRuntime(process.Args)
@@ -295,6 +299,12 @@ func (s *soak) killRuntime(r *soakRound) (string, error) {
 	return "", nil
 }
 
+// isShimUnderTest says so of a process; the stock shim leaves a cgroup if an OCI runtime is killed.
+func isShimUnderTest(pid int) bool {
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && strings.HasPrefix(filepath.Base(program), "containerd-shim-pause")
+}
+
 func isInRuntimeRoot(argument string) bool { return strings.HasPrefix(argument, theNode.RuntimeRoot()) }
 
 // podOfRuntime is the pod of a container for which an OCI runtime is called; "" if it is not known.
@@ -311,7 +321,7 @@ func podOfRuntime(args []string) string {
 // killPodInit kills the init of a shared PID namespace, with which the pod ends.
 func (s *soak) killPodInit(r *soakRound) (string, error) {
 	for !r.isOver() {
-		victim := r.await(func(p *soakPod) bool { return kinds[p.kind].pid == modePod })
+		victim := r.await(func(p *soakPod) bool { return kinds[p.kind].pid == modePod && !s.isOfThoseThatStay(p) })
 		if victim == nil {
 			return "", nil
 		}
@@ -448,11 +458,21 @@ func fill(path string) error {
 func (s *soak) protectBundles(r *soakRound) (err error) {
 	r.forgiveAll(func(*soakPod) bool { return true })
 	for _, dir := range s.bundles {
-		err = errors.Join(err, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+		err = errors.Join(err, protect(dir))
 	}
 	r.last()
 	for _, dir := range s.bundles {
 		err = errors.Join(err, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
+	}
+	return err
+}
+
+// protect makes a mount read-only as soon as no file is being written.
+func protect(dir string) (err error) {
+	for start := time.Now(); time.Since(start) < patience*20*time.Second; time.Sleep(time.Millisecond) {
+		if err = unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); !errors.Is(err, unix.EBUSY) {
+			break
+		}
 	}
 	return err
 }

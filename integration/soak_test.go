@@ -76,8 +76,8 @@ func TestSoak(t *testing.T) {
 type soak struct {
 	*wave
 	events   *soakEvents
-	bundles  []string // where they are, each a file system of its own
-	notes    string   // where containers write down what they exit with
+	bundles  []string       // where they are, each a file system of its own
+	notes    string         // where containers write down what they exit with
 	only     *regexp.Regexp // the kinds of faults
 	stay     []*resident
 	began    time.Time
@@ -102,6 +102,7 @@ type soakRound struct {
 	healed chan struct{} // closed when the fault is over
 
 	restarted bool         // containerd has been killed
+	stockDies bool         // what was killed is a stock shim
 	calls     atomic.Int64 // that pods have begun
 
 	mu     sync.Mutex
@@ -218,8 +219,8 @@ func (s *soak) round(r *soakRound) {
 	s.mu.Unlock()
 	living.Wait()
 	if r.fault == readOnlyBundles {
-		// containerd tries once to remove what it made for a task that it cannot create (Manager.Start in
-		// core/runtime/v2/shim_manager.go of 2.4.2). The next one removes what it finds (loadShims and cleanupWorkDirs in shim_load.go).
+		// containerd tries once to remove what it made for a task that it cannot create (TaskManager.Create in
+		// core/runtime/v2/task_manager.go of 2.4.2). The next one removes what it finds (loadShims and cleanupWorkDirs in shim_load.go).
 		r.restarted = true
 		must(s.t, s.restartContainerd())
 	}
@@ -235,6 +236,9 @@ func (s *soak) check(r *soakRound) {
 	failed := s.t.Failed()
 	s.checkEvents(r)
 	s.removeStockSockets()
+	if r.stockDies {
+		s.removeStockCgroups()
+	}
 	s.expectOnly(s.stay)
 	expectLives(s.t, tenantsOf(s.stay)...)
 	expectWorks(s.t, s.stay[r.number%len(s.stay)].tenant)
@@ -313,6 +317,23 @@ func (s *soak) removeStockSockets() {
 			s.count("socket that the stock shim has left")
 		}
 		delete(s.stock, path)
+	}
+}
+
+// removeStockCgroups removes the cgroups of a container that a stock shim was creating when it was killed: those that
+// are still there when all else has had time to go. No other shim has been touched in such a round.
+func (s *soak) removeStockCgroups() {
+	s.t.Helper()
+	var left []string
+	for start := time.Now(); time.Since(start) < patience*5*time.Second; time.Sleep(20 * time.Millisecond) {
+		left = slices.DeleteFunc(theNode.Present(), func(l string) bool { return !strings.HasPrefix(l, "cgroup ") || slices.Contains(s.has, l) })
+		if len(left) == 0 {
+			return
+		}
+	}
+	for _, l := range left {
+		must(s.t, os.Remove(strings.TrimPrefix(l, "cgroup ")))
+		s.count("cgroup that the stock shim has left")
 	}
 }
 
