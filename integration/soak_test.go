@@ -47,7 +47,7 @@ func TestSoak(t *testing.T) {
 			must(t, err)
 		}
 		seed := numberFrom(t, "PAUSE_TEST_SEED", uint64(time.Now().UnixNano()))
-		s := newSoak(t, length, seed)
+		s := newSoak(t, length)
 		fmt.Printf("    PAUSE_TEST_SEED=%d PAUSE_TEST_SOAK=%s\n", seed, length) // before it may be ended from outside
 		s.settle()
 		before := heldByShimsOf(t, s.stay)
@@ -109,7 +109,7 @@ type soakRound struct {
 	excuse func(p *soakPod) bool // guarded by mu: for pods that come while the fault lasts; nil if there is none
 }
 
-func newSoak(t *testing.T, length time.Duration, seed uint64) *soak {
+func newSoak(t *testing.T, length time.Duration) *soak {
 	t.Helper()
 	s := &soak{
 		wave: newWave(t, 0), notes: filepath.Join(theNode.Dir, "notes"), stock: make(map[string]bool),
