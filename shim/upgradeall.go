@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -45,11 +46,19 @@ func (c *call) upgradeAll(ctx context.Context) error {
 	if len(shims) == 0 {
 		return errors.New("there is no such shim, or none that this user may see")
 	}
+	return c.upgradeEach(ctx, program, shims)
+}
+
+// upgradeEach has some shims go on with a program, and prints what each has done.
+func (c *call) upgradeEach(ctx context.Context, program string, shims []*runningShimProcess) error {
 	table := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PID\tNAMESPACE\tID\tRESULT")
 	failed := 0
 	for _, s := range shims {
 		result, err := s.upgrade(ctx, program)
+		if isAbsent(err) && c.hasEnded(ctx, s.pid) {
+			result, err = "has ended with its last pod", nil
+		}
 		if err != nil {
 			failed++
 			result = "not upgraded: " + strings.TrimSpace(printable(status.Convert(err).Message()))
@@ -63,6 +72,26 @@ func (c *call) upgradeAll(ctx context.Context) error {
 		return fmt.Errorf("%d of %d shims have not been upgraded, and serve on as they were", failed, len(shims))
 	}
 	return nil
+}
+
+// isAbsent says whether a connection was refused since nobody listens.
+func isAbsent(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// hasEnded says whether a shim has ended, or is about to, since it was found: the others before it
+// may have taken long. Its socket's file goes a moment before the socket.
+func (c *call) hasEnded(ctx context.Context, pid int) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for c.shimOf(pid) != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return true
 }
 
 // upgrade asks the shim to execute the program, and returns what it has become.
