@@ -149,7 +149,7 @@ unit: ## run the unit tests as the program is built, and with the race detector
 
 .PHONY: integration
 integration: ## run the integration tests only; make setup and make build come before (root)
-	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 30m $(ARGS) .
+	cd integration && PAUSE_TEST_PATH=$(BIN):$(TOOLS) $(GO) test -v -count=1 -timeout 40m $(ARGS) .
 
 .PHONY: versions
 versions: ## run the tests with the oldest and the newest containerd; RELEASES='1.7 2.0' for others (root)
