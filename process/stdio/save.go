@@ -44,10 +44,13 @@ func (s *Streams) Suspend(ctx context.Context) error {
 	if s.suspended == nil {
 		suspended := make(chan struct{})
 		s.suspended = suspended
-		s.setDeadlines(time.Unix(1, 0))
+		continued := s.continued
 		go func() {
-			s.copies.Wait()
-			s.inputCopy.Wait()
+			if continued != nil {
+				<-continued
+			}
+			s.setDeadlines(time.Unix(1, 0))
+			s.runs.Wait()
 			close(suspended)
 		}()
 	}
@@ -75,7 +78,10 @@ func (s *Streams) Continue() {
 	case <-suspended:
 		goOn()
 	default:
+		continued := make(chan struct{})
+		s.continued = continued
 		go func() {
+			defer close(continued)
 			<-suspended
 			goOn()
 		}()
@@ -152,6 +158,9 @@ func Restore(saved *SavedStreams, sio Config, reaper *reap.Reaper) *Streams {
 			o.src = s.tty
 		}
 		s.outputs = append(s.outputs, o)
+		if !o.ended {
+			s.copies.Add(1)
+		}
 	}
 	if saved.Logger != 0 {
 		s.logger = &logger{child: reaper.Claim(saved.Logger), ended: make(chan struct{})}

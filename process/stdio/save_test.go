@@ -107,8 +107,7 @@ func TestStreamsAreHandedOverByteForByte(t *testing.T) {
 		}
 	}
 	s.Close()
-	s.copies.Wait()
-	s.inputCopy.Wait()
+	s.runs.Wait()
 }
 
 func dup(t *testing.T, f *os.File) *os.File {

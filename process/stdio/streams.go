@@ -40,12 +40,15 @@ type Streams struct {
 	outputs []*output
 	logger  *logger // nil without a logging program
 
-	copies    sync.WaitGroup // one for each output
-	inputCopy sync.WaitGroup // of standard input
-	tty       *os.File       // the terminal's master; nil without a terminal
+	copies sync.WaitGroup // one for each output that has not ended, suspended or not
+	runs   sync.WaitGroup // the copies that run
+	tty    *os.File       // the terminal's master; nil without a terminal
 
 	// suspended is made by Suspend, and closed when all copies have stopped; else nil.
 	suspended chan struct{}
+	// continued is closed when the last Continue that could not start the copies at once has;
+	// nil if there was none.
+	continued chan struct{}
 
 	// Patience is how long Settle waits at most for slow readers.
 	Patience time.Duration
@@ -222,13 +225,14 @@ func chown(f *os.File, o Owner) error {
 // Start starts copying. It must be called after the process has been started.
 func (s *Streams) Start() {
 	s.CloseChildEnds()
+	s.copies.Add(len(s.outputs))
 	s.run()
 }
 
 // run copies what has not ended.
 func (s *Streams) run() {
 	if in := s.in; in != nil && !in.ended {
-		s.inputCopy.Go(func() {
+		s.runs.Go(func() {
 			if in.ended = in.copy(false); !in.ended {
 				return
 			}
@@ -242,10 +246,11 @@ func (s *Streams) run() {
 		if o.ended {
 			continue
 		}
-		s.copies.Go(func() {
+		s.runs.Go(func() {
 			if o.ended = o.copy(true); !o.ended {
 				return
 			}
+			defer s.copies.Done()
 			if o.src != s.tty {
 				o.src.Close()
 			}
