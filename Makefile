@@ -63,7 +63,7 @@ RELEASES ?= 1.6 2.4
 HOST    ?= v2
 RUNTIME ?= crun
 GUEST_TESTS := EachKill KillOf NoKill KillByTheLimit MemoryLimit CPUQuota PidsLimitIs Update$$ UpdatedLimits CgroupOf \
-	Pids$$ Metrics Stats Pause Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod CheckpointAndRestore
+	Pids$$ Metrics Stats PauseAndResume Exec$$ PodLifecycle PodHasNo ContainersShare ShimOfEmptyPod CheckpointAndRestore
 
 # What of it is run with pods that share a shim, too.
 SHARED_GUEST_TESTS := PodLifecycle Exec$$ KillOf OneShim
