@@ -5,6 +5,7 @@
 //
 //	PAUSE_TEST_PATH      directories of all programs, as in $PATH
 //	PAUSE_TEST_HANDLERS  which handlers to test, of those in cluster.Handlers; all if it is empty
+//	PAUSE_TEST_GATES     feature gates of kubelet, as in "PodAndContainerStatsFromCRI: true"; none if it is empty
 //	PAUSE_TEST_PATIENCE  by how much the machine may be slower than usual: 1
 package kubernetes
 
@@ -67,8 +68,9 @@ func run(m *testing.M) int {
 	start := time.Now()
 	var err error
 	theCluster, err = cluster.Start(ctx, cluster.Options{
-		Path:     filepath.SplitList(path),
-		Progress: func(step string) { fmt.Printf("cluster: %4.1f s: %s\n", time.Since(start).Seconds(), step) },
+		Path:         filepath.SplitList(path),
+		KubeletGates: os.Getenv("PAUSE_TEST_GATES"),
+		Progress:     func(step string) { fmt.Printf("cluster: %4.1f s: %s\n", time.Since(start).Seconds(), step) },
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -49,6 +49,9 @@ type Options struct {
 	// DefaultHandler is the runtime handler of pods without a RuntimeClass; "runc" by default.
 	DefaultHandler string
 
+	// KubeletGates are feature gates of kubelet, as in "Name: true, Other: false".
+	KubeletGates string
+
 	// Progress is called with what is done next.
 	Progress func(step string)
 }

@@ -28,7 +28,7 @@ func (c *Cluster) writeFiles(context.Context) (err error) {
 	}
 	fill := strings.NewReplacer(
 		"$dir", c.Node.Dir, "$cgroup", "/"+c.Node.ID, "$nodeIP", nodeIP, "$node", NodeName,
-		"$dnsIP", dnsIP, "$pods", podRange, "$oom", oomScoreAdj(),
+		"$dnsIP", dnsIP, "$pods", podRange, "$oom", oomScoreAdj(), "$gates", c.options.KubeletGates,
 	)
 	for name, text := range map[string]string{
 		"kubelet.yaml":    kubeletConfiguration,
@@ -147,6 +147,7 @@ resolvConf: $dir/resolv.conf
 clusterDNS: ["$dnsIP"]
 clusterDomain: cluster.local
 maxPods: 250
+featureGates: {$gates}
 # So many images are pulled at once, and pods changed.
 serializeImagePulls: false
 registryPullQPS: 0
