@@ -55,6 +55,33 @@ func otherArchitecture(t *testing.T) string {
 	return path
 }
 
+// The new program has to open files before it has any way back.
+func TestUpgradeNearTheLimitOfOpenFiles(t *testing.T) {
+	for _, handler := range []string{"pause", sharedSandboxHandler} {
+		t.Run(handler, func(t *testing.T) {
+			p := runPod(t, handler, nil)
+			id := p.start("c", "exec sleep 1000")
+			shim, err := p.ShimPid()
+			must(t, err)
+			var was unix.Rlimit
+			must(t, unix.Prlimit(shim, unix.RLIMIT_NOFILE, nil, &was))
+			files, err := node.OpenFiles(shim)
+			must(t, err)
+			near := unix.Rlimit{Cur: uint64(total(files)) + 100, Max: was.Max}
+			must(t, unix.Prlimit(shim, unix.RLIMIT_NOFILE, &near, nil))
+			own, err := theNode.LookPath("containerd-shim-pause-v2")
+			must(t, err)
+			out, err := upgrade(p.ctx, own)
+			if err == nil || !strings.Contains(out, "RLIMIT_NOFILE") {
+				t.Errorf("error %v, want a refusal for the limit of open files:\n%s", err, out)
+			}
+			must(t, unix.Prlimit(shim, unix.RLIMIT_NOFILE, &was, nil))
+			expectEqual(t, "output of an exec", strings.TrimSpace(p.exec(id, "echo hello")), "hello")
+			mustUpgrade(t, shim)
+		})
+	}
+}
+
 // A program that cannot take over is refused before the shim has given anything up.
 func TestProgramsThatCannotTakeOver(t *testing.T) {
 	own, err := theNode.LookPath("containerd-shim-pause-v2")

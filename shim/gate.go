@@ -60,7 +60,7 @@ var waits = []string{"/Wait", "/WaitSandbox", "/" + upgradeMethod}
 // asks are the methods of requests that change nothing, and are answered at once. containerd waits
 // no longer than 2 s for some of them (io.containerd.timeout.task.state), so they must not wait for
 // other requests to end.
-var asks = []string{"/State", "/Pids", "/Stats", "/Connect", "/SandboxStatus", "/SandboxMetrics", "/PingSandbox", "/Platform"}
+var asks = []string{"/State", "/Pids", "/Stats", "/Connect", "/SandboxStatus", "/SandboxMetrics", "/PingSandbox"}
 
 // intercept implements [ttrpc.UnaryServerInterceptor].
 func (g *gate) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {

@@ -28,11 +28,16 @@ const (
 	maxBackoff  = 2 * time.Second        // limit of the backoff, which doubles after each failure
 	maxRefusals = 5                      // of one event, before it is dropped
 	linger      = 5 * time.Second        // until an idle connection is closed
+
+	// maxAlike is how many events of PublishOnce with one topic and key wait at most while
+	// containerd takes events: it may be slower than they come.
+	maxAlike = 64
 )
 
 // Publisher sends events to containerd in the order in which they are
-// published. If containerd refuses one, events of other containers overtake it. It loses none while containerd is away: the events wait in memory,
-// where a shim's few small events take little room. An event may arrive twice if
+// published. If containerd refuses one, events of other containers overtake it. It
+// loses none while containerd is away: the events wait in memory, where a shim's few
+// small events take little room. An event may arrive twice if
 // the connection breaks before containerd replies. While the connection stands,
 // the Publisher waits for the reply and does not send the event again: containerd
 // may only be slow, and would then get it twice.
@@ -58,6 +63,7 @@ type Publisher struct {
 	ended   chan struct{} // closed when the delivering goroutine ends; nil if none runs
 	closed  bool
 	warned  bool          // that there is no address
+	away    bool          // containerd has not been reached since the last attempt
 	held    bool          // nothing is sent
 	settled chan struct{} // closed when no event is being sent any more; nil if nothing waits
 }
@@ -90,10 +96,10 @@ func newPublisher(address, namespace string) *Publisher {
 // Close it drops the event.
 func (p *Publisher) Publish(topic string, event proto.Message) { p.publish(topic, "", event) }
 
-// PublishOnce is Publish for events that a container can cause as often as it likes. It
-// drops event if one with the same topic and key already waits, so that such events do not
-// fill the memory while containerd is away. key must not be empty. An event that is being
-// sent does not count: containerd may have taken it before the cause of event happened.
+// PublishOnce is Publish for events that a container can cause as often as it likes. So that
+// such events do not fill the memory, only one with the same topic and key waits while
+// containerd is away, and others are dropped. An event that is being sent does not count:
+// containerd may have taken it before the cause of event happened. key must not be empty.
 func (p *Publisher) PublishOnce(topic, key string, event proto.Message) { p.publish(topic, key, event) }
 
 func (p *Publisher) publish(topic, key string, event proto.Message) {
@@ -119,7 +125,7 @@ func (p *Publisher) publish(topic, key string, event proto.Message) {
 			log.L.Warnf("events are dropped: containerd has not set $%s", ttrpcAddressEnv)
 			p.warned = true
 		}
-	case key != "" && p.waits(topic, key):
+	case key != "" && p.alike(topic, key) >= p.mayWait():
 	default:
 		p.queue = append(p.queue, e)
 		p.start()
@@ -146,11 +152,47 @@ func containerOf(event proto.Message) string {
 	return ""
 }
 
-// waits says whether an event with the topic and key waits in the queue, apart from the one
+// mayWait returns how many events of PublishOnce with one topic and key may wait. The caller
+// holds mu.
+func (p *Publisher) mayWait() int {
+	if p.away {
+		return 1
+	}
+	return maxAlike
+}
+
+// alike returns how many events with the topic and key wait in the queue, apart from the one
 // that is being sent. The caller holds mu.
-func (p *Publisher) waits(topic, key string) bool {
-	return slices.ContainsFunc(p.queue, func(e *queued) bool {
-		return e != p.sending && e.Topic == topic && e.key == key
+func (p *Publisher) alike(topic, key string) (n int) {
+	for _, e := range p.queue {
+		if e != p.sending && e.Topic == topic && e.key == key {
+			n++
+		}
+	}
+	return n
+}
+
+// reached says whether containerd was there at the last attempt. If it was not, only one of
+// the events of PublishOnce with one topic and key goes on waiting.
+func (p *Publisher) reached(there bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.away == !there {
+		return
+	}
+	p.away = !there
+	if there {
+		return
+	}
+	type kind struct{ topic, key string }
+	waits := make(map[kind]bool)
+	p.queue = slices.DeleteFunc(p.queue, func(e *queued) bool {
+		if e == p.sending || e.key == "" {
+			return false
+		}
+		again := waits[kind{e.Topic, e.key}]
+		waits[kind{e.Topic, e.key}] = true
+		return again
 	})
 }
 
@@ -292,6 +334,7 @@ func (p *Publisher) deliver(c *daemon, e *queued) bool {
 		stale := c.client != nil // The connection may be older than a restart of containerd.
 		err := c.forward(p.ctx, e.Envelope)
 		if err == nil {
+			p.reached(true)
 			p.remove(e)
 			return true
 		}
@@ -305,6 +348,7 @@ func (p *Publisher) deliver(c *daemon, e *queued) bool {
 			p.remove(e)
 			return true
 		case isRefusal(err):
+			p.reached(true)
 			p.refused(e, entry)
 			return true
 		}
@@ -312,6 +356,7 @@ func (p *Publisher) deliver(c *daemon, e *queued) bool {
 		if stale {
 			continue
 		}
+		p.reached(false)
 		if backoff == minBackoff {
 			entry.Warn("cannot publish event; trying again")
 		}

@@ -302,10 +302,17 @@ func TestEventsThatAContainerCausesDoNotPileUp(t *testing.T) {
 	p := newPublisher(r.path, "k8s.io")
 	oom := func(id string) { p.PublishOnce("/tasks/oom", id, &eventsapi.TaskOOM{ContainerID: id}) }
 	p.Publish("/tasks/start", &eventsapi.TaskStart{ContainerID: "a"}) // under way
-	for range 1000 {
-		oom("a")
-		oom("b")
+	send := func() {
+		for range 1000 {
+			oom("a")
+			oom("b")
+		}
 	}
+	send() // perhaps before it is known that containerd is away
+	for !isAway(p) {
+		time.Sleep(time.Millisecond)
+	}
+	send()
 	p.PublishOnce("/other", "a", &eventsapi.TaskOOM{ContainerID: "a"})
 	p.Publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: "c"})
 	p.Publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: "c"})
@@ -332,6 +339,52 @@ func TestEventsThatAContainerCausesDoNotPileUp(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
+}
+
+func isAway(p *Publisher) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.away
+}
+
+// A containerd that is slow is told of each, up to a bound.
+func TestEventsThatAContainerCausesWaitForASlowContainerd(t *testing.T) {
+	captureLog(t)
+	r := newReceiver(t)
+	answer := make(chan struct{})
+	r.answer = func(*receiver, *types.Envelope) error {
+		<-answer
+		return nil
+	}
+	r.start()
+	p := newPublisher(r.path, "k8s.io")
+	publish := func(n int) {
+		for range n {
+			p.PublishOnce("/tasks/oom", "a", &eventsapi.TaskOOM{ContainerID: "a"})
+		}
+	}
+	publish(1)
+	r.await(1) // under way
+	publish(5)
+	if n := p.waiting(); n != 6 {
+		t.Errorf("%d events wait, want 6", n)
+	}
+	publish(1000)
+	if n := p.waiting(); n != 1+maxAlike {
+		t.Errorf("%d events wait, want %d", n, 1+maxAlike)
+	}
+	close(answer)
+	p.Close(t.Context())
+	if n := len(r.topics()); n != 1+maxAlike {
+		t.Errorf("containerd was told %d times, want %d", n, 1+maxAlike)
+	}
+}
+
+// waiting returns how many events wait, with the one that is being sent.
+func (p *Publisher) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.queue)
 }
 
 // containerd may already have taken the event that is being sent.
@@ -582,12 +635,13 @@ func TestAnEventUnderWayBehindARefusedOneIsNotTakenForOneThatWaits(t *testing.T)
 	if first != "/1" {
 		t.Errorf("the first in the queue is %s", first)
 	}
-	p.PublishOnce("/oom", "b", &eventsapi.TaskOOM{ContainerID: "b"}) // after the one under way
-	p.PublishOnce("/oom", "b", &eventsapi.TaskOOM{ContainerID: "b"}) // the same as that
+	for range maxAlike + 1 { // as many as may wait after the one under way, and one more
+		p.PublishOnce("/oom", "b", &eventsapi.TaskOOM{ContainerID: "b"})
+	}
 	close(answer)
 	p.Close(t.Context())
 	slices.Sort(f.accepted)
-	if got := strings.Join(f.accepted, " "); got != "a/1 b/oom b/oom" {
+	if got, want := strings.Join(f.accepted, " "), "a/1"+strings.Repeat(" b/oom", 1+maxAlike); got != want {
 		t.Errorf("containerd has taken %s", got)
 	}
 }

@@ -125,6 +125,10 @@ func (u *upgrader) upgrade(ctx context.Context, token, path string) error {
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("the program %q is not an absolute path: %w", path, errdefs.ErrInvalidArgument)
 	}
+	// The new program opens what cannot be handed over, and could not go back if it failed.
+	if !hasSpareFiles() {
+		return fmt.Errorf("the shim's limit of open files (RLIMIT_NOFILE) is too near: %w", errdefs.ErrResourceExhausted)
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	// A rehearsal shows whether the program understands the state, before there is no way back.

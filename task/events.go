@@ -25,7 +25,8 @@ const (
 // the caller.
 type Publisher interface {
 	Publish(topic string, event proto.Message)
-	// PublishOnce drops the event if one with the same topic and key is still queued.
+	// PublishOnce drops the event if one with the same topic and key waits for containerd,
+	// which is away.
 	PublishOnce(topic, key string, event proto.Message)
 }
 

@@ -79,6 +79,8 @@ func (s *scenario) checkSummary(all summary, pod string) error {
 			return fmt.Errorf("no memory of the container")
 		case hasNetworkMetrics(s.handler) && (p.Network == nil || len(p.Network.Interfaces) == 0 || p.Network.Interfaces[0].RxBytes == nil):
 			return fmt.Errorf("no network of the pod")
+		case !hasNetworkMetrics(s.handler) && p.Network != nil:
+			s.Fatal("the summary has a network of the pod: docs/kubernetes.md says that it has none")
 		}
 		return nil
 	}
